@@ -1,0 +1,37 @@
+//! What became of every record that was read.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+/// Counts each record that a shard has read in exactly one field (law 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tallies {
+    /// It changed a row.
+    pub applied: u64,
+    /// The view's WHERE left it out.
+    pub filtered: u64,
+    /// It came behind the watermark by more than the allowed lateness.
+    pub late: u64,
+    /// It repeats an event that was already counted.
+    pub duplicate: u64,
+    /// It could not be processed and went to the dead letters.
+    pub dead_lettered: u64,
+}
+
+impl Tallies {
+    /// The number of records read.
+    pub fn read(&self) -> u64 {
+        self.applied + self.filtered + self.late + self.duplicate + self.dead_lettered
+    }
+}
+
+impl AddAssign for Tallies {
+    fn add_assign(&mut self, other: Self) {
+        self.applied += other.applied;
+        self.filtered += other.filtered;
+        self.late += other.late;
+        self.duplicate += other.duplicate;
+        self.dead_lettered += other.dead_lettered;
+    }
+}
