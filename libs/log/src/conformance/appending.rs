@@ -1,0 +1,148 @@
+use std::{collections::BTreeMap, thread};
+
+use headwater_types::{Epoch, Offset, PartitionId};
+
+use super::{
+    Bench, Subject, ZERO, at, batch,
+    bench::{keyed, numbered},
+    block_on, fresh, one,
+};
+use crate::{Error, TopicSpec, WriterId};
+
+pub(super) fn a_batch_gets_consecutive_offsets(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "consecutive", one());
+    assert_eq!(bench.ends(0), (0, 0), "a new partition is empty");
+    let contents = numbered("r", 111);
+    assert_eq!(bench.append(0, &contents[..1]), 0);
+    assert_eq!(bench.append(0, &contents[1..11]), 1);
+    assert_eq!(bench.append(0, &contents[11..]), 11);
+    assert_eq!(bench.ends(0), (0, 111), "every record has taken one offset");
+    bench.expect(0, 0, &contents);
+}
+
+pub(super) fn appends_are_stored_in_the_order_of_calls(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "call-order", one());
+    let contents = numbered("r", 400);
+    let mut appended: Vec<_> = contents
+        .chunks(2)
+        .map(|two| (two[0].clone(), bench.log.append(&bench.topic, ZERO, batch(two))))
+        .collect();
+    // Awaiting the last one first shows that the order of calls decides.
+    appended.reverse();
+    for (index, (_, offset)) in appended.into_iter().enumerate() {
+        assert_eq!(block_on(offset).expect("an append succeeds"), at(398 - 2 * index as u64));
+    }
+    bench.expect(0, 0, &contents);
+}
+
+pub(super) fn concurrent_appends_are_all_stored_once(subject: &dyn Subject) {
+    const WRITERS: usize = 8;
+    const BATCHES: usize = 40;
+    let bench = Bench::new(subject, "concurrent", TopicSpec::keep(2));
+    // By partition and offset: what the writer was told.
+    let mut told = BTreeMap::new();
+    thread::scope(|scope| {
+        let bench = &bench;
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                scope.spawn(move || {
+                    let partition = writer as u32 % 2;
+                    (0..BATCHES)
+                        .map(|number| {
+                            let contents = numbered(&format!("{writer}/{number}"), 1 + number % 3);
+                            ((partition, bench.append(partition, &contents)), contents)
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        for writer in writers {
+            let own = writer.join().expect("no writer panics");
+            assert!(
+                own.is_sorted_by_key(|(place, _)| *place),
+                "the batches of one writer keep their order"
+            );
+            for (place, contents) in own {
+                assert!(
+                    told.insert(place, contents).is_none(),
+                    "two batches were given one offset: {place:?}"
+                );
+            }
+        }
+    });
+    for partition in 0..2 {
+        let own = told.range((partition, 0)..(partition + 1, 0));
+        let contents: Vec<_> = own.flat_map(|(_, contents)| contents.clone()).collect();
+        bench.expect(partition, 0, &contents);
+    }
+}
+
+pub(super) fn partitions_and_topics_are_apart(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "apart", TopicSpec::keep(3));
+    let other = fresh("apart-too");
+    bench.log.create_topic(&other, TopicSpec::keep(1)).expect("a fresh topic can be created");
+    let contents: Vec<_> =
+        (0..3).map(|partition| numbered(&format!("p{partition}"), 20 + partition)).collect();
+    for round in 0..4 {
+        for (partition, contents) in contents.iter().enumerate() {
+            let part = &contents[5 * round..];
+            let part = if round < 3 { &part[..5] } else { part };
+            bench.append(partition as u32, part);
+        }
+    }
+    for (partition, contents) in contents.iter().enumerate() {
+        bench.expect(partition as u32, 0, contents);
+    }
+    let ends = bench.log.ends(&other, ZERO).expect("the other topic has ends");
+    assert_eq!((ends.start, ends.end), (Offset::ZERO, Offset::ZERO), "another topic stays empty");
+}
+
+pub(super) fn a_topic_is_created_once(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "created", TopicSpec::keep(2));
+    let log = &bench.log;
+    log.create_topic(&bench.topic, TopicSpec::keep(2))
+        .expect("creating it again alike changes nothing");
+    for other in [TopicSpec::keep(3), TopicSpec::compact(2)] {
+        let error = log
+            .create_topic(&bench.topic, other)
+            .expect_err("it exists with another specification");
+        let Error::TopicDiffers { existing, requested, topic } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((topic, *existing, *requested), (&bench.topic, TopicSpec::keep(2), other));
+    }
+    assert_eq!(log.topic(&bench.topic).expect("topics can be asked for"), Some(TopicSpec::keep(2)));
+    assert_eq!(log.topic(&fresh("never-created")).expect("topics can be asked for"), None);
+    let none = log.create_topic(&fresh("no-partition"), TopicSpec::keep(0));
+    assert!(matches!(none, Err(Error::Refused { .. })), "a topic without partitions: {none:?}");
+}
+
+pub(super) fn a_newer_claim_fences_the_older_ones(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "fenced", TopicSpec::keep(2));
+    let id = WriterId(fresh("writer").to_string());
+    let append = |writer: &dyn crate::FencedWriter, partition: u32, text: &str| {
+        block_on(writer.append(&bench.topic, PartitionId(partition), batch(&[keyed("k", text)])))
+    };
+    let first = bench.log.writer(&id).expect("a writer can be claimed");
+    assert_eq!(append(&*first, 0, "one").expect("the only claim may write"), at(0));
+    let second = bench.log.writer(&id).expect("a writer can be claimed again");
+    assert!(second.epoch() > first.epoch(), "every claim has a higher epoch");
+    for partition in 0..2 {
+        let error = append(&*first, partition, "stale").expect_err("the older claim is fenced");
+        let Error::Fenced { writer, ours, current } = &error else { panic!("{error:?}") };
+        assert_eq!((writer, *ours, *current), (&id, first.epoch(), second.epoch()));
+    }
+    assert_eq!(append(&*second, 0, "two").expect("the newest claim may write"), at(1));
+    let other = bench
+        .log
+        .writer(&WriterId(fresh("writer").to_string()))
+        .expect("another writer can be claimed");
+    assert!(other.epoch() > Epoch::default());
+    assert_eq!(append(&*other, 0, "three").expect("another writer is not fenced"), at(2));
+    assert_eq!(append(&*second, 0, "four").expect("and fences nobody"), at(3));
+    assert_eq!(bench.append(0, &[keyed("k", "five")]), 4, "whoever needs no claim may write");
+    let contents: Vec<_> =
+        ["one", "two", "three", "four", "five"].map(|text| keyed("k", text)).into();
+    bench.expect(0, 0, &contents);
+    bench.expect(1, 0, &[]);
+}
