@@ -1,0 +1,75 @@
+//! Where state, checkpoints and readers lie under the data directory.
+//!
+//! ```text
+//! state/<generation>/<partition>/
+//! checkpoints/<generation>/<partition>/<checkpoint>/
+//! readers/<instance>/<generation>/<partition>/
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use headwater_types::{GenerationId, PartitionId};
+
+use crate::Error;
+
+/// The database of a shard.
+pub fn shard_dir(data: &Path, generation: GenerationId, partition: PartitionId) -> PathBuf {
+    state_dir(data, generation).join(partition.to_string())
+}
+
+/// The databases of all shards of a generation.
+pub fn state_dir(data: &Path, generation: GenerationId) -> PathBuf {
+    data.join("state").join(generation.to_string())
+}
+
+/// One checkpoint of a shard. `checkpoint` is the id of the replay, or of its attempt, that asked for it.
+pub fn checkpoint_dir(
+    data: &Path,
+    generation: GenerationId,
+    partition: PartitionId,
+    checkpoint: &str,
+) -> PathBuf {
+    checkpoints_dir(data, generation).join(partition.to_string()).join(checkpoint)
+}
+
+/// The checkpoints of all shards of a generation.
+pub fn checkpoints_dir(data: &Path, generation: GenerationId) -> PathBuf {
+    data.join("checkpoints").join(generation.to_string())
+}
+
+/// What a reader of a shard needs on disk: RocksDB's own log of it, nothing of value.
+pub fn reader_dir(
+    data: &Path,
+    instance: &str,
+    generation: GenerationId,
+    partition: PartitionId,
+) -> PathBuf {
+    readers_dir(data, instance).join(generation.to_string()).join(partition.to_string())
+}
+
+/// What all readers of an instance need on disk.
+pub fn readers_dir(data: &Path, instance: &str) -> PathBuf {
+    data.join("readers").join(instance)
+}
+
+/// Removes a directory and all in it; nothing to remove is success.
+pub fn remove(directory: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(directory, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The bytes of the files in a directory, subdirectories aside. Files that vanish meanwhile count nothing.
+pub fn size_bytes(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(fs::Metadata::is_file)
+        .map(|file| file.len())
+        .sum()
+}
