@@ -1,0 +1,136 @@
+//! JSON events into columns, and the check of events at ingest.
+//!
+//! [`JsonDecoder`] reads the columns that a plan wants; [`Validator`] checks all of the schema before
+//! an event enters the log. Both check every byte of the record: it is one JSON object (RFC 8259) in
+//! UTF-8, with nothing after it, at most 64 levels deep. The first fault in the record is reported,
+//! with what was found and what is right.
+//!
+//! # Columns
+//!
+//! A key is a column if it is spelt exactly alike. Order does not matter; other keys are ignored, with
+//! whatever value; a column that comes twice is an error, because there is no telling which one is
+//! meant. A missing column is NULL. NULL in a NOT NULL column is an error if the column is wanted.
+//!
+//! | type | what is accepted |
+//! | --- | --- |
+//! | BOOLEAN | `true`, `false` |
+//! | INTEGER, BIGINT | a number whose value is whole and in range: `12`, `12.0` and `1.2e1` are one number |
+//! | DOUBLE | a number; the nearest double, which must be finite |
+//! | DECIMAL(p,s) | a number with at most `s` digits behind the point (zeros at the end do not count) and `p` in all; never rounded |
+//! | VARCHAR | text; a number as it is spelt |
+//! | TIMESTAMP | RFC 3339 text with an offset, `T`, `t` or a space between date and time; or a whole number: milliseconds since 1970. Digits beyond microseconds are dropped. Years 0000 to 9999 |
+//!
+//! Text is never taken for a number, a boolean or null.
+//!
+//! # Speed
+//!
+//! [`scan`] guesses the next key from the record before. A record costs one pass whether the guesses
+//! are right or wrong.
+
+mod columns;
+mod fault;
+mod json;
+mod number;
+mod scan;
+mod timestamp;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, RecordBatchOptions},
+    datatypes::{Field, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use headwater_types::StreamDefinition;
+
+use columns::ColumnBuilder;
+use scan::Scanner;
+pub use validate::{Checked, PartitionKey, Validator};
+
+use crate::plan::arrow_type;
+
+/// Why a record was refused. Short, however long the record is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    /// The column that is wrong; `None` when the record as a whole is.
+    pub column: Option<String>,
+    /// What was expected and what was found.
+    pub reason: String,
+}
+
+impl std::error::Error for DecodeError {}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.column {
+            Some(column) => write!(f, "column {column}: {}", self.reason),
+            None => f.write_str(&self.reason),
+        }
+    }
+}
+
+/// Decodes the wanted columns of a stream's records into batches.
+///
+/// Between two calls of [`take`](Self::take) it may be given up to 2 GiB of records, which is what
+/// Arrow's text offsets can address.
+#[derive(Debug)]
+pub struct JsonDecoder {
+    scanner: Scanner,
+    wanted: Vec<usize>,
+    schema: SchemaRef,
+    builders: Vec<ColumnBuilder>,
+    rows: usize,
+}
+
+impl JsonDecoder {
+    /// `wanted` are indices into the stream's columns; batches have them in this order.
+    pub fn new(stream: &StreamDefinition, wanted: &[usize]) -> Self {
+        let columns = || wanted.iter().map(|&index| &stream.columns[index]);
+        let fields: Vec<Field> = columns()
+            .map(|column| Field::new(&column.name, arrow_type(column.data_type), column.nullable))
+            .collect();
+        Self {
+            scanner: Scanner::new(stream, wanted),
+            wanted: wanted.to_vec(),
+            schema: Arc::new(Schema::new(fields)),
+            builders: columns().map(|column| ColumnBuilder::new(column.data_type, 0, 0)).collect(),
+            rows: 0,
+        }
+    }
+
+    /// Appends the record's row, or says what is wrong with it and leaves the rows as they were.
+    #[inline]
+    pub fn decode(&mut self, value: &[u8]) -> Result<(), DecodeError> {
+        let text = self.scanner.scan(value)?;
+        for (builder, &column) in self.builders.iter_mut().zip(&self.wanted) {
+            builder.push(self.scanner.cell(column), text, self.scanner.unescaped());
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Rows since the last [`take`](Self::take).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The columns of every batch.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// The rows decoded so far, in the order of their records.
+    pub fn take(&mut self) -> RecordBatch {
+        let rows = std::mem::take(&mut self.rows);
+        let columns: Vec<ArrayRef> =
+            self.builders.iter_mut().map(|builder| builder.finish(rows)).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).expect(
+            "the builders were made from the schema, and NULL is checked when a record is scanned",
+        )
+    }
+}

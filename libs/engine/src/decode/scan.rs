@@ -1,0 +1,464 @@
+//! One checked pass over a record, which guesses what comes next.
+//!
+//! Producers write the same keys in the same order, with the same white space, record after record.
+//! So the scanner remembers, for each key, the bytes between the end of the value before it and the
+//! start of its own value, say `,"amount":`, and which of these *slots* followed which. After a value
+//! it compares the bytes at hand with the slot that came next last time, then with the one before
+//! that (an optional field comes and goes). Where neither fits, the key is read in full and looked
+//! up, and what was found is the next guess.
+//!
+//! A guess never decides anything: the bytes of a slot passed the full check when it was learned, in
+//! the same place of the grammar, so that comparing them is checking them. Values are always read in
+//! full. Results and errors are the same whatever was guessed, which a property test holds.
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use headwater_types::{DataType, StreamDefinition};
+
+use super::{
+    DecodeError,
+    fault::{self, Fault, What},
+    json::{self, fail, skip_space},
+    number::{self, Number, Unfit, power_of_ten},
+    timestamp,
+};
+
+/// No column.
+const NONE: u32 = u32::MAX;
+/// The slot before the first key.
+const START: u32 = 0;
+/// The slot of a key that was not learned: nothing is known of what follows it.
+const LOST: u32 = 1;
+/// Slots for keys that are no columns: a record may use a map's keys for its own.
+const UNKNOWN_KEYS: usize = 64;
+/// Slots for one column: its key in different white space, or escaped.
+const SPELLINGS: usize = 8;
+/// Longer keys are not learned.
+const LONGEST: usize = 128;
+
+/// The value of a wanted column in the record at hand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Cell {
+    Null,
+    Boolean(bool),
+    /// INTEGER, BIGINT, and TIMESTAMP in microseconds.
+    Integer(i64),
+    Double(f64),
+    /// In units of the column's scale.
+    Decimal(i128),
+    /// Bytes of the record.
+    Text {
+        start: usize,
+        end: usize,
+    },
+    /// Bytes of [`Scanner::unescaped`].
+    Unescaped {
+        start: usize,
+        end: usize,
+    },
+}
+
+#[derive(Debug)]
+struct Field {
+    name: String,
+    data_type: DataType,
+    nullable: bool,
+    wanted: bool,
+    /// The record in which the column was met last, by count.
+    seen: u64,
+    cell: Cell,
+}
+
+/// What stood between two values, and what followed.
+#[derive(Debug)]
+struct Slot {
+    /// The first 16 bytes and which of them count.
+    head: u128,
+    mask: u128,
+    bytes: Box<[u8]>,
+    column: u32,
+    /// What followed last, and what followed before that.
+    next: u32,
+    other: u32,
+}
+
+/// Reads records of one stream.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    fields: Vec<Field>,
+    wanted: Vec<u32>,
+    by_name: HashMap<Box<[u8]>, u32, FixedState>,
+    slots: Vec<Slot>,
+    by_bytes: HashMap<Box<[u8]>, u32, FixedState>,
+    unknown_keys: usize,
+    record: u64,
+    unescaped: String,
+    learns: bool,
+}
+
+impl Slot {
+    fn new(bytes: &[u8], column: u32) -> Self {
+        let mut head = [0; 16];
+        let mut mask = [0; 16];
+        for (at, &byte) in bytes.iter().take(16).enumerate() {
+            head[at] = byte;
+            mask[at] = 0xff;
+        }
+        Self {
+            head: u128::from_le_bytes(head),
+            mask: u128::from_le_bytes(mask),
+            bytes: bytes.into(),
+            column,
+            next: LOST,
+            other: LOST,
+        }
+    }
+
+    /// Whether `bytes` go on with this slot at `at`.
+    #[inline]
+    fn fits(&self, bytes: &[u8], at: usize) -> bool {
+        let rest = &bytes[at..];
+        match rest.first_chunk() {
+            Some(&window) => {
+                (u128::from_le_bytes(window) ^ self.head) & self.mask == 0
+                    && (self.bytes.len() <= 16 || rest.starts_with(&self.bytes))
+            }
+            None => rest.starts_with(&self.bytes),
+        }
+    }
+}
+
+impl Scanner {
+    pub(super) fn new(stream: &StreamDefinition, wanted: &[usize]) -> Self {
+        let field = |(index, column): (usize, &headwater_types::Column)| Field {
+            name: column.name.clone(),
+            data_type: column.data_type,
+            nullable: column.nullable,
+            wanted: wanted.contains(&index),
+            seen: 0,
+            cell: Cell::Null,
+        };
+        let fields: Vec<Field> = stream.columns.iter().enumerate().map(field).collect();
+        let by_name = fields
+            .iter()
+            .zip(0..)
+            .map(|(field, index)| (field.name.as_bytes().into(), index))
+            .collect();
+        // LOST fits nowhere: no value is followed by a byte that UTF-8 does not have.
+        let slots = vec![Slot::new(b"", NONE), Slot::new(b"\xff", NONE)];
+        let mut scanner = Self {
+            wanted: (0..)
+                .zip(&fields)
+                .filter(|(_, field)| field.wanted)
+                .map(|(index, _)| index)
+                .collect(),
+            fields,
+            by_name,
+            slots,
+            by_bytes: HashMap::default(),
+            unknown_keys: 0,
+            record: 0,
+            unescaped: String::new(),
+            learns: true,
+        };
+        scanner.expect_the_schema();
+        scanner
+    }
+
+    /// A scanner that guesses nothing: every key is read in full.
+    #[cfg(test)]
+    pub(super) fn without_guesses(mut self) -> Self {
+        self.learns = false;
+        for slot in &mut self.slots {
+            (slot.next, slot.other) = (LOST, LOST);
+        }
+        self
+    }
+
+    /// The first guess: the schema's order in the shortest form.
+    fn expect_the_schema(&mut self) {
+        let mut before = START;
+        for index in 0..self.fields.len() {
+            let name = &self.fields[index].name;
+            if name.chars().any(|c| c == '"' || c == '\\' || c.is_control()) {
+                return;
+            }
+            let bytes = format!("{}\"{name}\":", if index == 0 { '{' } else { ',' });
+            before = self.learn(before, bytes.as_bytes(), index as u32);
+        }
+    }
+
+    /// What the last record has in a wanted column.
+    #[inline]
+    pub(super) fn cell(&self, column: usize) -> Cell {
+        self.fields[column].cell
+    }
+
+    /// The text that was unescaped from the last record.
+    #[inline]
+    pub(super) fn unescaped(&self) -> &str {
+        &self.unescaped
+    }
+
+    /// Checks a record in full and reads its wanted columns. The first fault in the record counts.
+    #[inline]
+    pub(super) fn scan<'v>(&mut self, value: &'v [u8]) -> Result<&'v str, DecodeError> {
+        let text = std::str::from_utf8(value).map_err(|error| fault::not_utf8(value, error))?;
+        self.unescaped.clear();
+        self.record += 1;
+        let mut column = NONE;
+        match self.walk(text, &mut column).and_then(|()| self.complete(&mut column)) {
+            Ok(()) => Ok(text),
+            Err(fault) => {
+                let field = self.fields.get(column as usize);
+                Err(fault.describe(text, field.map(|field| (field.name.as_str(), field.data_type))))
+            }
+        }
+    }
+
+    /// `column` is the one at hand when a fault is met.
+    #[inline]
+    fn walk(&mut self, text: &str, column: &mut u32) -> Result<(), Fault> {
+        let bytes = text.as_bytes();
+        let mut slot = START;
+        let mut at = 0;
+        loop {
+            if at + 1 == bytes.len() && bytes[at] == b'}' && slot != START {
+                return Ok(());
+            }
+            let Slot { next, other, .. } = self.slots[slot as usize];
+            if self.slots[next as usize].fits(bytes, at) {
+                slot = next;
+                at += self.slots[next as usize].bytes.len();
+                *column = self.slots[next as usize].column;
+            } else if self.slots[other as usize].fits(bytes, at) {
+                let before = &mut self.slots[slot as usize];
+                (before.next, before.other) = (other, next);
+                slot = other;
+                at += self.slots[other as usize].bytes.len();
+                *column = self.slots[other as usize].column;
+            } else {
+                *column = NONE;
+                match self.key(text, slot, at)? {
+                    None => return Ok(()),
+                    Some(key) => {
+                        slot = key.slot;
+                        at = key.at;
+                        *column = key.column;
+                    }
+                }
+            }
+            // The key was learned with less space after it.
+            if bytes.get(at).is_some_and(|&byte| byte <= b' ') {
+                at = skip_space(bytes, at);
+            }
+            at = match *column {
+                NONE => json::skip_value(bytes, at)?,
+                column => self.value(text, column as usize, at)?,
+            };
+        }
+    }
+
+    /// Reads a key in full: all from the end of the value before it to the start of its own value.
+    /// `None` at the end of the record.
+    #[inline(never)]
+    fn key(&mut self, text: &str, before: u32, start: usize) -> Result<Option<Key>, Fault> {
+        let bytes = text.as_bytes();
+        let mut at = skip_space(bytes, start);
+        let first = before == START;
+        let end = |at: usize| {
+            let at = skip_space(bytes, at);
+            if at == bytes.len() { Ok(None) } else { fail(at, What::Trailing) }
+        };
+        match bytes.get(at) {
+            Some(b'{') if first => at = skip_space(bytes, at + 1),
+            Some(b',') if !first => at = skip_space(bytes, at + 1),
+            Some(b'}') if !first => return end(at + 1),
+            Some(_) | None => {
+                return fail(at, if first { What::Object } else { What::CommaOrBrace });
+            }
+        }
+        match bytes.get(at) {
+            Some(b'"') => {}
+            Some(b'}') if first => return end(at + 1),
+            Some(_) | None => return fail(at, What::Key),
+        }
+        let name = json::string(bytes, at + 1)?;
+        let raw = &text[at + 1..name.end];
+        let column = if name.escaped {
+            let mut key = String::new();
+            json::unescape(raw, &mut key);
+            self.by_name.get(key.as_bytes())
+        } else {
+            self.by_name.get(raw.as_bytes())
+        };
+        let column = column.copied().unwrap_or(NONE);
+        at = json::colon(bytes, name.end + 1)?;
+        let slot = self.learn(before, &bytes[start..at], column);
+        Ok(Some(Key { slot, at, column }))
+    }
+
+    /// The slot of these bytes, which is the next guess after `before`.
+    fn learn(&mut self, before: u32, bytes: &[u8], column: u32) -> u32 {
+        let slot = match self.by_bytes.get(bytes) {
+            Some(&slot) => slot,
+            None => {
+                let full = match column {
+                    NONE => self.unknown_keys >= UNKNOWN_KEYS,
+                    _ => self.slots.len() - self.unknown_keys > SPELLINGS * self.fields.len() + 2,
+                };
+                if !self.learns || full || bytes.len() > LONGEST {
+                    return LOST;
+                }
+                let slot = self.slots.len() as u32;
+                self.unknown_keys += usize::from(column == NONE);
+                self.slots.push(Slot::new(bytes, column));
+                self.by_bytes.insert(bytes.into(), slot);
+                slot
+            }
+        };
+        if self.learns && before != LOST {
+            let before = &mut self.slots[before as usize];
+            if before.next != slot {
+                (before.next, before.other) = (slot, before.next);
+            }
+        }
+        slot
+    }
+
+    /// Reads the value of a column, which starts at `at`.
+    #[inline]
+    fn value(&mut self, text: &str, column: usize, at: usize) -> Result<usize, Fault> {
+        let bytes = text.as_bytes();
+        let record = self.record;
+        let field = &mut self.fields[column];
+        if std::mem::replace(&mut field.seen, record) == record {
+            return fail(at, What::Twice);
+        }
+        if !field.wanted {
+            return json::skip_value(bytes, at);
+        }
+        let (cell, end) = match (field.data_type, bytes.get(at)) {
+            (DataType::Varchar, Some(b'"')) => {
+                let found = json::string(bytes, at + 1)?;
+                (text_cell(&mut self.unescaped, text, at + 1, found), found.end + 1)
+            }
+            // As it is spelt, so that nothing is lost.
+            (DataType::Varchar, Some(b'-' | b'0'..=b'9')) => {
+                let end = json::skip_value(bytes, at)?;
+                (Cell::Text { start: at, end }, end)
+            }
+            (DataType::Timestamp, Some(b'"')) => {
+                let found = json::string(bytes, at + 1)?;
+                let micros = if found.escaped {
+                    let mut plain = String::new();
+                    json::unescape(&text[at + 1..found.end], &mut plain);
+                    timestamp::micros(plain.as_bytes())
+                } else {
+                    timestamp::micros(&bytes[at + 1..found.end])
+                };
+                let micros = micros.ok_or(Fault { at, what: What::Time })?;
+                let micros = timestamp::in_range(micros.into())
+                    .ok_or(Fault { at, what: What::TimeRange })?;
+                (Cell::Integer(micros), found.end + 1)
+            }
+            (DataType::Boolean, Some(b't')) => {
+                (Cell::Boolean(true), json::word_literal(bytes, at, b"true")?)
+            }
+            (DataType::Boolean, Some(b'f')) => {
+                (Cell::Boolean(false), json::word_literal(bytes, at, b"false")?)
+            }
+            (
+                DataType::Integer
+                | DataType::BigInt
+                | DataType::Double
+                | DataType::Decimal { .. }
+                | DataType::Timestamp,
+                Some(b'-' | b'0'..=b'9'),
+            ) => {
+                let number = number::number(bytes, at)?;
+                let cell = number_cell(field.data_type, &number, &text[at..number.end]);
+                (cell.map_err(|what| Fault { at, what })?, number.end)
+            }
+            (_, Some(b'n')) => {
+                let end = json::word_literal(bytes, at, b"null")?;
+                if !field.nullable {
+                    return fail(at, What::Null);
+                }
+                (Cell::Null, end)
+            }
+            (_, Some(_) | None) => {
+                json::skip_value(bytes, at)?;
+                return fail(at, What::Type);
+            }
+        };
+        field.cell = cell;
+        Ok(end)
+    }
+
+    /// Wanted columns that the record does not have are NULL.
+    #[inline]
+    fn complete(&mut self, column: &mut u32) -> Result<(), Fault> {
+        for &index in &self.wanted {
+            let field = &mut self.fields[index as usize];
+            if field.seen != self.record {
+                if !field.nullable {
+                    *column = index;
+                    return fail(0, What::Missing);
+                }
+                field.cell = Cell::Null;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A key that was read in full.
+struct Key {
+    slot: u32,
+    at: usize,
+    column: u32,
+}
+
+#[inline]
+fn text_cell(unescaped: &mut String, text: &str, start: usize, found: json::Text) -> Cell {
+    if !found.escaped {
+        return Cell::Text { start, end: found.end };
+    }
+    let from = unescaped.len();
+    json::unescape(&text[start..found.end], unescaped);
+    Cell::Unescaped { start: from, end: unescaped.len() }
+}
+
+#[inline]
+fn number_cell(data_type: DataType, number: &Number, literal: &str) -> Result<Cell, What> {
+    let scaled = |scale| {
+        number.scaled(literal.as_bytes(), scale).map_err(|unfit| match unfit {
+            Unfit::Fraction => What::Fraction,
+            Unfit::TooLarge => What::Digits,
+        })
+    };
+    let whole = || scaled(0).map_err(|what| if what == What::Digits { What::Range } else { what });
+    match data_type {
+        DataType::BigInt => Ok(Cell::Integer(i64::try_from(whole()?).map_err(|_| What::Range)?)),
+        DataType::Integer => {
+            Ok(Cell::Integer(i32::try_from(whole()?).map_err(|_| What::Range)?.into()))
+        }
+        DataType::Double => number.double(literal).map(Cell::Double).ok_or(What::Infinite),
+        DataType::Decimal { precision, scale } => {
+            let units = scaled(scale)?;
+            if units.unsigned_abs() >= power_of_ten(u32::from(precision.min(38))).unsigned_abs() {
+                return Err(What::Digits);
+            }
+            Ok(Cell::Decimal(units))
+        }
+        DataType::Timestamp => {
+            let millis =
+                whole().map_err(|what| if what == What::Range { What::TimeRange } else { what })?;
+            timestamp::in_range(millis.saturating_mul(1_000))
+                .map(Cell::Integer)
+                .ok_or(What::TimeRange)
+        }
+        DataType::Boolean | DataType::Varchar => Err(What::Type),
+    }
+}
