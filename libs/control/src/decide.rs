@@ -1,0 +1,335 @@
+//! What follows from the state and from what the shards report.
+
+use std::collections::BTreeMap;
+
+use headwater_proto::{
+    control::v1::{
+        AlignRequested, ControlRecord, DiffRecorded, DiffReport, FenceNamed, GenerationRetired,
+        Phase, ReplayEnded, SwapCancelled, SwapRequested, Swapped, Verdict, control_record::Event,
+    },
+    convert::positions_to_proto,
+    status::v1::ShardStatus,
+};
+use headwater_types::{GenerationId, Offset, PartitionId};
+
+use crate::{
+    CheckpointId, ControlState, DEFAULT_RETAIN_MS, GenerationEntry, LogEnds, PendingSwap,
+    ReplayEntry, ReplayId, Role, StatusBoard, ViewEntry,
+};
+
+/// A lag that counts as small whatever the rate is, in records.
+const SMALL_LAG: u64 = 500;
+/// So many seconds of a shard's own work count as a small lag too.
+const SMALL_LAG_SECONDS: f64 = 0.2;
+
+/// What the coordinator does next.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there are few at a time")]
+pub enum Action {
+    /// Append this record. Decide again after it: the others may rest on what it changes.
+    Append(ControlRecord),
+    /// Compare the two generations' checkpoints of this id at the fence, and append `DiffRecorded`. It is
+    /// given again for as long as that has not happened.
+    Diff { replay_id: ReplayId, checkpoint: CheckpointId },
+}
+
+/// All that can be done now. Two calls with equal arguments give equal actions, and an action that was
+/// carried out is not given again: so a coordinator that lost its memory goes on where it stopped.
+pub fn decide(
+    state: &ControlState,
+    board: &StatusBoard,
+    ends: &LogEnds,
+    now_ms: i64,
+) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let append = |event| {
+        Action::Append(ControlRecord {
+            at_ms: now_ms,
+            request_id: String::new(),
+            event: Some(event),
+        })
+    };
+    for view in state.views().values() {
+        let Some(replay) = view.open_replay.as_ref().and_then(|id| state.replays().get(id)) else {
+            continue;
+        };
+        let sides = state.generations().get(&replay.old).zip(state.generations().get(&replay.new));
+        let Some((old, new)) = sides else { continue };
+        let case = Case { board, ends, replay, old, new };
+        let action = match replay.phase {
+            Phase::Replay | Phase::Align | Phase::Hold if let Some(reason) = case.failure() => {
+                Some(append(case.failed(reason)))
+            }
+            Phase::Replay => case.close().then(|| append(case.align())),
+            Phase::Align => case.fence(append),
+            Phase::Hold => case.promotes().then(|| append(case.promote(view))),
+            Phase::Commit => {
+                let swap = view.pending_swap.as_ref();
+                swap.and_then(|swap| case.swap(state, view, swap, now_ms)).map(append)
+            }
+            Phase::Unspecified
+            | Phase::Diff
+            | Phase::Retain
+            | Phase::Undone
+            | Phase::Retired
+            | Phase::Aborted
+            | Phase::Failed => None,
+        };
+        actions.extend(action);
+    }
+    for entry in state.generations().values() {
+        actions.extend(retirement(state, entry, now_ms).map(append));
+    }
+    actions
+}
+
+fn retirement(state: &ControlState, entry: &GenerationEntry, now_ms: i64) -> Option<Event> {
+    let reason = match entry.role {
+        Role::Ended => "its replay ended without a swap",
+        Role::Retained if entry.retain_until_ms.is_some_and(|until| until <= now_ms) => {
+            let pending =
+                state.views().get(&entry.view).and_then(|view| view.pending_swap.as_ref());
+            if pending.is_some_and(|swap| swap.to == entry.id) {
+                return None;
+            }
+            "it was retained for undo, and that time is over"
+        }
+        Role::Serving | Role::Replaying | Role::Retained | Role::Retired => return None,
+    };
+    Some(Event::GenerationRetired(GenerationRetired {
+        generation: entry.id.to_string(),
+        reason: reason.into(),
+    }))
+}
+
+/// Whether both sides have a checkpoint at the fence in every partition.
+pub fn aligned(state: &ControlState, board: &StatusBoard, replay: &ReplayEntry) -> bool {
+    let sides = state.generations().get(&replay.old).zip(state.generations().get(&replay.new));
+    let (Some((old, new)), Some(fence)) = (sides, &replay.fence) else { return false };
+    let case = Case { board, ends: &LogEnds::default(), replay, old, new };
+    fence.iter().all(|(&partition, &at)| {
+        [old, new].iter().all(|side| case.checkpoint(side.id, partition) == Some(at))
+    })
+}
+
+/// The first error that a shard of this generation reports.
+pub(crate) fn shard_error(board: &StatusBoard, generation: GenerationId) -> Option<String> {
+    let mut failing = board.of(generation).filter(|(_, status)| !status.error.is_empty());
+    failing.next().map(|(partition, status)| format!("partition {partition}: {}", status.error))
+}
+
+/// From where on a shard of the generation that hands over publishes nothing; `None` until it has said so.
+pub(crate) fn muted_at(status: &ShardStatus, swap: &PendingSwap) -> Option<Offset> {
+    if status.muted_for == swap.swap_id.as_str() {
+        Some(Offset(status.muted_at))
+    } else if status.error.is_empty() {
+        None
+    } else {
+        // It has stopped, so it publishes nothing behind its position: the way back from a generation
+        // that fails must stay open.
+        Some(Offset(status.position))
+    }
+}
+
+/// One open replay and what is known about it.
+struct Case<'a> {
+    board: &'a StatusBoard,
+    ends: &'a LogEnds,
+    replay: &'a ReplayEntry,
+    old: &'a GenerationEntry,
+    new: &'a GenerationEntry,
+}
+
+impl Case<'_> {
+    fn status(&self, generation: &GenerationEntry, partition: PartitionId) -> Option<&ShardStatus> {
+        self.board.get(generation.id, partition)
+    }
+
+    /// The checkpoint of the present attempt.
+    fn checkpoint(&self, generation: GenerationId, partition: PartitionId) -> Option<Offset> {
+        let id = self.replay.checkpoint_id();
+        self.board
+            .checkpoint(generation, partition, &id)
+            .map(|checkpoint| Offset(checkpoint.position))
+    }
+
+    /// Why the replay cannot go on.
+    fn failure(&self) -> Option<String> {
+        if let Some(error) = shard_error(self.board, self.new.id) {
+            return Some(format!("a shard of the new generation stopped: {error}"));
+        }
+        self.new.floor.iter().find_map(|(&partition, &floor)| {
+            let position = self.board.position(self.new.id, partition).unwrap_or(floor).max(floor);
+            let start = self.ends.get(&self.new.stream, partition)?.start;
+            (start > position).then(|| {
+                format!(
+                    "records {position} to {start} of partition {partition} of stream {} were trimmed before the \
+                     replay had read them: keep them longer, or start the replay again from what is left",
+                    self.new.stream
+                )
+            })
+        })
+    }
+
+    fn failed(&self, reason: String) -> Event {
+        Event::ReplayEnded(ReplayEnded {
+            replay_id: self.replay.id.to_string(),
+            failed: true,
+            reason,
+        })
+    }
+
+    /// Whether every new shard is close to the end of its partition.
+    fn close(&self) -> bool {
+        self.new.partitions().all(|partition| {
+            self.status(self.new, partition).is_some_and(|status| {
+                let end = self
+                    .ends
+                    .get(&self.new.stream, partition)
+                    .map_or(status.log_end, |reach| reach.end.0);
+                let lag = end.saturating_sub(status.position);
+                lag <= SMALL_LAG || lag as f64 <= status.records_per_second * SMALL_LAG_SECONDS
+            })
+        })
+    }
+
+    fn align(&self) -> Event {
+        Event::AlignRequested(AlignRequested { replay_id: self.replay.id.to_string() })
+    }
+
+    /// A live shard that has stopped names no fence. That must not keep the generation which may be the
+    /// cure from ever serving: nothing is compared, and a person decides.
+    fn incomparable(&self) -> Option<Event> {
+        let error = shard_error(self.board, self.old.id)?;
+        let note = format!("nothing was compared: the serving generation has stopped in {error}");
+        Some(Event::DiffRecorded(DiffRecorded {
+            replay_id: self.replay.id.to_string(),
+            report: Some(DiffReport { note, ..DiffReport::default() }),
+            verdict: Verdict::Inconclusive.into(),
+        }))
+    }
+
+    /// ALIGN: names the fence, sees to it that both sides come to it, or asks again.
+    fn fence(&self, append: impl Fn(Event) -> Action) -> Option<Action> {
+        match &self.replay.fence {
+            None => self.name_fence().or_else(|| self.incomparable()).map(append),
+            Some(fence) if self.missed(fence) => Some(append(self.align())),
+            Some(fence) => {
+                let there = fence.iter().all(|(&partition, &at)| {
+                    [self.old, self.new]
+                        .iter()
+                        .all(|side| self.checkpoint(side.id, partition) == Some(at))
+                });
+                there.then(|| Action::Diff {
+                    replay_id: self.replay.id.clone(),
+                    checkpoint: self.replay.checkpoint_id(),
+                })
+            }
+        }
+    }
+
+    fn name_fence(&self) -> Option<Event> {
+        let mut fence = BTreeMap::new();
+        let (mut behind, mut reached) = (false, true);
+        for partition in self.new.partitions() {
+            let live = self.board.position(self.old.id, partition)?;
+            let new = self.board.position(self.new.id, partition)?;
+            let at = self.checkpoint(self.old.id, partition)?;
+            // The live shard stopped for its checkpoint before the new one held, which is further.
+            behind |= at < new;
+            reached &= live >= new;
+            let floor =
+                [self.old, self.new].iter().filter_map(|side| side.floor.get(&partition)).max();
+            if floor.is_some_and(|floor| at < *floor) {
+                return None;
+            }
+            fence.insert(partition, at);
+        }
+        match behind {
+            false => Some(Event::FenceNamed(FenceNamed {
+                replay_id: self.replay.id.to_string(),
+                fence: positions_to_proto(&fence),
+            })),
+            true => reached.then(|| self.align()),
+        }
+    }
+
+    /// Whether a shard can no longer give a checkpoint at the fence: it went past it before it learned of
+    /// it, or lost the one that named it.
+    fn missed(&self, fence: &BTreeMap<PartitionId, Offset>) -> bool {
+        fence.iter().any(|(&partition, &at)| {
+            let elsewhere = |side: &GenerationEntry| {
+                self.checkpoint(side.id, partition).is_some_and(|c| c != at)
+            };
+            let past = self.checkpoint(self.new.id, partition).is_none()
+                && self
+                    .board
+                    .position(self.new.id, partition)
+                    .is_some_and(|position| position > at);
+            elsewhere(self.old) || elsewhere(self.new) || past
+        })
+    }
+
+    /// Whether the replay goes on from HOLD by itself. Only a first time: after that a person decided.
+    fn promotes(&self) -> bool {
+        self.replay.options.promote
+            && self.replay.verdict == Some(Verdict::Pass)
+            && self.replay.swaps == 0
+    }
+
+    fn promote(&self, view: &ViewEntry) -> Event {
+        Event::SwapRequested(SwapRequested {
+            swap_id: self.replay.id.swap(self.replay.swaps + 1).to_string(),
+            view: self.replay.view.to_string(),
+            from: view.serving.to_string(),
+            to: self.new.id.to_string(),
+            replay_id: self.replay.id.to_string(),
+            undo: false,
+            reason: "promoted by itself: the diff passed".into(),
+        })
+    }
+
+    /// COMMIT: swaps when every serving shard has muted and every other one has reached that position.
+    fn swap(
+        &self,
+        state: &ControlState,
+        view: &ViewEntry,
+        swap: &PendingSwap,
+        now_ms: i64,
+    ) -> Option<Event> {
+        if let Some(error) = shard_error(self.board, swap.to) {
+            return Some(Event::SwapCancelled(SwapCancelled {
+                swap_id: swap.swap_id.to_string(),
+                view: self.replay.view.to_string(),
+                reason: format!("a shard of generation {} stopped: {error}", swap.to),
+            }));
+        }
+        let mut fence = BTreeMap::new();
+        for partition in state.generations().get(&swap.from)?.partitions() {
+            let muted_at = self.board.get(swap.from, partition).and_then(|s| muted_at(s, swap))?;
+            // It owns nothing before its window, wherever a restart may have put it.
+            let window = state.generations().get(&swap.from)?.windows.get(&partition)?.last()?.from;
+            let floor = *state.generations().get(&swap.to)?.floor.get(&partition)?;
+            let at = muted_at.max(window).max(floor);
+            if self.board.position(swap.to, partition)? < at {
+                return None;
+            }
+            fence.insert(partition, at);
+        }
+        let retain_ms = match self.replay.options.retain_ms {
+            0 => DEFAULT_RETAIN_MS,
+            retain_ms => retain_ms,
+        };
+        Some(Event::Swapped(Swapped {
+            swap_id: swap.swap_id.to_string(),
+            view: self.replay.view.to_string(),
+            from: swap.from.to_string(),
+            to: swap.to.to_string(),
+            epoch: view.epoch.next().0,
+            fence: positions_to_proto(&fence),
+            replay_id: self.replay.id.to_string(),
+            undo: swap.undo,
+            retain_until_ms: now_ms.saturating_add(i64::try_from(retain_ms).unwrap_or(i64::MAX)),
+        }))
+    }
+}

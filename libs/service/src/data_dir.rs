@@ -1,0 +1,211 @@
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use headwater_types::Remedy;
+
+/// The layout that this version writes. Raised when an older version could no longer read it.
+const FORMAT: u32 = 1;
+
+/// A directory that belongs to this process for as long as this value lives.
+///
+/// `FORMAT` in it says which layout it has, `LOCK` which process has it.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    // Held open: the lock ends with the process however that ends, so there is nothing to clean up.
+    _lock: File,
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("{} is in use by process {pid}; stop it or choose another --data", .path.display())]
+    InUse { path: PathBuf, pid: String },
+
+    #[error(
+        "{} has format {found}, and this version knows formats up to {FORMAT}; \
+         use the version that wrote it, or a newer one", .path.display()
+    )]
+    Newer { path: PathBuf, found: u32 },
+
+    #[error(
+        "{} is not a Headwater data directory: {detail}; choose another --data", .path.display()
+    )]
+    Foreign { path: PathBuf, detail: String },
+
+    #[error("cannot use {} as data directory; see that this user may write there, or choose another --data", .path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DataDirError {
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::InUse { .. } | Self::Newer { .. } | Self::Foreign { .. } | Self::Io { .. } => {
+                Remedy::Correct
+            }
+        }
+    }
+}
+
+impl DataDir {
+    /// Takes the directory, and creates it if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Another process has it, a newer version wrote it, it holds something else, or the file system
+    /// refuses.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
+        let path = path.into();
+        let io = |source| DataDirError::Io { path: path.clone(), source };
+        if !path.exists() {
+            fs::create_dir_all(&path).map_err(io)?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                sync(parent).map_err(io)?;
+            }
+        }
+        let format = path.join("FORMAT");
+        if !format.exists()
+            && let Some(stranger) = stranger(&path).map_err(io)?
+        {
+            let detail = format!("it holds {stranger} and no FORMAT file");
+            return Err(DataDirError::Foreign { path, detail });
+        }
+        let lock = lock(&path)?;
+        match fs::read_to_string(&format) {
+            Ok(text) => check(&path, &text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                write_format(&path).map_err(io)?
+            }
+            Err(error) => return Err(io(error)),
+        }
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let io = |source| DataDirError::Io { path: path.to_owned(), source };
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+    let mut file = options.open(path.join("LOCK")).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // The owner may be between taking the lock and writing its number.
+            let _ = file.read_to_string(&mut text);
+            let pid = if text.trim().is_empty() { "(unknown)" } else { text.trim() };
+            return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.to_owned() });
+        }
+        Err(TryLockError::Error(source)) => return Err(io(source)),
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+    writeln!(file, "{}", std::process::id()).map_err(io)?;
+    Ok(file)
+}
+
+fn check(path: &Path, text: &str) -> Result<(), DataDirError> {
+    let found = text.trim().strip_prefix("headwater ").and_then(|number| number.parse().ok());
+    match found {
+        Some(FORMAT) => Ok(()),
+        Some(found) if found > FORMAT => Err(DataDirError::Newer { path: path.to_owned(), found }),
+        Some(_) | None => {
+            let detail = format!("its FORMAT file says {:?}", text.trim());
+            Err(DataDirError::Foreign { path: path.to_owned(), detail })
+        }
+    }
+}
+
+/// Whole or not at all: a crash in between leaves no FORMAT, and the next start writes it again.
+fn write_format(path: &Path) -> io::Result<()> {
+    let new = path.join("FORMAT.new");
+    let mut file = File::create(&new)?;
+    writeln!(file, "headwater {FORMAT}")?;
+    file.sync_all()?;
+    fs::rename(&new, path.join("FORMAT"))?;
+    sync(path)
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Something that we would not have put into a directory without FORMAT.
+fn stranger(path: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        // `lost+found` is what a fresh file system has in its root.
+        if !["LOCK", "FORMAT.new", "lost+found"].iter().any(|own| name == *own) {
+            return Ok(Some(name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_owner_is_refused_and_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/data");
+        let first = DataDir::open(&path).unwrap();
+
+        let refused = DataDir::open(&path).unwrap_err();
+
+        let expected = format!(
+            "{} is in use by process {}; stop it or choose another --data",
+            path.display(),
+            std::process::id()
+        );
+        assert_eq!(refused.to_string(), expected);
+        drop(first);
+        DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataDir::open(dir.path()).unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), "headwater 1\n");
+        fs::write(dir.path().join("FORMAT"), "headwater 2\n").unwrap();
+
+        let refused = DataDir::open(dir.path()).unwrap_err();
+
+        assert!(matches!(refused, DataDirError::Newer { found: 2, .. }), "{refused}");
+        assert!(refused.to_string().contains("use the version that wrote it"), "{refused}");
+        assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), "headwater 2\n");
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.tex"), "x").unwrap();
+
+        let refused = DataDir::open(dir.path()).unwrap_err();
+
+        assert!(refused.to_string().contains("it holds thesis.tex"), "{refused}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_crash_before_the_format_was_written_is_recovered() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("LOCK"), "7\n").unwrap();
+        fs::write(dir.path().join("FORMAT.new"), "headw").unwrap();
+
+        DataDir::open(dir.path()).unwrap();
+
+        assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), "headwater 1\n");
+    }
+}

@@ -1,0 +1,243 @@
+//! Following the control plane: the control and status topics, folded in the background.
+//!
+//! Every service keeps one [`ControlView`] and acts on its snapshots. A snapshot is immutable and cheap to
+//! get; who needs to have seen all that was decided before a moment asks [`ControlView::wait_current`].
+
+use std::{sync::Arc, time::Duration};
+
+use headwater_control::{CONTROL_TOPIC, ControlState, FoldError, STATUS_TOPIC, StatusBoard};
+use headwater_log::{Log, Record, TopicSpec};
+use headwater_proto::{control::v1::ControlRecord, status::v1::ShardStatus};
+use headwater_types::{Name, Offset, PartitionId, Remedy};
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::{OnFailure, Shutdown, Tasks, remedy::chain};
+
+/// Both topics have one partition.
+const ONLY: PartitionId = PartitionId(0);
+/// What one read hands out at most, roughly.
+const READ_BYTES: usize = 1 << 20;
+/// How long a read waits at the end, and so how late a follower sees that it shall stop.
+const WAIT: Duration = Duration::from_millis(100);
+/// How long to wait before a failed read is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Why the control plane cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the topic {topic} cannot be read")]
+    Log {
+        topic: &'static str,
+        #[source]
+        source: headwater_log::Error,
+    },
+    #[error(
+        "record {offset} of {topic} is not what Headwater writes there: {reason}; restore the topic from a copy"
+    )]
+    Undecodable { topic: &'static str, offset: Offset, reason: String },
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    #[error("the control plane is no longer followed: the process is ending")]
+    Ended,
+}
+
+impl Error {
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Log { source, .. } => source.remedy(),
+            Self::Undecodable { .. } => Remedy::Repair,
+            Self::Fold(error) => error.remedy(),
+            Self::Ended => Remedy::Retry,
+        }
+    }
+}
+
+/// The name of a topic of the control plane.
+fn topic_name(topic: &'static str) -> Result<Name, Error> {
+    Name::new(topic).map_err(|error| Error::Undecodable {
+        topic,
+        offset: Offset::ZERO,
+        reason: error.to_string(),
+    })
+}
+
+/// Creates the two topics of the control plane unless they exist.
+pub fn create_topics(log: &dyn Log) -> Result<(), Error> {
+    for (topic, spec) in
+        [(CONTROL_TOPIC, TopicSpec::keep(1)), (STATUS_TOPIC, TopicSpec::compact(1))]
+    {
+        log.create_topic(&topic_name(topic)?, spec)
+            .map_err(|source| Error::Log { topic, source })?;
+    }
+    Ok(())
+}
+
+/// The control record that a log record carries.
+pub fn decode_control(record: &Record<'_>) -> Result<ControlRecord, Error> {
+    ControlRecord::decode(record.value.unwrap_or_default()).map_err(|error| Error::Undecodable {
+        topic: CONTROL_TOPIC,
+        offset: record.offset,
+        reason: error.to_string(),
+    })
+}
+
+/// The control plane as this process knows it. Clones share the work; each has its own idea of what
+/// changed since it last asked.
+#[derive(Clone)]
+pub struct ControlView {
+    log: Arc<dyn Log>,
+    state: watch::Receiver<Arc<ControlState>>,
+    board: watch::Receiver<Arc<StatusBoard>>,
+    /// Everything before it is in `state`.
+    folded: watch::Receiver<Offset>,
+}
+
+impl ControlView {
+    /// Creates the two topics if need be, and follows them until shutdown. A record that cannot be
+    /// folded stops the process: whatever it would go on to do would rest on a wrong state.
+    pub fn start(log: &Arc<dyn Log>, tasks: &Tasks) -> Result<Self, Error> {
+        create_topics(&**log)?;
+        let (state_sender, state) = watch::channel(Arc::new(ControlState::default()));
+        let (board_sender, board) = watch::channel(Arc::new(StatusBoard::default()));
+        let (folded_sender, folded) = watch::channel(Offset::ZERO);
+
+        let source = log.clone();
+        tasks.spawn_thread("control-follower", OnFailure::Stop, move |shutdown| {
+            let mut state = ControlState::default();
+            follow(&*source, CONTROL_TOPIC, &shutdown, |step| {
+                match step {
+                    Step::Record(record) => {
+                        return Ok(state.fold(record.offset, &decode_control(&record)?)?);
+                    }
+                    Step::Behind(position) => {
+                        if state.position() != state_sender.borrow().position() {
+                            state_sender.send_replace(Arc::new(state.clone()));
+                        }
+                        folded_sender.send_replace(position);
+                    }
+                }
+                Ok(())
+            })?;
+            Ok(())
+        });
+        let source = log.clone();
+        tasks.spawn_thread("status-follower", OnFailure::Stop, move |shutdown| {
+            let mut board = StatusBoard::default();
+            follow(&*source, STATUS_TOPIC, &shutdown, |step| {
+                match step {
+                    Step::Record(record) => match record.value {
+                        // A status is derived, and the next one says it again: one that cannot be read
+                        // is nothing to stop for.
+                        Some(value) => match ShardStatus::decode(value) {
+                            Ok(status) => board.fold(status),
+                            Err(error) => {
+                                tracing::warn!(offset = record.offset.0, %error, "a shard status cannot be decoded");
+                            }
+                        },
+                        None => board.forget(&String::from_utf8_lossy(record.key.unwrap_or_default())),
+                    },
+                    Step::Behind(_) => {
+                        board_sender.send_replace(Arc::new(board.clone()));
+                    }
+                }
+                Ok(())
+            })?;
+            Ok(())
+        });
+        Ok(Self { log: log.clone(), state, board, folded })
+    }
+
+    /// The control state as far as it is folded.
+    pub fn current(&self) -> Arc<ControlState> {
+        self.state.borrow().clone()
+    }
+
+    /// What the shards said last.
+    pub fn board(&self) -> Arc<StatusBoard> {
+        self.board.borrow().clone()
+    }
+
+    /// Waits until everything that is in the control topic now is folded, and returns the state.
+    pub async fn wait_current(&self) -> Result<Arc<ControlState>, Error> {
+        let end = self.log.ends(&topic_name(CONTROL_TOPIC)?, ONLY);
+        let end = end.map_err(|source| Error::Log { topic: CONTROL_TOPIC, source })?.end;
+        self.folded.clone().wait_for(|folded| *folded >= end).await.map_err(|_| Error::Ended)?;
+        Ok(self.current())
+    }
+
+    /// Waits until the control state or the board is another than when this clone last waited. Once the
+    /// process is ending it waits for ever: wait for shutdown beside it.
+    pub async fn changed(&mut self) {
+        let changed = tokio::select! {
+            changed = self.state.changed() => changed,
+            changed = self.board.changed() => changed,
+        };
+        if changed.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.state.mark_unchanged();
+        self.board.mark_unchanged();
+    }
+
+    /// As [`ControlView::changed`], for the control state alone.
+    pub async fn control_changed(&mut self) {
+        if self.state.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+enum Step<'a> {
+    Record(Record<'a>),
+    /// Everything before this position was handed out: publish.
+    Behind(Offset),
+}
+
+/// Hands out a topic's records from its start until shutdown.
+fn follow(
+    log: &dyn Log,
+    topic: &'static str,
+    shutdown: &Shutdown,
+    mut step: impl FnMut(Step<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let name = topic_name(topic)?;
+    let failed = |source| Error::Log { topic, source };
+    let mut position = log.ends(&name, ONLY).map_err(failed)?.start;
+    let mut reader = None;
+    step(Step::Behind(position))?;
+    while !shutdown.is_cancelled() {
+        let read = match reader.take() {
+            Some(reader) => Ok(reader),
+            None => log.reader(&name, ONLY, position),
+        }
+        .and_then(|mut open| {
+            let chunk = open.read(READ_BYTES, WAIT)?;
+            reader = Some(open);
+            Ok(chunk)
+        });
+        match read {
+            Ok(Some(chunk)) => {
+                for record in chunk.records(position) {
+                    step(Step::Record(record.map_err(failed)?))?;
+                }
+                position = chunk.end();
+                step(Step::Behind(position))?;
+            }
+            Ok(None) => {}
+            Err(error) if error.remedy() == Remedy::Retry => {
+                tracing::warn!(
+                    topic,
+                    error = chain(&error),
+                    "the control plane cannot be read, trying again"
+                );
+                std::thread::sleep(RETRY);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+use headwater_control::status_key;
+use headwater_log::{BatchBuilder, MemoryLog};
+use headwater_proto::control::v1::{StreamDeclared, control_record::Event};
+
+use super::*;
+
+async fn append(log: &Arc<dyn Log>, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>) {
+    let mut batch = BatchBuilder::new();
+    batch.push(0, key, value, &[]);
+    log.append(&Name::new(topic).unwrap(), ONLY, batch.build().unwrap()).await.unwrap();
+}
+
+fn declared(name: &str) -> Vec<u8> {
+    let event =
+        Event::StreamDeclared(StreamDeclared { name: name.into(), sql: "CREATE STREAM".into() });
+    ControlRecord { event: Some(event), ..ControlRecord::default() }.encode_to_vec()
+}
+
+fn log() -> Arc<dyn Log> {
+    Arc::new(MemoryLog::new())
+}
+
+#[tokio::test]
+async fn what_was_in_the_topic_when_asked_is_in_the_state() {
+    let (log, tasks) = (log(), Tasks::new());
+    let view = ControlView::start(&log, &tasks).unwrap();
+    assert_eq!(view.wait_current().await.unwrap().position(), Offset::ZERO);
+    for number in 1..50 {
+        append(&log, CONTROL_TOPIC, None, Some(&declared(&format!("s{number}")))).await;
+        assert_eq!(view.wait_current().await.unwrap().streams().len(), number);
+    }
+    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(view.wait_current().await.is_ok(), "what was folded stays readable");
+    append(&log, CONTROL_TOPIC, None, Some(&declared("late"))).await;
+    assert!(matches!(view.wait_current().await, Err(Error::Ended)));
+}
+
+#[tokio::test]
+async fn a_follower_that_starts_later_sees_the_same() {
+    let (log, tasks) = (log(), Tasks::new());
+    let first = ControlView::start(&log, &tasks).unwrap();
+    append(&log, CONTROL_TOPIC, None, Some(&declared("a"))).await;
+    append(&log, CONTROL_TOPIC, None, Some(&declared("b"))).await;
+    let second = ControlView::start(&log, &tasks).unwrap();
+    assert_eq!(first.wait_current().await.unwrap(), second.wait_current().await.unwrap());
+    tasks.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn the_board_has_the_last_status_of_each_shard_and_says_when_it_changes() {
+    let (log, tasks) = (log(), Tasks::new());
+    let mut view = ControlView::start(&log, &tasks).unwrap();
+    let generation = "00000000000000aa".parse().unwrap();
+    let key = status_key(generation, PartitionId(3));
+    let mut status =
+        ShardStatus { generation: generation.to_string(), partition: 3, ..ShardStatus::default() };
+    for position in [5, 9] {
+        status.position = position;
+        append(&log, STATUS_TOPIC, Some(key.as_bytes()), Some(&status.encode_to_vec())).await;
+        while view.board().position(generation, PartitionId(3)) != Some(Offset(position)) {
+            view.changed().await;
+        }
+    }
+    append(&log, STATUS_TOPIC, Some(b"nonsense"), Some(b"\xff\xff")).await;
+    append(&log, STATUS_TOPIC, Some(key.as_bytes()), None).await;
+    while view.board().get(generation, PartitionId(3)).is_some() {
+        view.changed().await;
+    }
+    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+}
+
+#[tokio::test]
+async fn an_impossible_record_stops_the_process_with_a_reason() {
+    let (log, tasks) = (log(), Tasks::new());
+    let _view = ControlView::start(&log, &tasks).unwrap();
+    for _ in 0..2 {
+        append(&log, CONTROL_TOPIC, None, Some(&declared("twice"))).await;
+    }
+    tasks.wait().await;
+    let reason = tasks.failure().unwrap().reason;
+    assert!(reason.contains("control record 1 cannot follow"), "{reason}");
+}

@@ -1,0 +1,197 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::watch;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+use crate::{OnFailure, Tasks};
+
+/// Whether the process can serve: ready when every named [`Condition`] holds.
+///
+/// Cheap to clone; all clones are one. A process without conditions is ready.
+#[derive(Clone)]
+pub struct Health {
+    // `None`: the condition holds. `Some`: why it does not.
+    unmet: Arc<watch::Sender<BTreeMap<String, Option<String>>>>,
+}
+
+/// One condition for being ready, held by whoever knows.
+#[derive(Clone)]
+pub struct Condition {
+    name: String,
+    health: Health,
+}
+
+impl Condition {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn ready(&self) {
+        self.set(None);
+    }
+
+    /// `reason` is for a person: what is missing, and for what it waits.
+    pub fn not_ready(&self, reason: impl Into<String>) {
+        self.set(Some(reason.into()));
+    }
+
+    /// The condition no longer matters: what it spoke for has ended.
+    pub fn remove(self) {
+        self.health.unmet.send_modify(|conditions| {
+            conditions.remove(&self.name);
+        });
+    }
+
+    fn set(&self, reason: Option<String>) {
+        self.health.unmet.send_if_modified(|conditions| match conditions.get_mut(&self.name) {
+            Some(current) if *current == reason => false,
+            Some(current) => {
+                tracing::info!(
+                    condition = self.name,
+                    reason,
+                    ready = reason.is_none(),
+                    "condition changed"
+                );
+                *current = reason;
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+impl Health {
+    pub fn new() -> Self {
+        Self { unmet: Arc::new(watch::Sender::new(BTreeMap::new())) }
+    }
+
+    /// Adds a condition that does not hold yet, because it is "starting".
+    #[must_use]
+    pub fn condition(&self, name: impl Into<String>) -> Condition {
+        let name = name.into();
+        self.unmet.send_modify(|conditions| {
+            conditions.insert(name.clone(), Some("starting".into()));
+        });
+        Condition { name, health: self.clone() }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.unmet.borrow().values().all(Option::is_none)
+    }
+
+    /// The conditions in the order of their names, with the reason of each that does not hold.
+    pub fn conditions(&self) -> Vec<(String, Option<String>)> {
+        self.unmet.borrow().iter().map(|(name, reason)| (name.clone(), reason.clone())).collect()
+    }
+
+    /// Resolves once every condition holds.
+    pub async fn wait_ready(&self) {
+        // The sender lives in `self`, so the channel cannot close meanwhile.
+        let _ = self
+            .unmet
+            .subscribe()
+            .wait_for(|conditions| conditions.values().all(Option::is_none))
+            .await;
+    }
+
+    /// The standard gRPC health service, kept current by a task. `services` are the full names of the
+    /// services that this server offers (`headwater.ingest.v1.IngestService`); the empty name stands
+    /// for the whole server, and is always there.
+    pub fn serve(&self, tasks: &Tasks, services: &[&str]) -> HealthServer<HealthService> {
+        let reporter = HealthReporter::new();
+        let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let names: Vec<String> = [""].iter().chain(services).map(|&name| name.to_owned()).collect();
+        let changes = self.unmet.subscribe();
+        tasks.spawn("health", OnFailure::Stop, move |shutdown| {
+            let (reporter, names, mut changes) = (reporter.clone(), names.clone(), changes.clone());
+            async move {
+                loop {
+                    let ready = changes.borrow_and_update().values().all(Option::is_none)
+                        && !shutdown.is_cancelled();
+                    let status =
+                        if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+                    for name in &names {
+                        reporter.set_service_status(name, status).await;
+                    }
+                    if shutdown.is_cancelled() {
+                        return Ok(());
+                    }
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                    }
+                }
+            }
+        });
+        server
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic::Request;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_ready_when_every_condition_holds() {
+        let health = Health::new();
+        assert!(health.is_ready());
+        let (log, catalog) = (health.condition("log"), health.condition("catalog"));
+        log.ready();
+        assert!(!health.is_ready());
+        catalog.ready();
+        assert!(health.is_ready());
+        log.not_ready("the disk is full");
+        assert_eq!(
+            health.conditions(),
+            [("catalog".to_owned(), None), ("log".to_owned(), Some("the disk is full".to_owned()))]
+        );
+        log.remove();
+        assert!(health.is_ready());
+    }
+
+    #[tokio::test]
+    async fn the_grpc_health_service_follows_the_conditions_and_the_shutdown() {
+        let (health, tasks) = (Health::new(), Tasks::new());
+        let log = health.condition("log");
+        let mut client =
+            HealthClient::new(health.serve(&tasks, &["headwater.ingest.v1.IngestService"]));
+        let mut check = async |service: &str, expected: ServingStatus| {
+            // The task that reports runs beside us; the timeout only bounds a failing test.
+            tokio::time::timeout(Duration::from_secs(5), async {
+                loop {
+                    let request = Request::new(HealthCheckRequest { service: service.into() });
+                    let answer =
+                        client.check(request).await.map(|answer| answer.into_inner().status);
+                    if answer.is_ok_and(|status| status == expected as i32) {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("{service:?} never became {expected:?}"));
+        };
+
+        check("headwater.ingest.v1.IngestService", ServingStatus::NotServing).await;
+        log.ready();
+        check("headwater.ingest.v1.IngestService", ServingStatus::Serving).await;
+        check("", ServingStatus::Serving).await;
+        tasks.shutdown().begin();
+        check("", ServingStatus::NotServing).await;
+    }
+}

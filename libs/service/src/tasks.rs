@@ -1,0 +1,374 @@
+//! Long-lived work: named, supervised, and waited for when the process ends.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::Shutdown;
+
+#[cfg(test)]
+mod tests;
+
+/// What the failure of a task means for the process.
+///
+/// A task that returns `Ok` has finished, whatever this says. A panic is a failure.
+#[derive(Clone, Copy, Debug)]
+pub enum OnFailure {
+    /// Nothing sensible goes on without it: begin shutdown, and end with this failure.
+    Stop,
+    /// Log it, wait, and run it again.
+    Restart(Backoff),
+}
+
+impl OnFailure {
+    /// [`OnFailure::Restart`] with the usual waits.
+    pub fn restart() -> Self {
+        Self::Restart(Backoff::default())
+    }
+}
+
+/// Waits between restarts: doubled each time from `first` up to `longest`; a run that lasts longer than
+/// `longest` starts over.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(100), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    fn after(self, failures: u32) -> Duration {
+        self.first.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(self.longest)
+    }
+}
+
+/// The failure that ended the process.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{task} failed: {reason}")]
+pub struct Failure {
+    pub task: String,
+    /// The whole chain of causes, in one line.
+    pub reason: String,
+}
+
+/// How a shutdown went.
+#[derive(Clone, Debug, Default)]
+pub struct StopReport {
+    /// Tasks that had not ended at the deadline.
+    pub still_running: Vec<String>,
+    /// Why shutdown began, if a task's failure was the reason.
+    pub failure: Option<Failure>,
+}
+
+impl StopReport {
+    pub fn is_clean(&self) -> bool {
+        self.still_running.is_empty() && self.failure.is_none()
+    }
+}
+
+/// The tasks and threads of a process. Cheap to clone; all clones are one set.
+#[derive(Clone)]
+pub struct Tasks {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    handle: Handle,
+    shutdown: Shutdown,
+    next: AtomicU64,
+    running: Mutex<BTreeMap<u64, String>>,
+    count: watch::Sender<usize>,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// Takes a task off the list, however it ended.
+struct Listed {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut running = self.shared.running.lock();
+        running.remove(&self.id);
+        self.shared.count.send_replace(running.len());
+    }
+}
+
+impl Tasks {
+    /// Tasks on the current runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn new() -> Self {
+        Self::on(Handle::current(), Shutdown::new())
+    }
+
+    /// Tasks on this runtime that end with this shutdown.
+    pub fn on(handle: Handle, shutdown: Shutdown) -> Self {
+        let shared = Shared {
+            handle,
+            shutdown,
+            next: AtomicU64::new(0),
+            running: Mutex::default(),
+            count: watch::Sender::new(0),
+            failure: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The token that every task gets, for what runs beside tasks (servers, streams).
+    pub fn shutdown(&self) -> Shutdown {
+        self.shared.shutdown.clone()
+    }
+
+    /// Runs `run` as a task; it is called again for each restart.
+    pub fn spawn<F, R>(&self, name: impl Into<String>, on_failure: OnFailure, mut run: F)
+    where
+        F: FnMut(Shutdown) -> R + Send + 'static,
+        R: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let name = name.into();
+        let (shared, listed) = (self.shared.clone(), self.list(&name));
+        let supervise = async move {
+            let _listed = listed;
+            let mut failures = 0;
+            loop {
+                let started = tokio::time::Instant::now();
+                // A task of its own, so that a panic is a failure and not the end of its supervisor; the
+                // call that makes the future may panic too.
+                let future = catch_unwind(AssertUnwindSafe(|| run(shared.shutdown.clone())));
+                let outcome = match future {
+                    Ok(future) => shared.handle.spawn(future).await,
+                    Err(panic) => Ok(Err(anyhow::anyhow!(panic_reason(&*panic)))),
+                };
+                let failure = match outcome {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => Failure { task: name.clone(), reason: format!("{error:#}") },
+                    Err(error) if error.is_panic() => {
+                        Failure { task: name.clone(), reason: panic_reason(&*error.into_panic()) }
+                    }
+                    Err(_) => return,
+                };
+                let Some(wait) =
+                    shared.failed(failure, on_failure, started.elapsed(), &mut failures)
+                else {
+                    return;
+                };
+                tokio::select! {
+                    () = shared.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        };
+        self.shared.handle.spawn(supervise);
+    }
+
+    /// Runs a future that cannot be restarted; its failure stops the process.
+    pub fn spawn_once<R>(&self, name: impl Into<String>, future: R)
+    where
+        R: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let mut future = Some(future);
+        self.spawn(name, OnFailure::Stop, move |_| {
+            let future = future.take();
+            async move {
+                match future {
+                    Some(future) => future.await,
+                    None => Ok(()),
+                }
+            }
+        });
+    }
+
+    /// Runs `run` on a thread of its own, for work that blocks or computes; it is called again for each
+    /// restart, and asks its [`Shutdown`] between two pieces of work.
+    pub fn spawn_thread<F>(&self, name: impl Into<String>, on_failure: OnFailure, mut run: F)
+    where
+        F: FnMut(Shutdown) -> anyhow::Result<()> + Send + 'static,
+    {
+        let name = name.into();
+        let (shared, listed) = (self.shared.clone(), self.list(&name));
+        let thread_name = name.clone();
+        let body = move || {
+            let _listed = listed;
+            // Threads may start tasks and wait for asynchronous answers.
+            let _runtime = shared.handle.enter();
+            let mut failures = 0;
+            loop {
+                let started = std::time::Instant::now();
+                let outcome = catch_unwind(AssertUnwindSafe(|| run(shared.shutdown.clone())));
+                let reason = match outcome {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => format!("{error:#}"),
+                    Err(panic) => panic_reason(&*panic),
+                };
+                let failure = Failure { task: name.clone(), reason };
+                let Some(wait) =
+                    shared.failed(failure, on_failure, started.elapsed(), &mut failures)
+                else {
+                    return;
+                };
+                let ended = shared.handle.block_on(async {
+                    tokio::time::timeout(wait, shared.shutdown.cancelled()).await.is_ok()
+                });
+                if ended {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name(thread_name.clone()).spawn(body) {
+            let failure = Failure {
+                task: thread_name,
+                reason: format!("its thread could not be started: {error}"),
+            };
+            self.shared.stop_for(failure);
+        }
+    }
+
+    /// Runs `run` on a thread of its own, once; its failure stops the process.
+    pub fn spawn_thread_once<F>(&self, name: impl Into<String>, run: F)
+    where
+        F: FnOnce(Shutdown) -> anyhow::Result<()> + Send + 'static,
+    {
+        let mut run = Some(run);
+        self.spawn_thread(name, OnFailure::Stop, move |shutdown| match run.take() {
+            Some(run) => run(shutdown),
+            None => Ok(()),
+        });
+    }
+
+    /// Begins shutdown at the first SIGTERM or SIGINT; the second one ends the process at once, as an
+    /// impatient operator expects.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses signal handlers.
+    pub fn stop_on_signals(&self) -> std::io::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _runtime = self.shared.handle.enter();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = self.shutdown();
+        // Not listed: it waits for a signal for ever, and nobody has to wait for it.
+        self.shared.handle.spawn(async move {
+            let mut next = async || {
+                tokio::select! {
+                    _ = terminate.recv() => ("SIGTERM", 143),
+                    _ = interrupt.recv() => ("SIGINT", 130),
+                }
+            };
+            let (signal, _) = next().await;
+            tracing::info!(signal, "shutting down");
+            shutdown.begin();
+            let (signal, code) = next().await;
+            tracing::warn!(signal, "second signal, ending at once");
+            std::process::exit(code);
+        });
+        Ok(())
+    }
+
+    /// Names of what runs now.
+    pub fn running(&self) -> Vec<String> {
+        self.shared.running.lock().values().cloned().collect()
+    }
+
+    /// The failure for which shutdown began, if that was the reason.
+    pub fn failure(&self) -> Option<Failure> {
+        self.shared.failure.lock().clone()
+    }
+
+    /// Waits until shutdown has begun, by a signal, a failure or [`Tasks::stop`].
+    pub async fn wait(&self) {
+        self.shared.shutdown.cancelled().await;
+    }
+
+    /// Begins shutdown and waits until all tasks have ended, at most `deadline`.
+    pub async fn stop(&self, deadline: Duration) -> StopReport {
+        self.shared.shutdown.begin();
+        let mut count = self.shared.count.subscribe();
+        // Whether it ended or timed out is what `running` says.
+        let _ = tokio::time::timeout(deadline, count.wait_for(|&count| count == 0)).await;
+        let report = StopReport { still_running: self.running(), failure: self.failure() };
+        if !report.still_running.is_empty() {
+            tracing::warn!(tasks = ?report.still_running, "tasks did not stop in time");
+        }
+        report
+    }
+
+    fn list(&self, name: &str) -> Listed {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let mut running = self.shared.running.lock();
+        running.insert(id, name.to_owned());
+        self.shared.count.send_replace(running.len());
+        Listed { shared: self.shared.clone(), id }
+    }
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Shared {
+    /// Decides what follows a failure: `Some` wait before the next run, or `None` to end.
+    fn failed(
+        &self,
+        failure: Failure,
+        on_failure: OnFailure,
+        ran: Duration,
+        failures: &mut u32,
+    ) -> Option<Duration> {
+        let Failure { task, reason } = &failure;
+        if self.shutdown.is_cancelled() {
+            tracing::warn!(task, reason, "task failed during shutdown");
+            return None;
+        }
+        match on_failure {
+            OnFailure::Stop => {
+                self.stop_for(failure);
+                None
+            }
+            OnFailure::Restart(backoff) => {
+                if ran > backoff.longest {
+                    *failures = 0;
+                }
+                let wait = backoff.after(*failures);
+                *failures = failures.saturating_add(1);
+                tracing::error!(task, reason, ?wait, "task failed and will be restarted");
+                Some(wait)
+            }
+        }
+    }
+
+    fn stop_for(&self, failure: Failure) {
+        tracing::error!(task = failure.task, reason = failure.reason, "task failed, shutting down");
+        self.failure.lock().get_or_insert(failure);
+        self.shutdown.begin();
+    }
+}
+
+fn panic_reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("without a message"))
+}
