@@ -1,0 +1,282 @@
+//! `headwater dev` as a child process.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use headwater_proto::{
+    control::v1::{
+        ApplyRequest, ApplyResponse, DefinitionFile, catalog_service_client::CatalogServiceClient,
+        replay_service_client::ReplayServiceClient,
+    },
+    ingest::v1::{
+        dead_letter_service_client::DeadLetterServiceClient,
+        ingest_service_client::IngestServiceClient,
+    },
+    query::v1::query_service_client::QueryServiceClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// Long enough for a busy machine: only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("HEADWATER_BIN") {
+            return path.into();
+        }
+        // target/<profile>/deps/<this test> lies two steps below where cargo puts binaries.
+        let test = std::env::current_exe().expect("a test knows its own path");
+        let directory = test
+            .parent()
+            .and_then(Path::parent)
+            .expect("cargo puts tests into target/<profile>/deps");
+        if let Some(cargo) = std::env::var_os("CARGO") {
+            let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+            let built = Command::new(cargo)
+                .args([
+                    "build",
+                    "--quiet",
+                    "--package",
+                    "headwater",
+                    "--bin",
+                    "headwater",
+                    "--manifest-path",
+                    manifest,
+                ])
+                .status();
+            assert!(
+                built.is_ok_and(|status| status.success()),
+                "cargo build --package headwater failed"
+            );
+        }
+        let binary = directory.join("headwater");
+        assert!(
+            binary.exists(),
+            "{} is missing: run cargo build --package headwater",
+            binary.display()
+        );
+        binary
+    })
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// A running server. Dropping it kills it.
+pub struct Dev {
+    child: Child,
+    data: PathBuf,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    stderr: PathBuf,
+    channel: Channel,
+}
+
+impl Dev {
+    /// Starts it and waits until it is ready.
+    pub async fn start(data: &Path) -> Result<Self> {
+        Self::start_with(data, "").await
+    }
+
+    /// As [`Dev::start`], with a configuration file of this content.
+    pub async fn start_with(data: &Path, config: &str) -> Result<Self> {
+        let (grpc, http) = (free_address()?, free_address()?);
+        let stderr = data.with_extension("stderr");
+        let mut command = Self::command(data, grpc, http);
+        if !config.is_empty() {
+            let path = data.with_extension("toml");
+            fs::write(&path, config)?;
+            command.arg("--config").arg(path);
+        }
+        let log = fs::OpenOptions::new().create(true).append(true).open(&stderr)?;
+        let started = log.metadata()?.len();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        let channel = Endpoint::from_shared(format!("http://{grpc}"))?.connect_lazy();
+        let mut dev = Self { child, data: data.to_owned(), grpc, http, stderr, channel };
+        dev.wait_ready(started).await?;
+        Ok(dev)
+    }
+
+    /// The command, not yet run.
+    pub fn command(data: &Path, grpc: SocketAddr, http: SocketAddr) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("dev").arg("--data").arg(data);
+        command.args(["--listen", &grpc.to_string(), "--http", &http.to_string()]);
+        command
+    }
+
+    async fn wait_ready(&mut self, since: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = self.said_since(since);
+            if said.contains("headwater dev: ready") {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("headwater dev ended with {status}:\n{said}");
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "headwater dev is not ready after {PATIENCE:?}:\n{said}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn said_since(&self, since: u64) -> String {
+        let bytes = fs::read(&self.stderr).unwrap_or_default();
+        String::from_utf8_lossy(
+            bytes.get(usize::try_from(since).unwrap_or(0)..).unwrap_or_default(),
+        )
+        .into_owned()
+    }
+
+    /// All that it wrote to stderr, over all runs on this directory.
+    pub fn said(&self) -> String {
+        self.said_since(0)
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// SIGKILL: nothing is flushed, nobody is told.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGKILL after a while, from a thread of its own, so that whoever talks to the server finds out as a
+    /// client would. Join it before this value is dropped.
+    pub fn kill_after(&self, delay: Duration) -> std::thread::JoinHandle<Result<()>> {
+        let pid = self.child.id();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            signal(i32::try_from(pid)?, libc::SIGKILL)
+        })
+    }
+
+    /// SIGTERM, and the exit that follows.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        let pid = i32::try_from(self.child.id())?;
+        signal(pid, libc::SIGTERM)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "headwater dev does not end:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    pub fn ingest(&self) -> IngestServiceClient<Channel> {
+        IngestServiceClient::new(self.channel.clone())
+    }
+
+    pub fn dead_letters(&self) -> DeadLetterServiceClient<Channel> {
+        DeadLetterServiceClient::new(self.channel.clone())
+    }
+
+    pub fn query(&self) -> QueryServiceClient<Channel> {
+        QueryServiceClient::new(self.channel.clone())
+    }
+
+    pub fn catalog(&self) -> CatalogServiceClient<Channel> {
+        CatalogServiceClient::new(self.channel.clone())
+    }
+
+    pub fn replays(&self) -> ReplayServiceClient<Channel> {
+        ReplayServiceClient::new(self.channel.clone())
+    }
+
+    /// Applies definitions, once however often it is asked with one id.
+    pub async fn apply(
+        &self,
+        request_id: &str,
+        sql: &[&str],
+    ) -> Result<ApplyResponse, tonic::Status> {
+        let files = sql.iter().enumerate();
+        let files = files.map(|(place, sql)| DefinitionFile {
+            name: format!("{place}.sql"),
+            sql: (*sql).into(),
+        });
+        let request = ApplyRequest {
+            files: files.collect(),
+            request_id: request_id.into(),
+            ..ApplyRequest::default()
+        };
+        self.catalog().apply(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// One HTTP/1.1 exchange: the status and the body. A server that answers before it has read all of the
+    /// body is understood.
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut head = format!("POST {path} HTTP/1.1\r\nHost: headwater\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes())?;
+        // It may have answered and closed already: what it said is what counts.
+        let _ = stream.write_all(body);
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) =
+            answer.split_once("\r\n\r\n").with_context(|| format!("{read:?}: {answer:?}"))?;
+        let status = head.split(' ').nth(1).context("no status line")?.parse()?;
+        Ok((status, body.to_owned()))
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("headwater dev said:\n{}", self.said());
+        }
+    }
+}
+
+/// An address of this machine that nobody listens on now.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+#[allow(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
+fn signal(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: kill() takes no pointers; the child has not been waited for, so the number is still its own.
+    ensure!(unsafe { libc::kill(pid, signal) } == 0, "kill: {}", std::io::Error::last_os_error());
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! `Apply`: what a set of definitions changes in the catalog. Everything is checked before anything is done.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use headwater_control::{ControlState, Effect};
+use headwater_log::{Log, TopicSpec};
+use headwater_proto::control::v1::{
+    ApplyResponse, ChangeKind, DefinitionChange, ReplayOptions, ReplayStarted, StreamDeclared,
+    ViewCreated, control_record::Event,
+};
+use headwater_service::log_status;
+use headwater_sql::ViewDefinition;
+use headwater_types::{Name, StreamDefinition};
+use tonic::Status;
+
+use crate::{
+    definitions::{Definitions, Object, Problems, extension},
+    office::Office,
+    plan,
+};
+
+/// What becomes of one definition.
+pub(crate) struct Change {
+    object: Object,
+    kind: ChangeKind,
+    /// The definition's stream, for a view.
+    stream: Option<Arc<StreamDefinition>>,
+    view: Option<ViewDefinition>,
+}
+
+/// Finds out what the definitions change, or everything that speaks against them. Writes nothing.
+pub(crate) fn check(
+    office: &Office,
+    state: &ControlState,
+    definitions: &Definitions,
+) -> Result<Vec<Change>, Status> {
+    let mut problems = Problems::default();
+    let mut changes = HashMap::new();
+    let mut streams: HashMap<Name, Arc<StreamDefinition>> = HashMap::new();
+    let mut topics: HashMap<Name, Name> = HashMap::new();
+    for (name, entry) in state.streams() {
+        let declared = office.streams.parse(&entry.sql)?;
+        topics.extend(topics_of(&declared).map(|(topic, _)| (topic, name.clone())));
+    }
+    for stream in &definitions.streams {
+        let (file, new) = (&stream.file, &stream.definition);
+        let name = &new.name;
+        let old = office.streams.declared(state, name)?;
+        let kind = match &old {
+            None => ChangeKind::Created,
+            Some(old) if old.sql == new.sql => ChangeKind::Unchanged,
+            Some(old) => {
+                if let Err(why) = extension(old, new) {
+                    problems.wrong(format!(
+                        "{file}: stream {name} exists, and {why}; a stream only takes further nullable columns at its \
+                         end: keep the rest as it is, or declare another stream with a topic of its own"
+                    ));
+                }
+                ChangeKind::Extended
+            }
+        };
+        for (topic, _) in topics_of(new) {
+            match topics.get(&topic) {
+                Some(owner) if owner != name => problems.wrong(format!(
+                    "{file}: stream {name} would share topic {topic} with stream {owner}; give it a topic of its own"
+                )),
+                Some(_) | None => {}
+            }
+            topics.insert(topic, name.clone());
+        }
+        if new.topic.as_str().starts_with("headwater.") {
+            problems.wrong(format!(
+                "{file}: topic {} of stream {name} is one of Headwater's own; choose another name",
+                new.topic
+            ));
+        }
+        for (topic, spec) in topics_of(new) {
+            match office.log.topic(&topic).map_err(|error| log_status(&error))? {
+                Some(existing) if existing != spec => problems.wrong(format!(
+                    "{file}: topic {topic} of stream {name} exists with {existing}, not with {spec}; declare it as it \
+                     is, or name another topic"
+                )),
+                Some(_) | None => {}
+            }
+        }
+        let new = Arc::new(new.clone());
+        streams.insert(name.clone(), new);
+        changes.insert(
+            Object::Stream(name.clone()),
+            Change { object: Object::Stream(name.clone()), kind, stream: None, view: None },
+        );
+    }
+    for view in &definitions.views {
+        let (file, new) = (&view.file, &view.definition);
+        let name = &new.name;
+        let stream = match streams.get(&new.stream) {
+            Some(stream) => Some(stream.clone()),
+            None => office.streams.declared(state, &new.stream)?,
+        };
+        let Some(stream) = stream else {
+            problems.wrong(format!(
+                "{file}: view {name} reads stream {}, which does not exist; declare it with CREATE STREAM in one of \
+                 the files",
+                new.stream
+            ));
+            continue;
+        };
+        let kind = match state.serving(name.as_str()) {
+            None => ChangeKind::Created,
+            Some(serving) if serving.view_sql == new.sql => ChangeKind::Unchanged,
+            Some(serving) if serving.stream != new.stream => {
+                problems.wrong(format!(
+                    "{file}: view {name} reads stream {}, and would read {}; create it as another view",
+                    serving.stream, new.stream
+                ));
+                continue;
+            }
+            Some(_) => {
+                let open = state.views().get(name).and_then(|view| view.open_replay.as_ref());
+                let building =
+                    open.and_then(|open| state.generations().get(&state.replays().get(open)?.new));
+                match (open, building) {
+                    (Some(_), Some(building)) if building.view_sql == new.sql => {
+                        ChangeKind::Unchanged
+                    }
+                    (Some(open), _) => {
+                        problems.untimely(format!(
+                            "{file}: view {name} has an open replay, {open}, of another definition; end it first with \
+                             `headwater replay promote {open}` or `headwater replay abort {open}`"
+                        ));
+                        continue;
+                    }
+                    (None, _) => ChangeKind::Replayed,
+                }
+            }
+        };
+        if kind != ChangeKind::Unchanged
+            && let Err(diagnostic) = headwater_sql::plan_view(new, &stream)
+        {
+            problems.wrong(format!("{file}: {diagnostic}"));
+        }
+        let object = Object::View(name.clone());
+        changes.insert(
+            object.clone(),
+            Change { object, kind, stream: Some(stream), view: Some(new.clone()) },
+        );
+    }
+    problems.refuse()?;
+    Ok(definitions.order.iter().filter_map(|object| changes.remove(object)).collect())
+}
+
+/// The topics that a stream needs.
+fn topics_of(stream: &StreamDefinition) -> [(Name, TopicSpec); 2] {
+    let spec = TopicSpec::keep(stream.partitions);
+    [(stream.topic.clone(), spec), (stream.dead_letter_topic(), spec)]
+}
+
+/// Creates the topics of a stream unless they exist. A topic that no stream needs in the end does no harm.
+fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status> {
+    for (topic, spec) in topics_of(stream) {
+        log.create_topic(&topic, spec).map_err(|error| log_status(&error))?;
+    }
+    Ok(())
+}
+
+/// The records that make the catalog equal to the definitions, streams before views.
+pub(crate) fn events(
+    office: &Office,
+    state: &ControlState,
+    definitions: &Definitions,
+    options: &ReplayOptions,
+) -> Result<Vec<Event>, Status> {
+    let changes = check(office, state, definitions)?;
+    let mut events = Vec::new();
+    let changed: HashSet<_> = changes
+        .iter()
+        .filter(|change| change.kind != ChangeKind::Unchanged)
+        .map(|change| &change.object)
+        .collect();
+    for stream in &definitions.streams {
+        let stream = &stream.definition;
+        create_topics(&*office.log, stream)?;
+        if changed.contains(&Object::Stream(stream.name.clone())) {
+            let (name, sql) = (stream.name.to_string(), stream.sql.clone());
+            events.push(Event::StreamDeclared(StreamDeclared { name, sql }));
+        }
+    }
+    let mut ordinal = state.next_ordinal();
+    for change in &changes {
+        let (Some(view), Some(stream)) = (&change.view, &change.stream) else { continue };
+        if change.kind == ChangeKind::Unchanged {
+            continue;
+        }
+        let generation = Some(plan::generation(&*office.log, view, stream, ordinal)?);
+        ordinal += 1;
+        events.push(match state.serving(view.name.as_str()) {
+            None => Event::ViewCreated(ViewCreated { generation }),
+            Some(serving) => Event::ReplayStarted(ReplayStarted {
+                replay_id: state.next_replay_id(&view.name).to_string(),
+                generation,
+                replaces: serving.id.to_string(),
+                options: Some(options.clone()),
+            }),
+        });
+    }
+    Ok(events)
+}
+
+/// What a dry run answers.
+pub(crate) fn preview(
+    office: &Office,
+    state: &ControlState,
+    definitions: &Definitions,
+) -> Result<ApplyResponse, Status> {
+    let board = office.board();
+    let changes = check(office, state, definitions)?.into_iter().map(|change| {
+        let mut answer = answer(state, &change.object, change.kind);
+        if change.kind == ChangeKind::Replayed
+            && let (Some(view), Some(stream)) = (&change.view, &change.stream)
+            && let Some(serving) = state.serving(view.name.as_str())
+        {
+            answer.plan = Some(plan::plan(office, state, &board, serving, view, stream)?);
+        }
+        Ok(answer)
+    });
+    Ok(ApplyResponse { changes: changes.collect::<Result<_, Status>>()? })
+}
+
+/// What was done, told from what the request is remembered to have done: the same however often it is sent.
+pub(crate) fn report(
+    office: &Office,
+    state: &ControlState,
+    definitions: &Definitions,
+    effects: &[Effect],
+) -> Result<ApplyResponse, Status> {
+    let board = office.board();
+    let mut changes = Vec::new();
+    for object in &definitions.order {
+        let found = effects.iter().find_map(|effect| match (object, effect) {
+            (Object::Stream(name), Effect::StreamDeclared { stream, extended })
+                if stream == name =>
+            {
+                Some(if *extended {
+                    (ChangeKind::Extended, None, None)
+                } else {
+                    (ChangeKind::Created, None, None)
+                })
+            }
+            (Object::View(name), Effect::ViewCreated { view, generation }) if view == name => {
+                Some((ChangeKind::Created, Some(*generation), None))
+            }
+            (Object::View(name), Effect::ReplayStarted { replay, generation })
+                if state.replays().get(replay).is_some_and(|replay| replay.view == *name) =>
+            {
+                Some((ChangeKind::Replayed, Some(*generation), state.replays().get(replay)))
+            }
+            _ => None,
+        });
+        let Some((kind, generation, replay)) = found else {
+            changes.push(answer(state, object, ChangeKind::Unchanged));
+            continue;
+        };
+        let mut change = answer(state, object, kind);
+        change.generation = generation.map(|id| id.to_string()).unwrap_or_default();
+        if let Some(replay) = replay
+            && let (Some(old), Some(new)) =
+                (state.generations().get(&replay.old), state.generations().get(&replay.new))
+        {
+            change.replay_id = replay.id.to_string();
+            let view = crate::definitions::parse_view(&new.view_sql)?;
+            let stream = office.streams.parse(&new.stream_sql)?;
+            let mut plan = plan::plan(office, state, &board, old, &view, &stream)?;
+            // The replay that is open is the planned one.
+            plan.warnings.retain(|warning| !warning.starts_with(&format!("replay {} ", replay.id)));
+            change.plan = Some(plan);
+        }
+        changes.push(change);
+    }
+    Ok(ApplyResponse { changes })
+}
+
+/// A change as the state alone tells it, with the replay that is open.
+fn answer(state: &ControlState, object: &Object, kind: ChangeKind) -> DefinitionChange {
+    let (what, name) = match object {
+        Object::Stream(name) => ("stream", name),
+        Object::View(name) => ("view", name),
+    };
+    let view = match object {
+        Object::Stream(_) => None,
+        Object::View(name) => state.views().get(name),
+    };
+    DefinitionChange {
+        kind: kind.into(),
+        object: what.into(),
+        name: name.to_string(),
+        replay_id: view
+            .and_then(|view| view.open_replay.as_ref())
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        plan: None,
+        generation: String::new(),
+    }
+}

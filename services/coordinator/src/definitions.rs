@@ -1,0 +1,212 @@
+//! Definitions: read from files, and again from what control records hold.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use headwater_control::ControlState;
+use headwater_proto::control::v1::DefinitionFile;
+use headwater_sql::{Statement, ViewDefinition};
+use headwater_types::{Column, Name, Remedy, StreamDefinition};
+use parking_lot::Mutex;
+use tonic::Status;
+
+/// Parsed streams by their normal form: every decision asks for them, and parsing costs more than deciding.
+#[derive(Default)]
+pub(crate) struct Streams {
+    parsed: Mutex<HashMap<String, Arc<StreamDefinition>>>,
+}
+
+impl Streams {
+    /// The definition that a control record holds in its normal form.
+    pub(crate) fn parse(&self, normal_sql: &str) -> Result<Arc<StreamDefinition>, Status> {
+        if let Some(stream) = self.parsed.lock().get(normal_sql) {
+            return Ok(stream.clone());
+        }
+        let stream =
+            headwater_sql::parse_stream(normal_sql).map_err(|error| stored("stream", &error))?;
+        let stream = Arc::new(stream);
+        self.parsed.lock().insert(normal_sql.to_owned(), stream.clone());
+        Ok(stream)
+    }
+
+    /// A declared stream.
+    pub(crate) fn declared(
+        &self,
+        state: &ControlState,
+        name: &Name,
+    ) -> Result<Option<Arc<StreamDefinition>>, Status> {
+        state.streams().get(name).map(|entry| self.parse(&entry.sql)).transpose()
+    }
+}
+
+/// The view that a control record holds in its normal form.
+pub(crate) fn parse_view(normal_sql: &str) -> Result<ViewDefinition, Status> {
+    headwater_sql::parse_view(normal_sql).map_err(|error| stored("view", &error))
+}
+
+/// What was accepted once cannot be read now.
+fn stored(object: &str, error: &dyn fmt::Display) -> Status {
+    let message = format!(
+        "the {object} as the control topic holds it is not one that this version reads ({error}): run the version that \
+         accepted it"
+    );
+    headwater_service::status(Remedy::Repair, message)
+}
+
+/// A statement and the file it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Sourced<T> {
+    pub(crate) file: String,
+    pub(crate) definition: T,
+}
+
+/// What the files of one request hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Definitions {
+    pub(crate) streams: Vec<Sourced<StreamDefinition>>,
+    pub(crate) views: Vec<Sourced<ViewDefinition>>,
+    /// The objects in the order of the statements.
+    pub(crate) order: Vec<Object>,
+}
+
+/// A named thing in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Object {
+    Stream(Name),
+    View(Name),
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(name) => write!(f, "stream {name}"),
+            Self::View(name) => write!(f, "view {name}"),
+        }
+    }
+}
+
+impl Definitions {
+    /// Reads all files, and refuses them together if anything in any of them is wrong.
+    pub(crate) fn read(files: &[DefinitionFile]) -> Result<Self, Status> {
+        let mut definitions = Self::default();
+        let mut problems = Problems::default();
+        let mut seen: HashMap<Object, String> = HashMap::new();
+        for file in files {
+            let statements = match headwater_sql::parse(&file.sql) {
+                Ok(statements) => statements,
+                Err(error) => {
+                    error.0.iter().for_each(|diagnostic| {
+                        problems.wrong(format!("{}: {diagnostic}", file.name))
+                    });
+                    continue;
+                }
+            };
+            for statement in statements {
+                let file = file.name.clone();
+                let object = match &statement {
+                    Statement::Stream(stream) => Object::Stream(stream.name.clone()),
+                    Statement::View(view) => Object::View(view.name.clone()),
+                };
+                if let Some(first) = seen.insert(object.clone(), file.clone()) {
+                    problems.wrong(format!(
+                        "{file}: {object} is defined twice, first in {first}; keep one of the two"
+                    ));
+                    continue;
+                }
+                definitions.order.push(object);
+                match statement {
+                    Statement::Stream(definition) => {
+                        definitions.streams.push(Sourced { file, definition })
+                    }
+                    Statement::View(definition) => {
+                        definitions.views.push(Sourced { file, definition })
+                    }
+                }
+            }
+        }
+        problems.refuse()?;
+        Ok(definitions)
+    }
+}
+
+/// Everything that speaks against a request, told at once.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    lines: Vec<String>,
+    /// Some of it lies in the request itself, not in the moment.
+    wrong: bool,
+}
+
+impl Problems {
+    /// The request must be corrected.
+    pub(crate) fn wrong(&mut self, line: String) {
+        self.wrong = true;
+        self.lines.push(line);
+    }
+
+    /// The request does not fit what is going on.
+    pub(crate) fn untimely(&mut self, line: String) {
+        self.lines.push(line);
+    }
+
+    pub(crate) fn refuse(&self) -> Result<(), Status> {
+        match (self.lines.is_empty(), self.wrong) {
+            (true, _) => Ok(()),
+            (false, true) => Err(headwater_service::status(Remedy::Correct, self.lines.join("\n"))),
+            (false, false) => Err(Status::failed_precondition(self.lines.join("\n"))),
+        }
+    }
+}
+
+/// Whether a declared stream can become this one in place, and if not, what stands against it.
+pub(crate) fn extension(old: &StreamDefinition, new: &StreamDefinition) -> Result<(), String> {
+    let columns = |stream: &StreamDefinition, index: Option<usize>| {
+        index
+            .and_then(|index| stream.columns.get(index))
+            .map_or_else(|| "none".into(), |column| column.name.clone())
+    };
+    let settings = [
+        ("topic", old.topic.to_string(), new.topic.to_string()),
+        ("partitions", old.partitions.to_string(), new.partitions.to_string()),
+        ("key", columns(old, old.key), columns(new, new.key)),
+        (
+            "event-time column",
+            columns(old, Some(old.event_time)),
+            columns(new, Some(new.event_time)),
+        ),
+        (
+            "watermark delay",
+            format!("{} microseconds", old.watermark_delay_micros),
+            format!("{} microseconds", new.watermark_delay_micros),
+        ),
+        (
+            "max_future",
+            format!("{} microseconds", old.max_future_micros),
+            format!("{} microseconds", new.max_future_micros),
+        ),
+    ];
+    if let Some((what, before, after)) =
+        settings.into_iter().find(|(_, before, after)| before != after)
+    {
+        return Err(format!("its {what} would change from {before} to {after}"));
+    }
+    let spell = |column: &Column| {
+        let null = if column.nullable { "" } else { " NOT NULL" };
+        format!("{} {}{null}", column.name, column.data_type)
+    };
+    for (index, before) in old.columns.iter().enumerate() {
+        match new.columns.get(index) {
+            Some(after) if after == before => {}
+            Some(after) => {
+                return Err(format!("its column {} would become {}", spell(before), spell(after)));
+            }
+            None => return Err(format!("its column {} would vanish", spell(before))),
+        }
+    }
+    match new.columns.iter().skip(old.columns.len()).find(|column| !column.nullable) {
+        Some(column) => Err(format!(
+            "the new column {} is NOT NULL, and the events that are there do not have it",
+            spell(column)
+        )),
+        None => Ok(()),
+    }
+}

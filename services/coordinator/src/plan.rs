@@ -1,0 +1,144 @@
+//! What a replay would read, need and change, before anybody starts it.
+
+use std::collections::BTreeMap;
+
+use headwater_control::{ControlState, GenerationEntry, StatusBoard};
+use headwater_log::{Ends, Log};
+use headwater_proto::{
+    control::v1::{Generation, ReplayPlan},
+    convert::positions_to_proto,
+};
+use headwater_service::log_status;
+use headwater_sql::ViewDefinition;
+use headwater_types::{
+    ENGINE_VERSION, GenerationInputs, Name, Offset, PartitionId, StreamDefinition,
+};
+use tonic::Status;
+
+use crate::{definitions::parse_view, office::Office};
+
+/// The ends of all partitions of a stream. A topic that does not exist yet is empty.
+pub(crate) fn ends(
+    log: &dyn Log,
+    stream: &StreamDefinition,
+) -> Result<BTreeMap<PartitionId, Ends>, Status> {
+    let exists = log.topic(&stream.topic).map_err(|error| log_status(&error))?.is_some();
+    (0..stream.partitions)
+        .map(PartitionId)
+        .map(|partition| match exists {
+            true => Ok((
+                partition,
+                log.ends(&stream.topic, partition).map_err(|error| log_status(&error))?,
+            )),
+            false => Ok((partition, Ends::default())),
+        })
+        .collect()
+}
+
+/// A generation that begins with the oldest record there is.
+pub(crate) fn generation(
+    log: &dyn Log,
+    view: &ViewDefinition,
+    stream: &StreamDefinition,
+    ordinal: u64,
+) -> Result<Generation, Status> {
+    let floor: BTreeMap<_, _> =
+        ends(log, stream)?.into_iter().map(|(partition, ends)| (partition, ends.start)).collect();
+    let offsets: Vec<Offset> = floor.values().copied().collect();
+    let inputs =
+        GenerationInputs { stream_sql: &stream.sql, view_sql: &view.sql, floor: &offsets, ordinal };
+    Ok(Generation {
+        id: inputs.digest().to_string(),
+        view: view.name.to_string(),
+        stream: stream.name.to_string(),
+        view_sql: view.sql.clone(),
+        stream_sql: stream.sql.clone(),
+        floor: positions_to_proto(&floor),
+        engine_version: ENGINE_VERSION,
+    })
+}
+
+/// The plan for rebuilding a view, which is served by `serving`, as `view`.
+pub(crate) fn plan(
+    office: &Office,
+    state: &ControlState,
+    board: &StatusBoard,
+    serving: &GenerationEntry,
+    view: &ViewDefinition,
+    stream: &StreamDefinition,
+) -> Result<ReplayPlan, Status> {
+    let ends = ends(&*office.log, stream)?;
+    let (mut records, mut bytes) = (0, 0);
+    let mut warnings = Vec::new();
+    for (&partition, reach) in &ends {
+        records += reach.end.0 - reach.start.0;
+        bytes += office
+            .log
+            .size(&stream.topic, partition, reach.start, reach.end)
+            .map_err(|error| log_status(&error))?;
+        if reach.start > Offset::ZERO {
+            warnings.push(format!(
+                "partition {partition} of topic {} begins at offset {}: what came before was trimmed and will be \
+                 missing from the new generation",
+                stream.topic, reach.start
+            ));
+        }
+    }
+    if let Some(open) = state.views().get(&view.name).and_then(|entry| entry.open_replay.as_ref()) {
+        warnings.push(format!(
+            "replay {open} of this view is open: promote or abort it before another is started"
+        ));
+    }
+    let errors = board.of(serving.id).filter(|(_, status)| !status.error.is_empty());
+    warnings.extend(errors.map(|(partition, status)| {
+        format!("the serving generation has stopped in partition {partition}: {}", status.error)
+    }));
+    let disk_bytes = board.of(serving.id).map(|(_, status)| status.state_bytes).sum();
+    let disk_free_bytes = disk_free(&office.data);
+    if disk_free_bytes > 0 && disk_bytes > disk_free_bytes {
+        warnings.push(format!(
+            "the new generation will need about {disk_bytes} bytes of disk, and {disk_free_bytes} are free"
+        ));
+    }
+    let old = parse_view(&serving.view_sql)?;
+    let mut differences = headwater_sql::differences(&old, view);
+    if serving.stream_sql != stream.sql {
+        differences.push(format!(
+            "stream {} has been extended since the serving generation was built",
+            stream.name
+        ));
+    }
+    let positions = |of: fn(&Ends) -> Offset| {
+        positions_to_proto(&ends.iter().map(|(&partition, ends)| (partition, of(ends))).collect())
+    };
+    Ok(ReplayPlan {
+        view: view.name.to_string(),
+        replaces: serving.id.to_string(),
+        records,
+        bytes,
+        floor: positions(|ends| ends.start),
+        end: positions(|ends| ends.end),
+        disk_bytes,
+        disk_free_bytes,
+        seconds: office.measured_rate(&view.name).map_or(0.0, |rate| records as f64 / rate),
+        differences,
+        warnings,
+    })
+}
+
+/// Bytes that are free where the state lies, or 0 if the system does not say.
+fn disk_free(data: &std::path::Path) -> u64 {
+    rustix::fs::statvfs(data).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// The stream of a view, and the generation that serves the view.
+pub(crate) fn serving<'a>(
+    state: &'a ControlState,
+    view: &Name,
+) -> Result<&'a GenerationEntry, Status> {
+    state.serving(view.as_str()).ok_or_else(|| {
+        Status::not_found(format!(
+            "there is no view {view}: `headwater get views` lists those there are"
+        ))
+    })
+}

@@ -1,0 +1,193 @@
+use headwater_log::TopicSpec;
+use headwater_proto::control::v1::{
+    ApplyRequest, ChangeKind, GetCatalogRequest, Phase, ReplayOptions,
+    catalog_service_server::CatalogService as _,
+};
+use headwater_types::{Name, Offset, PartitionId};
+use tonic::{Code, Request};
+
+use super::fixture::{ALL, Cluster, ORDERS, PAID, files, other_stream};
+
+type Changes = Vec<(ChangeKind, String, String)>;
+
+fn told(response: &headwater_proto::control::v1::ApplyResponse) -> Changes {
+    response.changes.iter().map(|c| (c.kind(), c.object.clone(), c.name.clone())).collect()
+}
+
+fn expected(changes: &[(ChangeKind, &str, &str)]) -> Changes {
+    changes.iter().map(|(kind, object, name)| (*kind, (*object).into(), (*name).into())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_creates_streams_before_views_and_again_changes_nothing() {
+    let mut cluster = Cluster::new().await;
+    let created = cluster.apply(&[ALL, ORDERS]).await.unwrap();
+    let new = [(ChangeKind::Created, "view", "spend"), (ChangeKind::Created, "stream", "orders")];
+    assert_eq!(told(&created), expected(&new));
+    let topic = |name: &str| cluster.log.topic(&Name::new(name).unwrap()).unwrap();
+    assert_eq!(topic("orders"), Some(TopicSpec::keep(2)));
+    assert_eq!(topic("orders.dead-letters"), Some(TopicSpec::keep(2)));
+
+    let shouted = format!("-- the same\n{}", ALL.replace("SELECT", "select   "));
+    let again = cluster.apply(&[ORDERS, &shouted]).await.unwrap();
+    let same =
+        [(ChangeKind::Unchanged, "stream", "orders"), (ChangeKind::Unchanged, "view", "spend")];
+    assert_eq!(told(&again), expected(&same));
+    assert_eq!(cluster.coordinator.office.state().position(), Offset(2));
+
+    let catalog = cluster
+        .catalog()
+        .get_catalog(Request::new(GetCatalogRequest {}))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(catalog.streams[0].topic, "orders");
+    assert_eq!(catalog.views[0].serving, created.changes[0].generation);
+    assert_eq!((catalog.views[0].epoch, catalog.generations[0].role.as_str()), (1, "serving"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_request_is_answered_alike_and_done_once() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    let request = ApplyRequest {
+        files: files(&[ORDERS, PAID]),
+        request_id: "once".into(),
+        options: Some(ReplayOptions { retain_ms: 5, ..ReplayOptions::default() }),
+        dry_run: false,
+    };
+    let mut first =
+        cluster.catalog().apply(Request::new(request.clone())).await.unwrap().into_inner();
+    let position = cluster.coordinator.office.state().position();
+    cluster.restart().await;
+    let mut second = cluster.catalog().apply(Request::new(request)).await.unwrap().into_inner();
+    // Others use the same disk.
+    for response in [&mut first, &mut second] {
+        response.changes[1].plan.as_mut().unwrap().disk_free_bytes = 0;
+    }
+    assert_eq!(first, second);
+    assert_eq!(first.changes[1].replay_id, "spend-1");
+    assert_eq!(cluster.coordinator.office.state().position(), position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_wrong_definition_keeps_all_others_out_and_names_its_place() {
+    let mut cluster = Cluster::new().await;
+    let unknown = ALL.replace("amount", "amonut");
+    let refused = cluster.apply(&[ORDERS, &unknown]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("1.sql: line 2, column"), "{}", refused.message());
+    let state = cluster.coordinator.office.state();
+    assert_eq!((state.position(), state.streams().len()), (Offset::ZERO, 0));
+
+    let twice = cluster.apply(&[ORDERS, ORDERS, ALL, "CREATE NONSENSE"]).await.unwrap_err();
+    let lines: Vec<_> = twice.message().lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(
+        lines[0],
+        "1.sql: stream orders is defined twice, first in 0.sql; keep one of the two"
+    );
+
+    let orphan = cluster.apply(&[ALL]).await.unwrap_err();
+    assert!(
+        orphan.message().contains("view spend reads stream orders, which does not exist"),
+        "{}",
+        orphan.message()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_takes_nullable_columns_at_its_end_and_nothing_else() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    let refusals = [
+        (
+            ORDERS.replace("amount DOUBLE", "amount BIGINT"),
+            "its column amount DOUBLE would become amount BIGINT",
+        ),
+        (ORDERS.replace("amount DOUBLE, ", ""), "its column amount DOUBLE would become"),
+        (ORDERS.replace("5 seconds", "6 seconds"), "its watermark delay would change"),
+        (
+            ORDERS.replace("partitions = 2", "partitions = 3"),
+            "its partitions would change from 2 to 3",
+        ),
+        (
+            ORDERS.replace(
+                "ts TIMESTAMP NOT NULL,",
+                "ts TIMESTAMP NOT NULL, place VARCHAR NOT NULL,",
+            ),
+            "is NOT NULL",
+        ),
+        (
+            other_stream().replace("topic = 'others'", "topic = 'orders'"),
+            "would share topic orders with stream orders",
+        ),
+    ];
+    for (sql, reason) in refusals {
+        let refused = cluster.apply(&[&sql]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(
+            refused.message().contains(reason),
+            "{:?} should say {reason:?}",
+            refused.message()
+        );
+    }
+    let longer = ORDERS.replace("ts TIMESTAMP NOT NULL,", "ts TIMESTAMP NOT NULL, place VARCHAR,");
+    let extended = cluster.apply(&[&longer, ALL]).await.unwrap();
+    let kinds =
+        [(ChangeKind::Extended, "stream", "orders"), (ChangeKind::Unchanged, "view", "spend")];
+    assert_eq!(told(&extended), expected(&kinds));
+    // The new column can be used at once, and what was is said in the plan.
+    let by_place = PAID.replace("user_id", "place");
+    let replayed = cluster.apply(&[&by_place]).await.unwrap();
+    let plan = replayed.changes[0].plan.clone().unwrap();
+    assert!(
+        plan.differences.iter().any(|line| line.contains("stream orders has been extended")),
+        "{plan:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_plans_and_does_nothing() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&[(0, 1.0), (1, 1.0), (1, 0.0), (2, 5.0)]).await;
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(1)).unwrap();
+    cluster.processor.step().await;
+    cluster.quiet().await;
+    let request =
+        ApplyRequest { files: files(&[ORDERS, PAID]), dry_run: true, ..ApplyRequest::default() };
+    let planned = cluster.catalog().apply(Request::new(request)).await.unwrap().into_inner();
+    let plan = planned.changes[1].plan.clone().unwrap();
+    assert_eq!(
+        (planned.changes[1].kind(), plan.records, plan.disk_bytes),
+        (ChangeKind::Replayed, 3, 8192)
+    );
+    assert!(plan.bytes > 0 && plan.disk_free_bytes > 0 && !plan.differences.is_empty(), "{plan:?}");
+    assert_eq!(plan.seconds, 3.0 / 200.0);
+    assert!(
+        plan.warnings[0].starts_with("partition 1 of topic orders begins at offset 1"),
+        "{:?}",
+        plan.warnings
+    );
+    assert_eq!(cluster.coordinator.office.state().replays().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_view_is_refused_while_its_replay_is_open() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    let started = cluster.apply(&[PAID]).await.unwrap();
+    assert_eq!(started.changes[0].replay_id, "spend-1");
+    let same = cluster.apply(&[PAID]).await.unwrap();
+    assert_eq!(
+        (same.changes[0].kind(), same.changes[0].replay_id.as_str()),
+        (ChangeKind::Unchanged, "spend-1")
+    );
+    let third = PAID.replace("> 0", "> 1");
+    let refused = cluster.apply(&[&third]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("headwater replay abort spend-1"), "{}", refused.message());
+    assert_eq!(cluster.abort("spend-1").await.unwrap().phase(), Phase::Aborted);
+    assert_eq!(cluster.apply(&[&third]).await.unwrap().changes[0].replay_id, "spend-2");
+}

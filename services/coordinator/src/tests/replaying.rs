@@ -1,0 +1,338 @@
+use futures::StreamExt as _;
+use headwater_control::{CONTROL_TOPIC, Role};
+use headwater_proto::{
+    common::v1::{Value, value::Kind},
+    control::v1::{
+        ControlRecord, GetReplayRequest, ListReplaysRequest, Phase, Replay, ReplayOptions, Verdict,
+        replay_service_server::ReplayService as _,
+    },
+};
+use headwater_types::{Name, Offset, PartitionId};
+use prost::Message as _;
+use tonic::{Code, Request};
+
+use super::fixture::{ALL, Cluster, ORDERS, PAID};
+
+const MIXED: [(i64, f64); 6] = [(0, 1.0), (1, 2.0), (1, 0.0), (2, 0.0), (3, 4.0), (1, 8.0)];
+
+async fn replaying() -> Cluster {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    cluster.processor.step().await;
+    cluster.apply(&[PAID]).await.unwrap();
+    cluster
+}
+
+async fn kinds(cluster: &Cluster) -> Vec<String> {
+    let topic = Name::new(CONTROL_TOPIC).unwrap();
+    let mut reader = cluster.log.reader(&topic, PartitionId(0), Offset::ZERO).unwrap();
+    let mut kinds = Vec::new();
+    while let Some(chunk) = reader.read(1 << 20, std::time::Duration::ZERO).unwrap() {
+        for record in chunk.records(Offset::ZERO) {
+            let record = ControlRecord::decode(record.unwrap().value.unwrap()).unwrap();
+            let name = format!("{:?}", record.event.unwrap());
+            kinds.push(name.split('(').next().unwrap().to_owned());
+        }
+    }
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_compares_at_the_fence_swaps_undoes_and_swaps_again() {
+    let mut cluster = replaying().await;
+    let held = cluster.until("spend-1", Phase::Hold).await;
+    assert_eq!(held.verdict(), Verdict::Inconclusive);
+    let diff = held.diff.clone().unwrap();
+    // User 1 loses an order that cost nothing, user 2 had no other.
+    assert_eq!((diff.same, diff.changed, diff.only_old, diff.only_new), (2, 1, 1, 0));
+    assert_eq!(
+        (diff.key.clone(), diff.sample_columns.clone()),
+        (vec!["user_id".into()], vec!["orders".into(), "spend".into()])
+    );
+    assert_eq!(
+        (diff.columns[0].changed, diff.columns[0].sum_old, diff.columns[0].sum_new),
+        (1, Some(5.0), Some(4.0))
+    );
+    assert_eq!((diff.columns[1].changed, diff.columns[1].max_delta), (0, Some(0.0)));
+    let integer = |value| Value { kind: Some(Kind::Integer(value)) };
+    assert_eq!(diff.samples.len(), 2);
+    assert_eq!(
+        (&diff.samples[0].key[0], &diff.samples[0].new_values[0]),
+        (&integer(1), &integer(2))
+    );
+    assert_eq!((&diff.samples[1].key[0], diff.samples[1].new_values.len()), (&integer(2), 0));
+    assert_eq!(held.waiting_for, "a person: promote or abort");
+
+    cluster.promote("spend", false).await.unwrap();
+    let retained = cluster.until("spend-1", Phase::Retain).await;
+    assert_eq!((retained.epoch, retained.retain_until_ms), (2, 1_000 + 24 * 3_600_000));
+    cluster.ingest(&MIXED).await;
+    cluster.processor.step().await;
+    cluster.undo("spend").await.unwrap();
+    let undone = cluster.until("spend-1", Phase::Undone).await;
+    assert_eq!(undone.epoch, 3);
+    let positions =
+        |replay: &Replay| replay.swap_fence.iter().map(|fence| fence.offset).collect::<Vec<_>>();
+    assert!(positions(&undone) > positions(&retained), "it lost nothing that came since");
+    let again = cluster.undo("spend").await.unwrap_err();
+    assert!(again.message().contains("headwater replay promote spend-1"), "{}", again.message());
+    cluster.promote("spend-1", false).await.unwrap();
+    cluster.until("spend-1", Phase::Retain).await;
+
+    cluster.wait_ms(24 * 3_600_000);
+    let retired = cluster.until("spend-1", Phase::Retired).await;
+    cluster.processor.step().await;
+    assert_eq!(cluster.processor.deleted, [retired.old_generation.parse().unwrap()]);
+    let gone = cluster.undo("spend").await.unwrap_err();
+    assert!(gone.message().contains("is retired"), "{}", gone.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_restarts_between_any_two_steps_writes_the_same_history() {
+    async fn story(restart: bool) -> Vec<String> {
+        let mut cluster = replaying().await;
+        let verbs = [Phase::Hold, Phase::Retain, Phase::Undone, Phase::Retain];
+        for (verb, phase) in verbs.into_iter().enumerate() {
+            match verb {
+                1 | 3 => drop(cluster.promote("spend", false).await.unwrap()),
+                2 => drop(cluster.undo("spend").await.unwrap()),
+                _ => {}
+            }
+            for step in 0..200 {
+                if cluster.replay("spend").await.phase() == phase {
+                    break;
+                }
+                assert!(step < 199, "{phase:?} never came");
+                if restart {
+                    cluster.restart().await;
+                }
+                cluster.processor.step().await;
+                cluster.quiet().await;
+                if restart && step % 2 == 0 {
+                    let reason = cluster.take_over().await;
+                    assert!(reason.contains("another coordinator took over"), "{reason}");
+                }
+            }
+        }
+        let state = cluster.coordinator.office.state();
+        assert_eq!(state.views()["spend"].epoch.0, 4);
+        kinds(&cluster).await
+    }
+    let straight = story(false).await;
+    assert_eq!(story(true).await, straight);
+    let expected = [
+        "StreamDeclared",
+        "ViewCreated",
+        "ReplayStarted",
+        "AlignRequested",
+        "FenceNamed",
+        "DiffRecorded",
+        "SwapRequested",
+        "Swapped",
+        "SwapRequested",
+        "Swapped",
+        "SwapRequested",
+        "Swapped",
+    ];
+    assert_eq!(straight, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_that_restarts_in_every_step_changes_nothing_in_the_comparison() {
+    let mut cluster = replaying().await;
+    for _ in 0..200 {
+        if cluster.replay("spend").await.phase() == Phase::Hold {
+            break;
+        }
+        cluster.processor.restart().await;
+        cluster.processor.step().await;
+        cluster.quiet().await;
+    }
+    let diff = cluster.replay("spend").await.diff.unwrap();
+    assert_eq!((diff.same, diff.changed, diff.only_old, diff.only_new), (2, 1, 1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verbs_that_do_not_fit_the_phase_are_refused_with_it_and_with_what_to_do() {
+    let mut cluster = replaying().await;
+    let early = cluster.promote("spend", false).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition);
+    assert!(
+        early.message().contains("it is in phase REPLAY; wait for phase HOLD"),
+        "{}",
+        early.message()
+    );
+    let undo = cluster.undo("spend").await.unwrap_err();
+    assert!(undo.message().contains("replay spend-1 is open"), "{}", undo.message());
+    assert_eq!(cluster.promote("nothing", false).await.unwrap_err().code(), Code::NotFound);
+    cluster.until("spend-1", Phase::Hold).await;
+    cluster.promote("spend", false).await.unwrap();
+    cluster.promote("spend", false).await.unwrap();
+    let undo = cluster.undo("spend").await.unwrap_err();
+    assert!(undo.message().contains("is being promoted"), "{}", undo.message());
+    let aborted = cluster.abort("spend").await.unwrap();
+    assert_eq!((aborted.phase(), aborted.reason.as_str()), (Phase::Aborted, "not this"));
+    assert_eq!(cluster.abort("spend").await.unwrap().phase(), Phase::Aborted);
+    let late = cluster.promote("spend", false).await.unwrap_err();
+    assert!(late.message().contains("phase ABORTED: not this"), "{}", late.message());
+    let state = cluster.coordinator.office.state();
+    assert_eq!(state.views()["spend"].epoch.0, 1);
+    let listed = cluster
+        .replays()
+        .list(Request::new(ListReplaysRequest::default()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(listed.replays.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thresholds_decide_and_a_pass_promotes_by_itself_if_told_to() {
+    for (max, promote, verdict, phase) in [
+        (0.25, true, Verdict::Pass, Phase::Retain),
+        (0.25, false, Verdict::Pass, Phase::Hold),
+        (0.24, true, Verdict::Fail, Phase::Hold),
+    ] {
+        let mut cluster = Cluster::new().await;
+        cluster.apply(&[ORDERS, ALL]).await.unwrap();
+        cluster.ingest(&MIXED).await;
+        let shares = ReplayOptions {
+            promote,
+            max_changed: Some(max),
+            max_only_old: Some(max),
+            max_only_new: Some(0.0),
+            ..ReplayOptions::default()
+        };
+        cluster.apply_with(&[PAID], shares).await.unwrap();
+        let replay = cluster.until("spend", phase).await;
+        assert_eq!(replay.verdict(), verdict);
+        if verdict == Verdict::Fail {
+            let refused = cluster.promote("spend", false).await.unwrap_err();
+            assert!(refused.message().contains("--accept-failed"), "{}", refused.message());
+            cluster.promote("spend", true).await.unwrap();
+            cluster.until("spend", Phase::Retain).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_of_the_same_definition_finds_no_difference_and_passes() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    let start =
+        headwater_proto::control::v1::StartRequest { view: "spend".into(), ..Default::default() };
+    cluster.replays().start(Request::new(start)).await.unwrap();
+    let held = cluster.until("spend", Phase::Hold).await;
+    let diff = held.diff.unwrap();
+    assert_eq!((held.verdict, diff.same, diff.changed), (Verdict::Pass.into(), 4, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_shard_and_trimmed_input_fail_the_replay_and_nothing_else() {
+    let mut cluster = replaying().await;
+    let new = cluster.replay("spend").await.new_generation;
+    cluster.processor.failing = Some((new.parse().unwrap(), "sum is out of range".into()));
+    let failed = cluster.until("spend", Phase::Failed).await;
+    assert!(failed.reason.ends_with("sum is out of range"), "{}", failed.reason);
+
+    cluster.apply(&[PAID]).await.unwrap();
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(2)).unwrap();
+    let trimmed = cluster.until("spend-2", Phase::Failed).await;
+    assert!(
+        trimmed.reason.starts_with("records 0 to 2 of partition 1 of stream orders were trimmed")
+    );
+    let state = cluster.coordinator.office.state();
+    assert_eq!(state.generations().values().filter(|entry| entry.role == Role::Retired).count(), 2);
+    assert_eq!(state.views()["spend"].epoch.0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serving_generation_that_has_stopped_can_be_replaced_and_can_be_undone() {
+    let mut cluster = replaying().await;
+    let replay = cluster.replay("spend").await;
+    cluster.processor.failing = Some((replay.old_generation.parse().unwrap(), "overflow".into()));
+    let held = cluster.until("spend", Phase::Hold).await;
+    assert_eq!(held.verdict(), Verdict::Inconclusive);
+    let note = held.diff.unwrap().note;
+    assert!(note.starts_with("nothing was compared: the serving generation has stopped"), "{note}");
+    cluster.promote("spend", false).await.unwrap();
+    cluster.until("spend", Phase::Retain).await;
+
+    cluster.processor.failing = Some((replay.new_generation.parse().unwrap(), "overflow".into()));
+    cluster.processor.step().await;
+    cluster.quiet().await;
+    cluster.undo("spend").await.unwrap();
+    cluster.until("spend", Phase::Undone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_checkpoint_fails_the_replay_with_the_reason() {
+    let mut cluster = replaying().await;
+    loop {
+        cluster.processor.step().await;
+        let state = cluster.coordinator.office.state();
+        if state.replays().values().next().unwrap().fence.is_some() {
+            break;
+        }
+        cluster.quiet().await;
+    }
+    let old = cluster.replay("spend").await.old_generation.parse().unwrap();
+    let lost = headwater_state::layout::checkpoints_dir(cluster.data.path(), old);
+    // The live shards reported it, and then it went.
+    headwater_state::layout::remove(&lost).unwrap();
+    std::fs::write(&lost, "not a directory").unwrap();
+    let new: headwater_types::GenerationId =
+        cluster.replay("spend").await.new_generation.parse().unwrap();
+    cluster.processor.step_only(new).await;
+    let mut reason = String::new();
+    for _ in 0..100 {
+        cluster.quiet().await;
+        let replay = cluster.replay("spend").await;
+        if replay.phase() == Phase::Failed {
+            reason = replay.reason;
+            break;
+        }
+    }
+    assert!(reason.starts_with("the two generations cannot be compared"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_every_phase_until_a_person_must_decide() {
+    let mut cluster = replaying().await;
+    let watch = cluster
+        .replays()
+        .watch(Request::new(GetReplayRequest { replay: "spend".into() }))
+        .await
+        .unwrap();
+    #[allow(clippy::disallowed_methods, reason = "a client of its own")]
+    let phases = tokio::spawn(async move {
+        let phases = watch.into_inner().map(|replay| replay.unwrap().phase());
+        tokio::time::timeout(std::time::Duration::from_secs(20), phases.collect::<Vec<_>>())
+            .await
+            .unwrap()
+    });
+    cluster.until("spend", Phase::Hold).await;
+    let phases = phases.await.unwrap();
+    assert_eq!(phases.first(), Some(&Phase::Replay));
+    assert_eq!(phases.last(), Some(&Phase::Hold));
+    assert!(phases.is_sorted(), "{phases:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_phase_progress_and_eta() {
+    let mut cluster = replaying().await;
+    cluster.until("spend", Phase::Hold).await;
+    cluster.quiet().await;
+    let text = cluster.node.metrics.encode();
+    assert!(text.contains(r#"headwater_coordinator_replay_phase{view="spend"} 4"#), "{text}");
+    assert!(
+        text.contains(r#"headwater_coordinator_replay_progress_ratio{view="spend"} 1.0"#),
+        "{text}"
+    );
+    assert!(
+        text.contains(r#"headwater_coordinator_replay_eta_seconds{view="spend"} 0.0"#),
+        "{text}"
+    );
+}

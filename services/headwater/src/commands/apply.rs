@@ -1,0 +1,137 @@
+use std::path::{Path, PathBuf};
+
+use headwater_proto::control::v1::{ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions, ReplayPlan};
+use serde_json::json;
+
+use super::replay;
+use crate::{
+    cli::{ApplyArgs, Output, ReplayOptionArgs},
+    client::{Server, request_id},
+    failure::{Failure, Result},
+    output::{self, thousands},
+};
+
+impl From<ReplayOptionArgs> for ReplayOptions {
+    fn from(args: ReplayOptionArgs) -> Self {
+        Self {
+            promote: args.promote,
+            max_changed: args.max_changed,
+            max_only_old: args.max_only_old,
+            max_only_new: args.max_only_new,
+            retain_ms: u64::try_from(args.retain.as_millis()).unwrap_or(u64::MAX),
+            reason: args.reason,
+        }
+    }
+}
+
+pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
+    let mut files = Vec::new();
+    for path in &args.files {
+        for file in definition_files(path)? {
+            let sql = std::fs::read_to_string(&file)
+                .map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))?;
+            files.push(DefinitionFile { name: file.display().to_string(), sql });
+        }
+    }
+    let request = ApplyRequest {
+        files,
+        dry_run: args.dry_run,
+        request_id: request_id(),
+        options: Some(args.options.into()),
+    };
+    let changes = server.catalog().apply(request).await?.into_inner().changes;
+    let done = |kind: ChangeKind| match kind {
+        ChangeKind::Unspecified => "unknown",
+        ChangeKind::Unchanged => "unchanged",
+        ChangeKind::Created => "created",
+        ChangeKind::Extended => "extended",
+        ChangeKind::Replayed => "replay",
+    };
+    let rows: Vec<_> = changes
+        .iter()
+        .map(|change| {
+            let mut row = json!({
+                "object": change.object,
+                "name": change.name,
+                "change": done(change.kind()),
+                "generation": change.generation,
+                "replay": change.replay_id,
+            });
+            if let (Some(plan), true) = (&change.plan, args.output != Output::Table) {
+                row["plan"] = plan_json(plan);
+            }
+            row
+        })
+        .collect();
+    output::objects(args.output, &["object", "name", "change", "generation", "replay"], &rows)?;
+    for change in &changes {
+        if let Some(plan) = &change.plan {
+            print_plan(plan);
+        }
+    }
+    if args.dry_run {
+        eprintln!("dry run: nothing was changed");
+        return Ok(());
+    }
+    for change in changes.iter().filter(|change| change.kind() == ChangeKind::Replayed) {
+        if args.wait {
+            replay::wait(server, &change.replay_id, true).await?;
+        } else {
+            eprintln!("follow it: headwater replay watch {}", change.replay_id);
+        }
+    }
+    Ok(())
+}
+
+/// A file itself, or a directory's `*.sql` in name order.
+fn definition_files(path: &Path) -> Result<Vec<PathBuf>> {
+    let wrong = |error| Failure::usage(format!("cannot read {}: {error}", path.display()));
+    if !std::fs::metadata(path).map_err(wrong)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(wrong)? {
+        let file = entry.map_err(wrong)?.path();
+        if file.extension().is_some_and(|extension| extension == "sql") {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(Failure::usage(format!("{} holds no *.sql file", path.display())));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The plan in words, on stderr beside the table.
+pub(super) fn print_plan(plan: &ReplayPlan) {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
+    let time = match plan.seconds {
+        seconds if seconds <= 0.0 => "unknown until rates are measured".to_owned(),
+        seconds => format!("about {seconds:.1} s"),
+    };
+    eprintln!("replay of {} (now {}):", plan.view, plan.replaces);
+    eprintln!("  reads  {} records, {}", thousands(plan.records), mib(plan.bytes));
+    eprintln!("  disk   {} needed, {} free", mib(plan.disk_bytes), mib(plan.disk_free_bytes));
+    eprintln!("  time   {time}");
+    for difference in &plan.differences {
+        eprintln!("  change {difference}");
+    }
+    for warning in &plan.warnings {
+        eprintln!("  warning: {warning}");
+    }
+}
+
+pub(super) fn plan_json(plan: &ReplayPlan) -> serde_json::Value {
+    json!({
+        "view": plan.view,
+        "replaces": plan.replaces,
+        "records": plan.records,
+        "bytes": plan.bytes,
+        "disk_bytes": plan.disk_bytes,
+        "disk_free_bytes": plan.disk_free_bytes,
+        "seconds": plan.seconds,
+        "differences": plan.differences,
+        "warnings": plan.warnings,
+    })
+}

@@ -1,0 +1,176 @@
+mod render;
+
+use std::time::Duration;
+
+use headwater_proto::control::v1::{
+    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay, StartRequest,
+    UndoRequest, Verdict,
+};
+
+use super::apply::{plan_json, print_plan};
+use crate::{
+    cli::{DecisionArgs, Output, ReplayCommand},
+    client::{Server, request_id},
+    failure::{Exit, Failure, Result},
+    output,
+};
+
+pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
+    let server = || Server::connect(address);
+    match command {
+        ReplayCommand::Plan(args) => {
+            let request = PlanRequest { view: args.view, view_sql: read(args.file)? };
+            let plan = server().await?.replays().plan(request).await?.into_inner();
+            if args.output == Output::Table {
+                print_plan(&plan);
+                return Ok(());
+            }
+            output::objects(args.output, &["view", "records", "bytes", "disk_bytes", "seconds"], &[plan_json(&plan)])
+        }
+        ReplayCommand::Start(args) => {
+            let server = server().await?;
+            let request = StartRequest {
+                view: args.view,
+                view_sql: read(args.file)?,
+                options: Some(args.options.into()),
+                request_id: request_id(),
+            };
+            let replay = server.replays().start(request).await?.into_inner();
+            if args.wait {
+                let last = wait(&server, &replay.replay_id, true).await;
+                return finish(&server, &replay.replay_id, args.output, last).await;
+            }
+            render::one(args.output, &replay)
+        }
+        ReplayCommand::List { view, output } => {
+            let request = ListReplaysRequest { view: view.unwrap_or_default() };
+            let replays = server().await?.replays().list(request).await?.into_inner().replays;
+            render::list(output, &replays)
+        }
+        ReplayCommand::Get { replay, output } => {
+            let request = GetReplayRequest { replay };
+            render::one(output, &server().await?.replays().get(request).await?.into_inner())
+        }
+        ReplayCommand::Watch { replay } => {
+            let server = server().await?;
+            let last = wait(&server, &replay, true).await;
+            finish(&server, &replay, Output::Table, last).await
+        }
+        ReplayCommand::Promote { replay, accept_failed, decision } => {
+            let server = server().await?;
+            let DecisionArgs { reason, wait, output } = decision;
+            let request = PromoteRequest { replay, accept_failed, reason, request_id: request_id() };
+            let replay = server.replays().promote(request).await?.into_inner();
+            decided(&server, replay, wait, output).await
+        }
+        ReplayCommand::Abort { replay, decision } => {
+            let server = server().await?;
+            let DecisionArgs { reason, wait: _, output } = decision;
+            let request = AbortRequest { replay, reason, request_id: request_id() };
+            render::one(output, &server.replays().abort(request).await?.into_inner())
+        }
+        ReplayCommand::Undo { view, decision } => {
+            let server = server().await?;
+            let DecisionArgs { reason, wait, output } = decision;
+            let request = UndoRequest { view, reason, request_id: request_id() };
+            let replay = server.replays().undo(request).await?.into_inner();
+            decided(&server, replay, wait, output).await
+        }
+        ReplayCommand::Pause(_) => Err(later("pause")),
+        ReplayCommand::Resume(_) => Err(later("resume")),
+        ReplayCommand::Throttle(_) => Err(later("throttle")),
+        ReplayCommand::Verify(_) => Err(later("verify")),
+        ReplayCommand::Retry(_) => Err(later("retry")),
+    }
+}
+
+fn later(verb: &str) -> Failure {
+    Failure::usage(format!("replay {verb} is not available in this version; `replay abort` and `replay start` are"))
+}
+
+fn read(file: Option<std::path::PathBuf>) -> Result<String> {
+    let Some(file) = file else { return Ok(String::new()) };
+    std::fs::read_to_string(&file).map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))
+}
+
+async fn decided(server: &Server, replay: Replay, wait_for_it: bool, output: Output) -> Result {
+    let replay = if wait_for_it && replay.phase() == Phase::Commit {
+        wait(server, &replay.replay_id, false).await?;
+        server.replays().get(GetReplayRequest { replay: replay.replay_id }).await?.into_inner()
+    } else {
+        replay
+    };
+    render::one(output, &replay)
+}
+
+/// Prints the outcome even when it is one that a script must notice.
+async fn finish(server: &Server, replay: &str, output: Output, last: Result) -> Result {
+    let state = server.replays().get(GetReplayRequest { replay: replay.to_owned() }).await?.into_inner();
+    render::one(output, &state)?;
+    last
+}
+
+/// Follows a replay until it is done or a person must decide, and says which by the exit code.
+pub(super) async fn wait(server: &Server, replay: &str, show: bool) -> Result {
+    let mut progress = show.then(render::Progress::new);
+    loop {
+        let request = GetReplayRequest { replay: replay.to_owned() };
+        let mut states = server.replays().watch(request).await?.into_inner();
+        while let Some(state) = states.message().await? {
+            if let Some(progress) = &mut progress {
+                progress.show(&state);
+            }
+            if let Some(outcome) = outcome(&state) {
+                if let Some(progress) = progress.take() {
+                    progress.finish();
+                }
+                return outcome;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// `None` while the replay goes on by itself.
+fn outcome(replay: &Replay) -> Option<Result> {
+    let id = &replay.replay_id;
+    let promotes = replay.options.as_ref().is_some_and(|options| options.promote);
+    match replay.phase() {
+        Phase::Unspecified | Phase::Replay | Phase::Align | Phase::Diff | Phase::Commit => None,
+        Phase::Retain | Phase::Undone | Phase::Retired => Some(Ok(())),
+        Phase::Aborted => Some(Err(Failure::new(Exit::Failed, format!("replay {id} was aborted: {}", replay.reason)))),
+        Phase::Failed => Some(Err(Failure::new(Exit::Failed, format!("replay {id} failed: {}", replay.reason)))),
+        Phase::Hold => match replay.verdict() {
+            Verdict::Pass if promotes => None,
+            Verdict::Pass => Some(Ok(())),
+            Verdict::Fail => Some(Err(Failure::new(
+                Exit::Failed,
+                format!("the diff is outside the thresholds; look at it, then `headwater replay abort {id}` or `headwater replay promote {id} --accept-failed`"),
+            ))),
+            Verdict::Unspecified | Verdict::Inconclusive => Some(Err(Failure::new(
+                Exit::Inconclusive,
+                format!("a person must decide: `headwater replay promote {id}` or `headwater replay abort {id}`"),
+            ))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(phase: Phase, verdict: Verdict) -> Option<Option<Exit>> {
+        let replay = Replay { phase: phase.into(), verdict: verdict.into(), ..Replay::default() };
+        outcome(&replay).map(|outcome| outcome.err().map(|failure| failure.exit))
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_a_person_must_decide() {
+        assert_eq!(exit(Phase::Replay, Verdict::Unspecified), None);
+        assert_eq!(exit(Phase::Hold, Verdict::Pass), Some(None));
+        assert_eq!(exit(Phase::Hold, Verdict::Fail), Some(Some(Exit::Failed)));
+        assert_eq!(exit(Phase::Hold, Verdict::Inconclusive), Some(Some(Exit::Inconclusive)));
+        assert_eq!(exit(Phase::Failed, Verdict::Unspecified), Some(Some(Exit::Failed)));
+        assert_eq!(exit(Phase::Retain, Verdict::Pass), Some(None));
+    }
+}

@@ -1,0 +1,98 @@
+use std::{num::NonZeroUsize, time::Duration};
+
+use anyhow::ensure;
+use headwater_service::config::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[ingest]`: how much is taken in at once.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The largest request: a gRPC message, or an HTTP body before and after decompression.
+    ///
+    /// It is refused before it is read. What is taken is held in memory until it is durable.
+    pub max_request: ByteSize,
+
+    /// The largest single event; a larger one is rejected and the rest of its request goes on.
+    pub max_event: ByteSize,
+
+    /// The most events in one request. Each costs memory for its result, however small it is.
+    pub max_events: NonZeroUsize,
+
+    /// What all requests together may hold. Beyond it, requests are refused with `RESOURCE_EXHAUSTED` or
+    /// 429 and streams wait: a log that is slow for a moment must not become a process out of memory.
+    pub in_flight: ByteSize,
+
+    /// Batches of one `AppendStream` that may be on their way to the log. More hides a longer fsync; an
+    /// error late in the stream then leaves more batches behind it unanswered.
+    pub stream_window: NonZeroUsize,
+
+    /// What `Retry-After` tells HTTP clients when the log is away or ingest is full. Whole seconds.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub retry_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_request: ByteSize::mib(16),
+            max_event: ByteSize::mib(1),
+            max_events: NonZeroUsize::new(250_000).expect("250,000 > 0"),
+            in_flight: ByteSize::mib(256),
+            stream_window: NonZeroUsize::new(16).expect("16 > 0"),
+            retry_after: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let Self { max_request, max_event, in_flight, .. } = self;
+        ensure!(max_event.0 > 0, "ingest.max-event is 0 B: no event could be accepted");
+        // An event and its key must fit one record batch of the log.
+        ensure!(
+            *max_event <= ByteSize::mib(8),
+            "ingest.max-event is {max_event}, and the log takes at most 8 MiB; lower it"
+        );
+        ensure!(
+            max_event <= max_request,
+            "ingest.max-event ({max_event}) is over ingest.max-request ({max_request}): raise the one or lower the other"
+        );
+        ensure!(
+            *max_request <= ByteSize::gib(1),
+            "ingest.max-request is {max_request}; at most 1 GiB is possible"
+        );
+        ensure!(
+            max_request <= in_flight,
+            "ingest.in-flight ({in_flight}) is below ingest.max-request ({max_request}): such a request could never \
+             be taken; raise the one or lower the other"
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_states_every_default() {
+        let shipped: toml::Table = include_str!("../ingest.toml").parse().unwrap();
+        assert_eq!(headwater_service::config::defaults::<Config>().unwrap(), shipped);
+    }
+
+    #[test]
+    fn the_defaults_pass_their_own_check_and_a_contradiction_names_its_keys() {
+        Config::default().check().unwrap();
+        let config = Config { in_flight: ByteSize::mib(1), ..Config::default() };
+        let refused = config.check().unwrap_err().to_string();
+        assert!(
+            refused.starts_with("ingest.in-flight (1 MiB) is below ingest.max-request (16 MiB)"),
+            "{refused}"
+        );
+        let config = Config { max_event: ByteSize::mib(9), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("ingest.max-event is 9 MiB"));
+    }
+}

@@ -1,0 +1,316 @@
+//! What could not be processed: read back, and appended again.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use headwater_engine::Stage;
+use headwater_log::{Error as LogError, Log, Reader, Record};
+use headwater_proto::{
+    headers,
+    ingest::v1::{
+        DeadLetter, ListDeadLettersRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
+        append_result::Outcome, dead_letter_service_server::DeadLetterService,
+    },
+};
+use headwater_service::Shutdown;
+use headwater_types::{Name, Offset, PartitionId, Token};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{append::Appender, body::Budget, catalog::Stream, refusal::Refusal};
+
+/// Letters between the reading thread and the connection; each has at most the size of an event.
+const QUEUE: usize = 16;
+const READ_BYTES: usize = 256 << 10;
+const READ_WAIT: Duration = Duration::from_millis(100);
+
+/// A batch of `Replay`: as many as this or as large as this.
+const BATCH: usize = 1000;
+const BATCH_BYTES: usize = 4 << 20;
+
+const REASONS: usize = 10;
+
+/// `DeadLetterService`.
+pub(crate) struct DeadLetters {
+    appender: Arc<Appender>,
+    shutdown: Shutdown,
+}
+
+impl DeadLetters {
+    pub(crate) fn new(appender: Arc<Appender>, shutdown: Shutdown) -> Self {
+        Self { appender, shutdown }
+    }
+
+    /// Reads the selected letters that are there now, on a thread of its own, until the receiver is
+    /// dropped.
+    async fn read(
+        &self,
+        selection: ListDeadLettersRequest,
+    ) -> Result<(Arc<Stream>, mpsc::Receiver<Result<DeadLetter, Status>>), Status> {
+        let stream = self.appender.catalog().stream(&selection.stream).await?;
+        let selection = Selection::try_from(selection)?;
+        let topic = stream.definition.dead_letter_topic();
+        let (log, shutdown) = (self.appender.log().clone(), self.shutdown.clone());
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::task::spawn_blocking(move || {
+            let read = scan(&*log, &topic, &selection, |letter| {
+                if shutdown.is_cancelled() {
+                    let _ = sender.blocking_send(Err(Refusal::Stopping.into()));
+                    return ControlFlow::Break(());
+                }
+                match sender.blocking_send(Ok(letter)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            });
+            if let Err(error) = read {
+                // A receiver that has gone needs no error.
+                let _ = sender.blocking_send(Err(headwater_service::log_status(&error)));
+            }
+        });
+        Ok((stream, receiver))
+    }
+}
+
+#[tonic::async_trait]
+impl DeadLetterService for DeadLetters {
+    type ListStream = BoxStream<'static, Result<DeadLetter, Status>>;
+
+    async fn list(
+        &self,
+        request: Request<ListDeadLettersRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let (_, letters) = self.read(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(letters))))
+    }
+
+    async fn replay(
+        &self,
+        request: Request<ReplayDeadLettersRequest>,
+    ) -> Result<Response<ReplayDeadLettersResponse>, Status> {
+        let selection = request.into_inner().selection.unwrap_or_default();
+        let (stream, mut letters) = self.read(selection).await?;
+        let mut replay = Replay::new(&self.appender, stream);
+        // Several views, and several generations of one, put the same record aside.
+        let mut seen = HashSet::new();
+        while let Some(letter) = letters.recv().await {
+            let letter = letter?;
+            if seen.insert((letter.partition, letter.offset)) {
+                replay.push(letter.value).await?;
+            }
+        }
+        Ok(Response::new(replay.finish().await?))
+    }
+}
+
+/// Dead letters on their way back.
+struct Replay<'a> {
+    appender: &'a Appender,
+    stream: Arc<Stream>,
+    events: Vec<Bytes>,
+    bytes: usize,
+    token: Token,
+    response: ReplayDeadLettersResponse,
+}
+
+impl<'a> Replay<'a> {
+    fn new(appender: &'a Appender, stream: Arc<Stream>) -> Self {
+        let token = Token::new(stream.definition.name.clone());
+        Self {
+            appender,
+            stream,
+            events: Vec::new(),
+            bytes: 0,
+            token,
+            response: ReplayDeadLettersResponse::default(),
+        }
+    }
+
+    async fn push(&mut self, event: Bytes) -> Result<(), Status> {
+        self.bytes += event.len();
+        self.events.push(event);
+        if self.events.len() >= BATCH || self.bytes >= BATCH_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<ReplayDeadLettersResponse, Status> {
+        self.flush().await?;
+        self.response.token = self.token.to_string();
+        Ok(self.response)
+    }
+
+    async fn flush(&mut self) -> Result<(), Status> {
+        let events = std::mem::take(&mut self.events);
+        self.bytes = 0;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let held = self.appender.budget().hold(Budget::cost(&events)).await?;
+        let answer = self.appender.submit(self.stream.clone(), events, held).await?.finish().await;
+        self.response.accepted += answer.accepted;
+        self.response.rejected += answer.rejected;
+        if let Ok(token) = answer.token.parse() {
+            self.token.join(&token);
+        }
+        for result in answer.results {
+            let Some(Outcome::Rejected(rejected)) = result.outcome else { continue };
+            if rejected.retryable {
+                // Going on would leave a hole that nobody can name.
+                let accepted = self.response.accepted;
+                let reason = rejected.reason;
+                return Err(Status::unavailable(format!(
+                    "{reason}; {accepted} dead letters were appended before that: {}",
+                    self.token
+                )));
+            }
+            if self.response.reasons.len() < REASONS {
+                let Some(separator) = (!rejected.field.is_empty()).then_some(": ") else {
+                    self.response.reasons.push(rejected.reason);
+                    continue;
+                };
+                self.response.reasons.push(rejected.field + separator + &rejected.reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which dead letters are meant.
+struct Selection {
+    stage: Option<Stage>,
+    view: Option<String>,
+    partition: Option<u32>,
+    offset: Option<u64>,
+    limit: u64,
+}
+
+impl TryFrom<ListDeadLettersRequest> for Selection {
+    type Error = Status;
+    fn try_from(request: ListDeadLettersRequest) -> Result<Self, Status> {
+        let ListDeadLettersRequest { stream: _, stage, view, limit, partition, offset } = request;
+        let stage = (!stage.is_empty()).then(|| stage.parse()).transpose();
+        let stage = stage.map_err(|error| Status::invalid_argument(format!("stage: {error}")))?;
+        let view = (!view.is_empty()).then_some(view);
+        Ok(Self {
+            stage,
+            view,
+            partition,
+            offset,
+            limit: if limit == 0 { u64::MAX } else { limit },
+        })
+    }
+}
+
+impl Selection {
+    fn has(&self, letter: &DeadLetter) -> bool {
+        self.stage.is_none_or(|stage| stage.as_str() == letter.stage)
+            && self.view.as_ref().is_none_or(|view| *view == letter.view)
+            && self.partition.is_none_or(|partition| partition == letter.partition)
+            && self.offset.is_none_or(|offset| offset == letter.offset)
+    }
+}
+
+/// Hands out the selected letters, oldest first, up to where the topic ends now.
+fn scan(
+    log: &dyn Log,
+    topic: &Name,
+    selection: &Selection,
+    mut found: impl FnMut(DeadLetter) -> ControlFlow<()>,
+) -> Result<(), LogError> {
+    // No topic yet: nothing was ever put aside.
+    let Some(spec) = log.topic(topic)? else { return Ok(()) };
+    let mut sources = Vec::new();
+    for partition in (0..spec.partitions).map(PartitionId) {
+        sources.push(Source::open(log, topic, partition)?);
+    }
+    for _ in 0..selection.limit {
+        for source in &mut sources {
+            source.fill(selection)?;
+        }
+        let oldest = sources
+            .iter_mut()
+            .filter(|source| !source.letters.is_empty())
+            .min_by_key(|source| source.letters.front().map(|letter| letter.timestamp_ms));
+        let Some(letter) = oldest.and_then(|source| source.letters.pop_front()) else { break };
+        if found(letter).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One partition of the dead-letter topic.
+struct Source {
+    reader: Box<dyn Reader>,
+    end: Offset,
+    letters: VecDeque<DeadLetter>,
+    done: bool,
+}
+
+impl Source {
+    fn open(log: &dyn Log, topic: &Name, partition: PartitionId) -> Result<Self, LogError> {
+        let ends = log.ends(topic, partition)?;
+        let reader = log.reader(topic, partition, ends.start)?;
+        Ok(Self { reader, end: ends.end, letters: VecDeque::new(), done: false })
+    }
+
+    /// Reads on until there is a selected letter or nothing is left.
+    fn fill(&mut self, selection: &Selection) -> Result<(), LogError> {
+        while self.letters.is_empty() && !self.done {
+            let from = self.reader.position();
+            if from >= self.end {
+                self.done = true;
+                break;
+            }
+            // Below the end there is something to read, or a gap up to the end.
+            let Some(chunk) = self.reader.read(READ_BYTES, READ_WAIT)? else {
+                self.done = true;
+                break;
+            };
+            for record in chunk.records(from) {
+                let record = record?;
+                if record.offset >= self.end {
+                    break;
+                }
+                match letter(&record) {
+                    Some(letter) if selection.has(&letter) => self.letters.push_back(letter),
+                    Some(_) => {}
+                    None => {
+                        tracing::warn!(offset = %record.offset, "record in a dead-letter topic is none")
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `None`: somebody else wrote it.
+fn letter(record: &Record<'_>) -> Option<DeadLetter> {
+    let text = |name: &str| {
+        let value = record.headers.iter().find(|(header, _)| *header == name)?.1?;
+        std::str::from_utf8(value).ok().map(str::to_owned)
+    };
+    Some(DeadLetter {
+        stream: text(headers::STREAM)?,
+        topic: text(headers::TOPIC)?,
+        partition: text(headers::PARTITION)?.parse().ok()?,
+        offset: text(headers::OFFSET)?.parse().ok()?,
+        stage: text(headers::STAGE)?,
+        reason: text(headers::REASON)?,
+        view: text(headers::VIEW)?,
+        generation: text(headers::GENERATION)?,
+        key: record.key.map(Bytes::copy_from_slice),
+        value: Bytes::copy_from_slice(record.value.unwrap_or_default()),
+        timestamp_ms: record.timestamp_ms,
+    })
+}

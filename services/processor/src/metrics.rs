@@ -1,0 +1,170 @@
+use headwater_service::Metrics;
+use headwater_state::{Identity, Progress};
+use headwater_types::{Name, Tallies};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+};
+use std::sync::atomic::AtomicU64;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Shard {
+    view: String,
+    generation: String,
+    partition: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    view: String,
+    generation: String,
+    partition: u32,
+    outcome: &'static str,
+}
+
+type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// What the processor counts, for all shards.
+#[derive(Clone)]
+pub(crate) struct ProcessorMetrics {
+    lag: Family<Shard, Gauge>,
+    watermark: Family<Shard, FloatGauge>,
+    records: Family<Outcome, Counter>,
+    commits: Family<Shard, Counter>,
+    commit_seconds: Histogram,
+    state_bytes: Family<Shard, Gauge>,
+    rate: Family<Shard, FloatGauge>,
+    published: Family<Shard, Counter>,
+    stopped: Family<Shard, Gauge>,
+}
+
+const OUTCOMES: [&str; 5] = ["applied", "filtered", "late", "duplicate", "dead_lettered"];
+
+impl ProcessorMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self {
+            lag: metrics.register(
+                "processor_lag_records",
+                "Records in the log that the shard has not committed",
+                Family::default(),
+            ),
+            watermark: metrics.register(
+                "processor_watermark_seconds",
+                "The shard's watermark, in seconds since 1970",
+                Family::default(),
+            ),
+            records: metrics.register(
+                "processor_records",
+                "Records committed since the start, by what became of them",
+                Family::default(),
+            ),
+            commits: metrics.register(
+                "processor_commits",
+                "Commits since the start",
+                Family::default(),
+            ),
+            commit_seconds: metrics.register(
+                "processor_commit_seconds",
+                "How long a commit takes",
+                Histogram::new(exponential_buckets(0.000_05, 2.0, 16)),
+            ),
+            state_bytes: metrics.register(
+                "processor_state_bytes",
+                "The shard's state on disk",
+                Family::default(),
+            ),
+            rate: metrics.register(
+                "processor_records_per_second",
+                "Records that the shard committed per second, over the last few seconds",
+                Family::default(),
+            ),
+            published: metrics.register(
+                "processor_published",
+                "Output records appended to their topics since the start",
+                Family::default(),
+            ),
+            stopped: metrics.register(
+                "processor_shard_stopped",
+                "1 if the shard has stopped for an error",
+                Family::default(),
+            ),
+        }
+    }
+
+    /// The metrics of one shard.
+    pub(crate) fn shard(&self, view: &Name, identity: &Identity) -> ShardMetrics {
+        let shard = Shard {
+            view: view.to_string(),
+            generation: identity.generation.to_string(),
+            partition: identity.partition.0,
+        };
+        ShardMetrics { all: self.clone(), shard }
+    }
+}
+
+/// The metrics of one shard. They vanish with it.
+pub(crate) struct ShardMetrics {
+    all: ProcessorMetrics,
+    shard: Shard,
+}
+
+impl ShardMetrics {
+    pub(crate) fn committed(&self, seconds: f64, progress: &Progress, new: Tallies) {
+        self.all.commits.get_or_create(&self.shard).inc();
+        self.all.commit_seconds.observe(seconds);
+        if let Some(watermark) = progress.watermark.known() {
+            self.all.watermark.get_or_create(&self.shard).set(watermark.0 as f64 / 1e6);
+        }
+        let Tallies { applied, filtered, late, duplicate, dead_lettered } = new;
+        for (outcome, count) in
+            OUTCOMES.into_iter().zip([applied, filtered, late, duplicate, dead_lettered])
+        {
+            self.all.records.get_or_create(&self.outcome(outcome)).inc_by(count);
+        }
+    }
+
+    pub(crate) fn lag(&self, records: u64) {
+        self.all.lag.get_or_create(&self.shard).set(records.cast_signed());
+    }
+
+    pub(crate) fn measured(&self, state_bytes: u64, records_per_second: f64) {
+        self.all.state_bytes.get_or_create(&self.shard).set(state_bytes.cast_signed());
+        self.all.rate.get_or_create(&self.shard).set(records_per_second);
+    }
+
+    pub(crate) fn published(&self, records: u64) {
+        self.all.published.get_or_create(&self.shard).inc_by(records);
+    }
+
+    pub(crate) fn stopped(&self, stopped: bool) {
+        self.all.stopped.get_or_create(&self.shard).set(i64::from(stopped));
+    }
+
+    fn outcome(&self, outcome: &'static str) -> Outcome {
+        let Shard { view, generation, partition } = self.shard.clone();
+        Outcome { view, generation, partition, outcome }
+    }
+}
+
+impl Drop for ShardMetrics {
+    fn drop(&mut self) {
+        let all = &self.all;
+        for gauge in [&all.lag, &all.state_bytes, &all.stopped] {
+            gauge.remove(&self.shard);
+        }
+        for gauge in [&all.watermark, &all.rate] {
+            gauge.remove(&self.shard);
+        }
+        for counter in [&all.commits, &all.published] {
+            counter.remove(&self.shard);
+        }
+        for outcome in OUTCOMES {
+            all.records.remove(&self.outcome(outcome));
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What a shard put into its outbox, published exactly once.
+//!
+//! A record lies in the outbox before it is published, and leaves it after. If the process ends between
+//! the two, or the log does not say whether it took a batch, the publisher does not know what was
+//! published. Then it claims its writer anew, so that nothing can come from an older one any more, and
+//! reads the topic from where it knows all: what it finds there of its own was published. Its records
+//! are published in the order of their sequence, so the last one it finds is all it has to know. A
+//! power cut may take commits away, and with them the outbox: the same records lead to the same
+//! sequence again, and are found.
+
+use std::{sync::Arc, time::Duration};
+
+use headwater_control::OutputWindow;
+use headwater_engine::DeadLetter;
+use headwater_log::{BatchBuilder, FencedWriter, Log, Record, TopicSpec, WriterId};
+use headwater_proto::headers;
+use headwater_state::{Identity, OutboxKey, ShardDb};
+use headwater_types::{Name, Offset, Remedy, StreamDefinition};
+use tokio::runtime::Handle;
+
+use crate::trouble::Trouble;
+
+/// What is published at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches of a backlog that are published before the shard gets on with its records.
+const BATCHES: usize = 8;
+/// A log that takes longer is away: the shard gets on with its records.
+const APPEND_DEADLINE: Duration = Duration::from_secs(5);
+const READ_BYTES: usize = 1 << 20;
+/// Records that are in the log are handed out at once; it is waited only for what a log promised.
+const READ_WAIT: Duration = Duration::from_millis(100);
+
+/// What the shard may publish now.
+#[derive(Clone, Debug)]
+pub(crate) struct Permit {
+    /// The parts of the partition whose outputs belong to this generation, in order.
+    pub(crate) windows: Vec<OutputWindow>,
+    /// Publish nothing from here on, for a swap is under way.
+    pub(crate) muted_at: Option<Offset>,
+}
+
+/// What becomes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Publish,
+    /// It belongs to another generation for ever: a later window of ours has begun.
+    Delete,
+    /// Whose it is will be known later.
+    Keep,
+}
+
+impl Permit {
+    fn fate(&self, position: Offset) -> Fate {
+        let owned = |window: &&OutputWindow| {
+            window.from <= position && window.until.is_none_or(|until| position < until)
+        };
+        if self.windows.iter().find(owned).is_some() {
+            let muted = self.muted_at.is_some_and(|muted_at| position >= muted_at);
+            return if muted { Fate::Keep } else { Fate::Publish };
+        }
+        match self.windows.iter().any(|window| window.from > position) {
+            true => Fate::Delete,
+            false => Fate::Keep,
+        }
+    }
+}
+
+/// Publishes the outbox of one shard to its stream's dead-letter topic, partition by partition alike.
+pub(crate) struct Publisher {
+    log: Arc<dyn Log>,
+    runtime: Handle,
+    identity: Identity,
+    view: Name,
+    stream: Name,
+    topic: Name,
+    partitions: u32,
+    claim: Option<Claim>,
+    /// All before it has left the outbox.
+    next: OutboxKey,
+}
+
+/// The right to publish, and what was published already.
+struct Claim {
+    writer: Arc<dyn FencedWriter>,
+    /// The last record of ours that is in the topic, if one was found.
+    published: Option<OutboxKey>,
+    /// All of ours before it in the topic is accounted for.
+    cursor: Offset,
+}
+
+impl Publisher {
+    pub(crate) fn new(
+        log: Arc<dyn Log>,
+        runtime: Handle,
+        identity: Identity,
+        view: Name,
+        stream: &StreamDefinition,
+    ) -> Self {
+        Self {
+            log,
+            runtime,
+            identity,
+            view,
+            stream: stream.name.clone(),
+            topic: stream.dead_letter_topic(),
+            partitions: stream.partitions,
+            claim: None,
+            next: OutboxKey::default(),
+        }
+    }
+
+    /// The position before which nothing waits.
+    pub(crate) fn published(&self, db: &ShardDb) -> Result<Offset, Trouble> {
+        let head = db.outbox(self.next, 1)?;
+        Ok(head.first().map_or(db.progress().position, |(key, _)| key.position))
+    }
+
+    /// Publishes what may be published, a few batches at most, and returns how many records that were.
+    /// After an error it may be called again: what happened to the records is then found out first.
+    pub(crate) fn publish(&mut self, db: &ShardDb, permit: &Permit) -> Result<u64, Trouble> {
+        let mut count = 0;
+        for _ in 0..BATCHES {
+            // One entry first: the backlog of a generation that owns nothing yet is not for reading.
+            let head = db.outbox(self.next, 1)?;
+            let Some((head, _)) = head.first() else { return Ok(count) };
+            if permit.fate(head.position) == Fate::Keep {
+                return Ok(count);
+            }
+            let entries = db.outbox(self.next, BATCH_BYTES)?;
+            let ready =
+                entries.iter().take_while(|(key, _)| permit.fate(key.position) != Fate::Keep);
+            let ready: Vec<_> = ready.collect();
+            let Some((last, _)) = ready.last() else { return Ok(count) };
+            let until = last.next();
+            let ours = ready.iter().filter(|(key, _)| permit.fate(key.position) == Fate::Publish);
+            let ours: Vec<_> = ours.collect();
+            let cursor = if ours.is_empty() {
+                db.outbox_cursor()?.unwrap_or_default()
+            } else {
+                let (published, cursor) = self.append(db, &ours)?;
+                count += published;
+                self.encode_cursor(cursor)
+            };
+            db.outbox_published(until, &cursor)?;
+            self.next = until;
+        }
+        Ok(count)
+    }
+
+    /// Appends those that are not in the topic yet. Returns how many they were and the new cursor.
+    fn append(
+        &mut self,
+        db: &ShardDb,
+        entries: &[&&(OutboxKey, Vec<u8>)],
+    ) -> Result<(u64, Offset), Trouble> {
+        // Taken out: unless it is put back, an error has left a doubt.
+        let mut claim = match self.claim.take() {
+            Some(claim) => claim,
+            None => self.claim(db)?,
+        };
+        let mut batch = BatchBuilder::new();
+        for (key, bytes) in entries.iter().map(|entry| (entry.0, &entry.1)) {
+            if claim.published.is_some_and(|published| key <= published) {
+                continue;
+            }
+            let letter = DeadLetter::decode(bytes).map_err(|error| {
+                Trouble::new(Remedy::Repair, format!("outbox entry {key:?}: {error}"))
+            })?;
+            self.push(&mut batch, key, &letter);
+            claim.published = Some(key);
+        }
+        let Some(batch) = batch.build() else {
+            let cursor = claim.cursor;
+            self.claim = Some(claim);
+            return Ok((0, cursor));
+        };
+        let count = u64::from(batch.records());
+        let append = claim.writer.append(&self.topic, self.identity.partition, batch);
+        let deadline = async { tokio::time::timeout(APPEND_DEADLINE, append).await };
+        let base = self.runtime.block_on(deadline).map_err(|_| {
+            let reason = format!("{} takes no records for now", self.topic);
+            Trouble::new(Remedy::Retry, reason)
+        })??;
+        claim.cursor = Offset(base.0 + count);
+        let cursor = claim.cursor;
+        self.claim = Some(claim);
+        Ok((count, cursor))
+    }
+
+    fn push(&self, batch: &mut BatchBuilder, key: OutboxKey, letter: &DeadLetter<'_>) {
+        let generation = self.identity.generation.to_string();
+        let partition = letter.partition.to_string();
+        let sequence = format!("{}.{}", key.position, key.index);
+        let offset = letter.offset.to_string();
+        batch.push(
+            letter.timestamp_ms,
+            letter.key,
+            letter.value,
+            &[
+                (headers::GENERATION, generation.as_bytes()),
+                (headers::PARTITION, partition.as_bytes()),
+                (headers::SEQUENCE, sequence.as_bytes()),
+                (headers::VIEW, self.view.as_str().as_bytes()),
+                (headers::STREAM, self.stream.as_str().as_bytes()),
+                (headers::TOPIC, letter.topic.as_bytes()),
+                (headers::OFFSET, offset.as_bytes()),
+                (headers::STAGE, letter.stage.as_str().as_bytes()),
+                (headers::REASON, letter.reason.as_bytes()),
+            ],
+        );
+    }
+
+    /// Claims the writer, and then reads what older claims have published.
+    fn claim(&self, db: &ShardDb) -> Result<Claim, Trouble> {
+        let Identity { generation, partition } = self.identity;
+        self.log.create_topic(&self.topic, TopicSpec::keep(self.partitions))?;
+        let writer = self.log.writer(&WriterId(format!("outputs/{generation}/{partition}")))?;
+        let ends = self.log.ends(&self.topic, partition)?;
+        let cursor = db.outbox_cursor()?.and_then(|bytes| self.decode_cursor(&bytes));
+        // A topic that was trimmed beyond the cursor, or made anew, holds nothing to be found there.
+        let mut cursor =
+            cursor.filter(|cursor| *cursor <= ends.end).unwrap_or_default().max(ends.start);
+        let mut published = None;
+        let mut reader = self.log.reader(&self.topic, partition, cursor)?;
+        while cursor < ends.end {
+            let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
+                let reason =
+                    format!("{} ends at {}, and cannot be read at {cursor}", self.topic, ends.end);
+                return Err(Trouble::new(Remedy::Retry, reason));
+            };
+            for record in chunk.records(cursor) {
+                published = published.max(self.sequence(&record?));
+            }
+            cursor = chunk.end();
+        }
+        Ok(Claim { writer, published, cursor })
+    }
+
+    /// The sequence of a record that this shard published.
+    fn sequence(&self, record: &Record<'_>) -> Option<OutboxKey> {
+        let text =
+            |name| record.headers.get(name).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        if text(headers::GENERATION)?.parse() != Ok(self.identity.generation)
+            || text(headers::PARTITION)?.parse() != Ok(self.identity.partition.0)
+        {
+            return None;
+        }
+        let (position, index) = text(headers::SEQUENCE)?.split_once('.')?;
+        Some(OutboxKey { position: Offset(position.parse().ok()?), index: index.parse().ok()? })
+    }
+
+    /// `topic@partition:offset`, after a version.
+    fn encode_cursor(&self, cursor: Offset) -> Vec<u8> {
+        format!("1 {}@{}:{cursor}", self.topic, self.identity.partition).into_bytes()
+    }
+
+    /// `None` for a cursor in another topic: nothing is known about this one.
+    fn decode_cursor(&self, bytes: &[u8]) -> Option<Offset> {
+        let place = std::str::from_utf8(bytes).ok()?.strip_prefix("1 ")?;
+        let (topic, place) = place.rsplit_once('@')?;
+        let (partition, offset) = place.split_once(':')?;
+        let here =
+            topic == self.topic.as_str() && partition.parse() == Ok(self.identity.partition.0);
+        here.then(|| offset.parse().ok().map(Offset)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests;

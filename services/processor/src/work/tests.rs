@@ -1,0 +1,269 @@
+use headwater_control::{CheckpointId, OutputWindow};
+use headwater_service::Metrics;
+use headwater_state::digest;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::{
+    metrics::ProcessorMetrics,
+    testing::{P0, TestLog, generation, name, plan},
+};
+
+struct Rig {
+    dir: TempDir,
+    log: Arc<TestLog>,
+    runtime: Runtime,
+    plan: Arc<ViewPlan>,
+    metrics: ProcessorMetrics,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self {
+            dir: TempDir::new().unwrap(),
+            log: TestLog::new(),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
+            plan: plan(),
+            metrics: ProcessorMetrics::new(&Metrics::new()),
+        }
+    }
+
+    fn identity(number: u64) -> Identity {
+        Identity { generation: generation(number), partition: P0 }
+    }
+
+    fn try_open(&self, number: u64, floor: u64) -> Result<Work, Trouble> {
+        let identity = Self::identity(number);
+        let setup = Setup {
+            identity,
+            view: name("spend"),
+            plan: self.plan.clone(),
+            floor: Offset(floor),
+            data: self.dir.path().into(),
+            log: self.log.clone(),
+            runtime: self.runtime.handle().clone(),
+            options: Options { write_buffer_bytes: 1 << 20, ..Options::default() },
+            config: Config::default(),
+        };
+        Work::open(setup, self.metrics.shard(&name("spend"), &identity))
+    }
+
+    fn open(&self, number: u64) -> Work {
+        self.try_open(number, 0).unwrap()
+    }
+
+    fn digest_of(&self, directory: &std::path::Path, number: u64) -> [u8; 32] {
+        let reader = ShardReader::open_checkpoint(directory, &Self::identity(number)).unwrap();
+        digest(reader.view()).unwrap()
+    }
+
+    /// The state at this position of a shard that nothing ever disturbed.
+    fn undisturbed(&self, number: u64, until: u64) -> [u8; 32] {
+        let mut work = self.open(number);
+        run(&mut work, &Orders { hold_at: Some(Offset(until)), ..orders() });
+        assert_eq!(work.progress().position, Offset(until));
+        let directory = work.setup.shard_dir();
+        work.close().unwrap();
+        self.digest_of(&directory, number)
+    }
+}
+
+fn orders() -> Orders {
+    let windows = vec![OutputWindow { from: Offset::ZERO, until: None }];
+    Orders { hold_at: None, checkpoints: Vec::new(), permit: Permit { windows, muted_at: None } }
+}
+
+fn checkpoint(id: &str, at: CheckpointAt) -> Vec<CheckpointDuty> {
+    vec![CheckpointDuty { id: CheckpointId::from(id), at }]
+}
+
+/// Steps until there is nothing left to do.
+fn run(work: &mut Work, orders: &Orders) {
+    let mut before = None;
+    loop {
+        work.step(orders).unwrap();
+        let now = (work.progress(), work.shard.position(), work.checkpoints.clone());
+        if before.as_ref() == Some(&now) && !work.shard.has_uncommitted() {
+            return;
+        }
+        before = Some(now);
+    }
+}
+
+#[test]
+fn a_shard_commits_what_is_there_and_publishes_its_dead_letters() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    let progress = work.progress();
+    assert_eq!(progress.position, Offset(10));
+    assert_eq!(progress.tallies, Tallies { applied: 5, dead_lettered: 5, ..Tallies::default() });
+    assert_eq!(rig.log.dead_letters().len(), 5);
+    assert_eq!(work.published().unwrap(), Offset(10));
+}
+
+#[test]
+fn a_shard_stops_at_exactly_the_fence_for_its_checkpoint_and_goes_on() {
+    let rig = Rig::new();
+    // One batch, so that the fence lies in the middle of it.
+    rig.log.orders(0..10);
+    rig.log.orders(10..20);
+    for fence in [0, 1, 7, 10, 13, 20] {
+        let number = 10 + fence;
+        let mut work = rig.open(number);
+        let id = format!("spend-1-a{fence}");
+        let orders = Orders {
+            checkpoints: checkpoint(&id, CheckpointAt::Exactly(Offset(fence))),
+            ..orders()
+        };
+        run(&mut work, &orders);
+        assert_eq!(work.checkpoints().get(&id), Some(&Offset(fence)));
+        assert_eq!(work.progress().position, Offset(20), "it goes on");
+
+        let taken = rig.digest_of(&work.checkpoint_dir(&id), number);
+        assert_eq!(taken, rig.undisturbed(100 + fence, fence), "law 2 at the fence");
+    }
+}
+
+#[test]
+fn a_shard_that_is_past_the_fence_takes_no_checkpoint_and_goes_on() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    rig.log.orders(10..20);
+    run(
+        &mut work,
+        &Orders {
+            checkpoints: checkpoint("spend-1-a1", CheckpointAt::Exactly(Offset(9))),
+            ..orders()
+        },
+    );
+    assert!(work.checkpoints().is_empty());
+    assert_eq!(work.progress().position, Offset(20));
+}
+
+#[test]
+fn a_holding_shard_commits_what_it_has_and_reads_no_more() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    rig.log.orders(10..20);
+    let hold = Orders { hold_at: Some(Offset::ZERO), ..orders() };
+    run(&mut work, &hold);
+    assert_eq!(work.progress().position, Offset(10));
+    run(&mut work, &Orders { hold_at: Some(Offset(13)), ..orders() });
+    assert_eq!(work.progress().position, Offset(13));
+    run(&mut work, &orders());
+    assert_eq!(work.progress().position, Offset(20));
+}
+
+#[test]
+fn a_live_shard_takes_its_checkpoint_where_it_is_and_only_once() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    let now = Orders { checkpoints: checkpoint("spend-1-a1", CheckpointAt::Now), ..orders() };
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    assert!(work.step(&now).unwrap(), "others wait for it");
+    assert_eq!(work.checkpoints()["spend-1-a1"], Offset(10));
+
+    rig.log.orders(10..20);
+    run(&mut work, &now);
+    drop(work);
+    let mut work = rig.open(1);
+    run(&mut work, &now);
+    assert_eq!(work.progress().position, Offset(20));
+    assert_eq!(work.checkpoints()["spend-1-a1"], Offset(10), "found again after a crash");
+
+    let next = Orders { checkpoints: checkpoint("spend-1-a2", CheckpointAt::Now), ..orders() };
+    run(&mut work, &next);
+    assert_eq!(
+        work.checkpoints().iter().collect::<Vec<_>>(),
+        [(&"spend-1-a2".to_owned(), &Offset(20))]
+    );
+    assert!(!work.checkpoint_dir("spend-1-a1").exists(), "nobody needs it any more");
+}
+
+#[test]
+fn a_crash_leaves_no_trace_in_the_state() {
+    let rig = Rig::new();
+    rig.log.orders(0..50);
+    let mut work = rig.open(1);
+    run(&mut work, &Orders { hold_at: Some(Offset(17)), ..orders() });
+    // Applied, not committed.
+    work.read(Some(Offset(23))).unwrap();
+    assert!(work.shard.has_uncommitted());
+    drop(work);
+
+    let mut work = rig.open(1);
+    assert_eq!(work.progress().position, Offset(17));
+    run(&mut work, &orders());
+    let directory = work.setup.shard_dir();
+    work.close().unwrap();
+    assert_eq!(rig.digest_of(&directory, 1), rig.undisturbed(2, 50));
+    let own = rig.log.dead_letters().into_iter().filter(|letter| letter.0 == generation(1));
+    let values: Vec<_> = own.map(|letter| letter.2).collect();
+    assert_eq!(
+        values,
+        (0..50).step_by(2).map(|n| format!("bad {n}")).collect::<Vec<_>>(),
+        "each once"
+    );
+}
+
+#[test]
+fn half_a_checkpoint_of_a_crash_is_taken_again() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    let half = layout::checkpoint_dir(rig.dir.path(), generation(1), P0, "spend-1-a1");
+    fs::create_dir_all(&half).unwrap();
+    fs::write(half.join("000001.sst"), b"half").unwrap();
+    let mut work = rig.open(1);
+    assert!(work.checkpoints().is_empty());
+    run(
+        &mut work,
+        &Orders {
+            checkpoints: checkpoint("spend-1-a1", CheckpointAt::Exactly(Offset(4))),
+            ..orders()
+        },
+    );
+    assert_eq!(work.checkpoints()["spend-1-a1"], Offset(4));
+}
+
+#[test]
+fn a_generation_begins_at_its_floor() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    rig.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    let mut work = rig.try_open(1, 4).unwrap();
+    run(&mut work, &orders());
+    assert_eq!(work.progress().tallies.read(), 6);
+}
+
+#[test]
+fn trimmed_input_is_an_error_that_says_what_was_lost_and_what_to_do() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    rig.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    let trouble = rig.open(1).step(&orders()).unwrap_err();
+    assert_eq!(trouble.remedy, Remedy::Correct);
+    assert!(trouble.reason.contains("records 0 to 4 of orders[0]"), "{}", trouble.reason);
+    assert!(trouble.reason.contains("start a replay"), "{}", trouble.reason);
+}
+
+#[test]
+fn state_does_not_wait_for_outputs_that_cannot_be_published() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    rig.log.refused.store(1, std::sync::atomic::Ordering::Relaxed);
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    assert_eq!(work.progress().position, Offset(10));
+    assert_eq!(work.published().unwrap(), Offset(0));
+    std::thread::sleep(PUBLISH_RETRY);
+    work.step(&orders()).unwrap();
+    assert_eq!(rig.log.dead_letters().len(), 5);
+}

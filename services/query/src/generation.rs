@@ -1,0 +1,196 @@
+//! The generations that this instance reads: their plans, and their shards.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arrow::datatypes::SchemaRef;
+use headwater_control::{ControlState, GenerationEntry, Role};
+use headwater_engine::plan::ViewPlan;
+use headwater_proto::common::v1::Column;
+use headwater_state::{Identity, Options, layout};
+use headwater_types::{GenerationId, Name, Offset, PartitionId, StreamDefinition};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    error::Error,
+    shard::LiveShard,
+    value::{self, KeyShape},
+};
+
+/// One generation, ready to be read.
+pub(crate) struct Generation {
+    pub id: GenerationId,
+    pub view: Name,
+    pub view_sql: String,
+    pub stream: Arc<StreamDefinition>,
+    pub plan: Arc<ViewPlan>,
+    pub key: KeyShape,
+    pub columns: Vec<Column>,
+    pub schema: SchemaRef,
+    /// One per partition, by its number.
+    pub shards: Vec<Arc<LiveShard>>,
+}
+
+impl Generation {
+    fn open(
+        entry: &GenerationEntry,
+        data: &Path,
+        instance: &str,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let wrong = |reason: String| Error::Definition { view: entry.view.to_string(), reason };
+        let view = headwater_sql::parse_view(&entry.view_sql).map_err(|e| wrong(e.to_string()))?;
+        let stream =
+            headwater_sql::parse_stream(&entry.stream_sql).map_err(|e| wrong(e.to_string()))?;
+        let plan = headwater_sql::plan_view(&view, &stream).map_err(|e| wrong(e.to_string()))?;
+        let shard = |partition: PartitionId| {
+            let identity = Identity { generation: entry.id, partition };
+            let primary = layout::shard_dir(data, entry.id, partition);
+            let scratch = layout::reader_dir(data, instance, entry.id, partition);
+            Arc::new(LiveShard::new(
+                entry.view.to_string(),
+                identity,
+                primary,
+                scratch,
+                options.clone(),
+            ))
+        };
+        Ok(Self {
+            id: entry.id,
+            view: entry.view.clone(),
+            view_sql: entry.view_sql.clone(),
+            stream: plan.stream.clone(),
+            key: KeyShape::of(&plan),
+            columns: value::view_columns(&plan),
+            schema: plan.output_schema(),
+            shards: entry.partitions().map(shard).collect(),
+            plan: Arc::new(plan),
+        })
+    }
+}
+
+/// The greatest position of a view that was ever part of an answer, by partition. Answers from the next
+/// serving generation wait until it is there, so that time never runs backwards for a reader.
+#[derive(Debug, Default)]
+pub(crate) struct Served(RwLock<Vec<AtomicU64>>);
+
+impl Served {
+    pub(crate) fn position(&self, partition: PartitionId) -> Offset {
+        self.0
+            .read()
+            .get(partition.0 as usize)
+            .map_or(Offset::ZERO, |served| Offset(served.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn raise(&self, partition: PartitionId, position: Offset) {
+        let index = partition.0 as usize;
+        {
+            let served = self.0.read();
+            if let Some(served) = served.get(index) {
+                served.fetch_max(position.0, Ordering::AcqRel);
+                return;
+            }
+        }
+        let mut served = self.0.write();
+        while served.len() <= index {
+            served.push(AtomicU64::new(0));
+        }
+        served[index].fetch_max(position.0, Ordering::AcqRel);
+    }
+}
+
+/// Every generation that was asked for and is not retired, and what was served of each view.
+pub(crate) struct Library {
+    data: PathBuf,
+    instance: String,
+    options: Options,
+    generations: RwLock<HashMap<GenerationId, Arc<Generation>>>,
+    /// Planning takes milliseconds: the second request waits for the first one's plan.
+    planning: tokio::sync::Mutex<()>,
+    served: Mutex<HashMap<Name, Arc<Served>>>,
+}
+
+impl Library {
+    pub(crate) fn new(data: PathBuf, instance: String, options: Options) -> Self {
+        Self {
+            data,
+            instance,
+            options,
+            generations: RwLock::default(),
+            planning: tokio::sync::Mutex::default(),
+            served: Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn generation(
+        &self,
+        entry: &GenerationEntry,
+    ) -> Result<Arc<Generation>, Error> {
+        if let Some(open) = self.opened(entry.id) {
+            return Ok(open);
+        }
+        let _alone = self.planning.lock().await;
+        if let Some(open) = self.opened(entry.id) {
+            return Ok(open);
+        }
+        let (entry, data, instance, options) =
+            (entry.clone(), self.data.clone(), self.instance.clone(), self.options.clone());
+        let id = entry.id;
+        let planned = tokio::task::spawn_blocking(move || {
+            Generation::open(&entry, &data, &instance, &options)
+        })
+        .await;
+        let generation = Arc::new(planned.map_err(|_| Error::Panicked)??);
+        self.generations.write().insert(id, generation.clone());
+        Ok(generation)
+    }
+
+    fn opened(&self, id: GenerationId) -> Option<Arc<Generation>> {
+        self.generations.read().get(&id).cloned()
+    }
+
+    pub(crate) fn served(&self, view: &Name) -> Arc<Served> {
+        self.served.lock().entry(view.clone()).or_default().clone()
+    }
+
+    /// Gives up what nobody may read any more, and what its readers left on disk.
+    pub(crate) fn close_retired(&self, state: &ControlState) {
+        let readable = |id: &GenerationId| {
+            state.generations().get(id).is_some_and(|entry| is_readable(entry.role))
+        };
+        let retired: Vec<Arc<Generation>> = self
+            .generations
+            .write()
+            .extract_if(|id, _| !readable(id))
+            .map(|(_, generation)| generation)
+            .collect();
+        for generation in retired {
+            tracing::info!(view = %generation.view, generation = %generation.id, "generation closed");
+            for shard in &generation.shards {
+                shard.close();
+                let scratch = layout::reader_dir(
+                    &self.data,
+                    &self.instance,
+                    generation.id,
+                    shard.partition(),
+                );
+                // What is left is a few log files of RocksDB; the next start removes them.
+                let _ = std::fs::remove_dir_all(scratch);
+            }
+        }
+    }
+}
+
+/// Whether the shards of a generation are kept up to date.
+pub(crate) fn is_readable(role: Role) -> bool {
+    match role {
+        Role::Serving | Role::Replaying | Role::Retained => true,
+        Role::Ended | Role::Retired => false,
+    }
+}

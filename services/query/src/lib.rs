@@ -1,0 +1,144 @@
+//! The query service: answers from the state of the views, and says how fresh each answer is.
+//!
+//! It reads the shard databases as secondaries, so a heavy query cannot stall processing, and an answer
+//! does not need the processor to be running.
+//!
+//! ```text
+//!  control topic ─► which generation serves a view
+//!                          │ pinned once per request
+//!  Get, Scan, Query, ──► pin ──► hold every shard at a commit ──► merge by key ──► rows, provenance
+//!  Describe, Watch                 (caught up on demand)
+//! ```
+//!
+//! # Laws
+//!
+//! 1. *One generation*: an answer comes from the one generation that it names, whatever is swapped while
+//!    it is made. A swap that was answered before a request arrived is seen by that request.
+//! 2. *One state*: all that an answer reads of a shard, however often it reads it, is the state at the
+//!    one offset that it names.
+//! 3. *Asked and served*: an answer contains every event of the tokens that its request presented.
+//!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived.
+//! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never falls,
+//!    across swaps and undos too, for as long as this instance runs. After a restart, tokens do the
+//!    same. Answers for which a generation was named do not count and are not bound.
+//!
+//! # Elsewhere
+//!
+//! What rows are visible is `headwater-state`'s business, how partial rows merge `headwater-engine`'s.
+//! This crate and `headwater-sql` alone know DataFusion.
+
+mod config;
+mod cursor;
+mod error;
+mod generation;
+mod get;
+mod metrics;
+mod pin;
+mod rpc;
+mod scan;
+mod shard;
+mod sql;
+mod table;
+mod value;
+mod watch;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use datafusion::execution::SessionState;
+use headwater_proto::query::v1::query_service_server::QueryServiceServer;
+use headwater_service::{Node, OnFailure, Shutdown, follow::ControlView};
+use headwater_state::{Cache, Options, layout};
+
+pub use crate::config::Config;
+use crate::{cursor::Scans, generation::Library, metrics::Metrics, rpc::Rpc};
+
+#[cfg(test)]
+mod tests;
+
+/// The running query service.
+pub struct Query {
+    service: Arc<Service>,
+}
+
+/// What all requests share.
+struct Service {
+    config: Config,
+    control: ControlView,
+    library: Library,
+    session: Arc<SessionState>,
+    scans: Scans,
+    queries: Scans,
+    metrics: Metrics,
+    shutdown: Shutdown,
+    instance: Arc<str>,
+}
+
+impl Query {
+    /// Follows the control plane and answers from the shards below `node.data`.
+    ///
+    /// # Errors
+    ///
+    /// The configuration contradicts itself, the control topics cannot be created, or the remains of an earlier run cannot be removed.
+    #[allow(clippy::unused_async, reason = "every service starts alike")]
+    pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+        config.check()?;
+        // What readers keep beside the primary's files is of no use to the next process.
+        layout::remove(&layout::readers_dir(&node.data, &node.instance))
+            .context("the readers' directory of an earlier run cannot be removed")?;
+        let control = ControlView::start(&node.log, &node.tasks)?;
+        let options = Options {
+            cache: Cache::new(config.block_cache.bytes()),
+            write_buffer_bytes: config.write_buffer.bytes(),
+            ..Options::default()
+        };
+        let service = Arc::new(Service {
+            control,
+            library: Library::new(node.data.clone(), node.instance.clone(), options),
+            session: Arc::new(sql::session(&config)?),
+            scans: Scans::new("scans", config.max_scans.get()),
+            queries: Scans::new("SQL queries", config.max_queries.get()),
+            metrics: Metrics::new(&node.metrics),
+            shutdown: node.tasks.shutdown(),
+            instance: node.instance.as_str().into(),
+            config,
+        });
+        let condition = node.health.condition("query");
+        let follower = service.clone();
+        node.tasks.spawn("query-generations", OnFailure::restart(), move |shutdown| {
+            let (service, condition) = (follower.clone(), condition.clone());
+            async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => Ok(()),
+                    outcome = service.follow(|| condition.ready()) => outcome,
+                }
+            }
+        });
+        Ok(Self { service })
+    }
+
+    /// Adds the gRPC services.
+    pub fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
+        routes.add_service(QueryServiceServer::new(Rpc(self.service.clone())));
+    }
+}
+
+impl Service {
+    /// Plans what serves before it is asked for, and closes what is retired.
+    async fn follow(&self, ready: impl Fn()) -> anyhow::Result<()> {
+        let mut control = self.control.clone();
+        let mut state = control.wait_current().await?;
+        ready();
+        loop {
+            self.library.close_retired(&state);
+            for view in state.views().values() {
+                let Some(entry) = state.generations().get(&view.serving) else { continue };
+                if let Err(error) = self.library.generation(entry).await {
+                    tracing::error!(generation = %entry.id, %error, "a serving generation cannot be planned");
+                }
+            }
+            control.control_changed().await;
+            state = control.current();
+        }
+    }
+}

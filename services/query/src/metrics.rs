@@ -1,0 +1,127 @@
+use std::time::Instant;
+
+use headwater_service::Metrics as Registry;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+};
+use tonic::Code;
+
+use crate::shard::Held;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Method {
+    method: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    method: &'static str,
+    code: &'static str,
+}
+
+/// What the query service counts and measures.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    requests: Family<Outcome, Counter>,
+    seconds: Family<Method, Histogram>,
+    rows: Family<Method, Counter>,
+    staleness: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        // 50 µs to 26 s.
+        let seconds = || Histogram::new(exponential_buckets(0.000_05, 2.0, 20));
+        Self {
+            requests: registry.register(
+                "query_requests",
+                "Requests answered, by outcome",
+                Family::default(),
+            ),
+            seconds: registry.register(
+                "query_request_seconds",
+                "Time from a request to the end of its answer, its waits included",
+                Family::new_with_constructor(seconds as fn() -> Histogram),
+            ),
+            rows: registry.register("query_rows", "Rows sent", Family::default()),
+            staleness: registry.register(
+                "query_staleness_seconds",
+                "How long before an answer its shards had last been caught up with, per shard read",
+                Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
+            ),
+        }
+    }
+
+    pub(crate) fn staleness(&self, held: &[Held]) {
+        for held in held {
+            self.staleness.observe(held.caught_up.elapsed().as_secs_f64());
+        }
+    }
+
+    pub(crate) fn begin(&self, method: &'static str) -> Measured {
+        Measured {
+            metrics: self.clone(),
+            method,
+            began: Instant::now(),
+            code: Code::Cancelled,
+            rows: 0,
+        }
+    }
+}
+
+/// One request. It is counted when this is dropped: as cancelled unless [`Measured::end`] said otherwise.
+pub(crate) struct Measured {
+    metrics: Metrics,
+    method: &'static str,
+    began: Instant,
+    code: Code,
+    rows: u64,
+}
+
+impl Measured {
+    pub(crate) fn rows(&mut self, rows: usize) {
+        self.rows += rows as u64;
+    }
+
+    pub(crate) fn end(&mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let Self { metrics, method, began, code, rows } = self;
+        metrics.requests.get_or_create(&Outcome { method, code: code_name(*code) }).inc();
+        metrics.seconds.get_or_create(&Method { method }).observe(began.elapsed().as_secs_f64());
+        if *rows > 0 {
+            metrics.rows.get_or_create(&Method { method }).inc_by(*rows);
+        }
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
+}

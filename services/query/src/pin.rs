@@ -1,0 +1,242 @@
+//! What a request reads: one generation of a view, however the view is swapped meanwhile, and how fresh
+//! each of its shards has to be.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use headwater_control::ControlState;
+use headwater_proto::query::v1::{Freshness, PartitionFreshness, Provenance};
+use headwater_state::Progress;
+use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId, Token};
+
+use crate::{
+    Service,
+    error::Error,
+    generation::{Generation, Served, is_readable},
+    shard::{Held, Wanted},
+};
+
+/// A request's freshness, checked and with its times fixed.
+pub(crate) struct Wish {
+    tokens: Vec<Token>,
+    generation: Option<String>,
+    since: Instant,
+    pub deadline: Instant,
+}
+
+/// The generation that answers one request.
+pub(crate) struct Pin {
+    pub generation: Arc<Generation>,
+    /// 0 if it does not serve.
+    epoch: Epoch,
+    /// `None` when this generation was asked for by its id: such an answer is not part of what the view
+    /// has served.
+    served: Option<Arc<Served>>,
+    tokens: BTreeMap<PartitionId, Offset>,
+    since: Instant,
+    deadline: Instant,
+    instance: Arc<str>,
+}
+
+/// How far each shard of an answer is, by partition.
+pub(crate) type Reached = Vec<(PartitionId, Progress)>;
+
+impl Service {
+    pub(crate) fn wish(&self, freshness: Option<&Freshness>) -> Result<Wish, Error> {
+        let now = Instant::now();
+        let mut wish = Wish {
+            tokens: Vec::new(),
+            generation: None,
+            since: now.checked_sub(self.config.max_staleness).unwrap_or(now),
+            deadline: now + self.config.default_timeout,
+        };
+        if let Some(freshness) = freshness {
+            wish.tokens =
+                freshness.after.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+            wish.generation = Some(freshness.generation.clone()).filter(|id| !id.is_empty());
+            if freshness.timeout_ms > 0 {
+                let asked = Duration::from_millis(freshness.timeout_ms);
+                wish.deadline = now + asked.min(self.config.max_timeout);
+            }
+        }
+        Ok(wish)
+    }
+
+    /// The control plane as of now: a swap that was answered before this call is in it.
+    pub(crate) async fn control(&self, deadline: Instant) -> Result<Arc<ControlState>, Error> {
+        let current = tokio::time::timeout_at(deadline.into(), self.control.wait_current());
+        match current.await {
+            Ok(Ok(state)) => Ok(state),
+            Ok(Err(error)) => Err(Error::Control(error.to_string())),
+            Err(_) => Err(Error::Control("its end was not reached in time".into())),
+        }
+    }
+
+    /// Pins a view's generation and checks that the tokens are for its stream.
+    pub(crate) async fn pin(&self, view: &str, wish: &Wish) -> Result<Pin, Error> {
+        let state = self.control(wish.deadline).await?;
+        let pin = self.pin_in(&state, view, wish).await?;
+        check_streams(wish, std::slice::from_ref(&pin))?;
+        Ok(pin)
+    }
+
+    /// As [`Service::pin`], for one view of several: the caller checks the tokens.
+    pub(crate) async fn pin_in(
+        &self,
+        state: &ControlState,
+        view: &str,
+        wish: &Wish,
+    ) -> Result<Pin, Error> {
+        let (name, entry) =
+            state.views().get_key_value(view).ok_or_else(|| unknown_view(state, view))?;
+        let id = match &wish.generation {
+            None => entry.serving,
+            Some(text) => named_generation(state, name, text)?,
+        };
+        let unknown =
+            || Error::UnknownGeneration { view: view.to_owned(), generation: id.to_string() };
+        let generation =
+            self.library.generation(state.generations().get(&id).ok_or_else(unknown)?).await?;
+        let mut tokens = BTreeMap::new();
+        for token in wish.tokens.iter().filter(|token| token.stream == generation.stream.name) {
+            for (&partition, &position) in &token.positions {
+                if partition.0 as usize >= generation.shards.len() {
+                    return Err(Error::TokenPartition {
+                        token: token.to_string(),
+                        partition,
+                        stream: token.stream.to_string(),
+                        partitions: generation.shards.len(),
+                    });
+                }
+                let wanted: &mut Offset = tokens.entry(partition).or_default();
+                *wanted = position.max(*wanted);
+            }
+        }
+        Ok(Pin {
+            generation,
+            epoch: if id == entry.serving { entry.epoch } else { Epoch(0) },
+            served: wish.generation.is_none().then(|| self.library.served(name)),
+            tokens,
+            since: wish.since,
+            deadline: wish.deadline,
+            instance: self.instance.clone(),
+        })
+    }
+}
+
+/// Every token has to be for a stream that is read.
+pub(crate) fn check_streams(wish: &Wish, pins: &[Pin]) -> Result<(), Error> {
+    for token in &wish.tokens {
+        if !pins.iter().any(|pin| pin.generation.stream.name == token.stream) {
+            let reads: Vec<String> = pins
+                .iter()
+                .map(|pin| {
+                    format!("view {} reads {}", pin.generation.view, pin.generation.stream.name)
+                })
+                .collect();
+            let reads =
+                if reads.is_empty() { "no view is read".into() } else { reads.join(" and ") };
+            return Err(Error::ForeignToken {
+                token: token.to_string(),
+                stream: token.stream.to_string(),
+                reads,
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn unknown_view(state: &ControlState, view: &str) -> Error {
+    Error::UnknownView {
+        view: view.to_owned(),
+        known: state.views().keys().map(Name::to_string).collect(),
+    }
+}
+
+fn named_generation(state: &ControlState, view: &Name, text: &str) -> Result<GenerationId, Error> {
+    let unknown =
+        || Error::UnknownGeneration { view: view.to_string(), generation: text.to_owned() };
+    let id: GenerationId = text.parse().map_err(|_| unknown())?;
+    let entry =
+        state.generations().get(&id).filter(|entry| entry.view == *view).ok_or_else(unknown)?;
+    if is_readable(entry.role) {
+        Ok(id)
+    } else {
+        Err(Error::GenerationGone {
+            view: view.to_string(),
+            generation: id,
+            role: entry.role.as_str(),
+        })
+    }
+}
+
+impl Pin {
+    /// Holds one shard, or all of them in the order of their partitions, each as fresh as was asked for.
+    pub(crate) async fn hold(&self, only: Option<PartitionId>) -> Result<Vec<Held>, Error> {
+        let shards = &self.generation.shards;
+        if let Some(shard) = only.and_then(|partition| shards.get(partition.0 as usize)) {
+            return Ok(vec![shard.hold(self.wanted(shard.partition())).await?]);
+        }
+        let hold = || shards.iter().map(|shard| shard.hold(self.wanted(shard.partition())));
+        if shards.len() > 1 {
+            // First each for itself, so that none is held while another one is waited for.
+            let each = hold().map(|hold| async { hold.await.map(drop) });
+            futures::future::try_join_all(each).await?;
+        }
+        let mut all = Vec::with_capacity(shards.len());
+        for hold in hold() {
+            all.push(hold.await?);
+        }
+        Ok(all)
+    }
+
+    /// Waits until [`Pin::hold`] would not have to.
+    pub(crate) async fn reach(&self) -> Result<(), Error> {
+        self.hold(None).await.map(drop)
+    }
+
+    fn wanted(&self, partition: PartitionId) -> Wanted {
+        let token = self.tokens.get(&partition).copied().unwrap_or_default();
+        let served = self.served.as_ref().map_or(Offset::ZERO, |served| served.position(partition));
+        let (position, reason) = if served > token {
+            (served, "an earlier answer had already shown")
+        } else {
+            (token, "the token asks for")
+        };
+        Wanted { since: self.since, position, reason, deadline: self.deadline }
+    }
+
+    /// Says where an answer comes from. From now on no answer of this view is older.
+    pub(crate) fn provenance(&self, reached: &Reached) -> Provenance {
+        let partitions = reached
+            .iter()
+            .map(|(partition, progress)| {
+                if let Some(served) = &self.served {
+                    served.raise(*partition, progress.position);
+                }
+                PartitionFreshness {
+                    partition: partition.0,
+                    offset: progress.position.0,
+                    watermark_micros: progress.watermark.known().map(|watermark| watermark.0),
+                }
+            })
+            .collect();
+        Provenance {
+            view: self.generation.view.to_string(),
+            generation: self.generation.id.to_string(),
+            epoch: self.epoch.0,
+            partitions,
+            served_by: self.instance.to_string(),
+        }
+    }
+
+    /// As [`Pin::provenance`], of shards that are held.
+    pub(crate) fn provenance_of(&self, held: &[Held]) -> Provenance {
+        self.provenance(
+            &held.iter().map(|held| (held.partition, held.reader.view().progress())).collect(),
+        )
+    }
+}
