@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -112,6 +112,12 @@ impl Dev {
     /// The command, not yet run.
     pub fn command(data: &Path, grpc: SocketAddr, http: SocketAddr) -> Command {
         let mut command = Command::new(binary());
+        // Settings of whoever runs the tests are none of theirs.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HEADWATER_"))
+        {
+            command.env_remove(name);
+        }
         command.arg("dev").arg("--data").arg(data);
         command.args(["--listen", &grpc.to_string(), "--http", &http.to_string()]);
         command
@@ -177,14 +183,14 @@ impl Dev {
         })
     }
 
-    /// SIGTERM, and the exit that follows.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
-        let pid = i32::try_from(self.child.id())?;
-        signal(pid, libc::SIGTERM)?;
+    /// SIGTERM: it ends in good order, or says why not.
+    pub fn terminate(mut self) -> Result<()> {
+        signal(i32::try_from(self.child.id())?, libc::SIGTERM)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
+                ensure!(status.success(), "headwater dev ended with {status}:\n{}", self.said());
+                return Ok(());
             }
             ensure!(Instant::now() < deadline, "headwater dev does not end:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(10));

@@ -15,6 +15,7 @@ use headwater_integration_tests::{
 };
 use headwater_proto::ingest::v1::AppendRequest;
 use headwater_types::Token;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tonic::Code;
 
 const STREAM: &str = "CREATE STREAM notes (id BIGINT NOT NULL, text VARCHAR NOT NULL, ts TIMESTAMP NOT NULL,
@@ -45,16 +46,18 @@ impl Drop for Tmpfs {
     }
 }
 
-/// One batch of about a megabyte.
+/// One batch of about a megabyte that no compression makes smaller by much.
 fn batch(first: u64) -> AppendRequest {
-    let filler: String =
-        (0..1_000).map(|i| char::from(b'a' + ((first * 31 + i * 17) % 26) as u8)).collect();
-    let event = |id| {
-        format!(r#"{{"id":{id},"text":"{filler}{id}","ts":"2024-05-01T10:00:00Z"}}"#)
-            .into_bytes()
-            .into()
+    let mut random = StdRng::seed_from_u64(first);
+    let mut event = |id| {
+        let text: String =
+            (0..1_000).map(|_| char::from(random.random_range(b'#'..=b'['))).collect();
+        format!(r#"{{"id":{id},"text":"{text}","ts":"2024-05-01T10:00:00Z"}}"#).into_bytes().into()
     };
-    AppendRequest { stream: "notes".into(), events: (first..first + 1_000).map(event).collect() }
+    AppendRequest {
+        stream: "notes".into(),
+        events: (first..first + 1_000).map(&mut event).collect(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,7 +76,8 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged_and_is_survived() -> Re
     let mut next = 0;
     let refusal = loop {
         ensure!(next < 300, "300 MB fit on a disk of 192");
-        let append = tokio::time::timeout(PATIENCE, dev.ingest().append(batch(next * 1_000)));
+        let mut client = dev.ingest();
+        let append = tokio::time::timeout(PATIENCE, client.append(batch(next * 1_000)));
         next += 1;
         match append.await.context("an append neither succeeds nor fails")? {
             Ok(answer) => {

@@ -1,9 +1,6 @@
 //! Connections to a server.
 
-use std::{
-    error::Error as _,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{error::Error as _, time::Duration};
 
 use headwater_proto::{
     control::v1::{catalog_service_client::CatalogServiceClient, replay_service_client::ReplayServiceClient},
@@ -60,8 +57,6 @@ impl Server {
 }
 
 /// Names this call, so that the server does it once even if it arrives twice.
-#[allow(clippy::disallowed_methods, reason = "a client has no clock of its own to be handed")]
 pub fn request_id() -> String {
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{nanos:x}-{}", std::process::id())
+    format!("{:016x}", rand::random::<u64>())
 }

@@ -38,19 +38,21 @@ fn records_are_counted_in_the_windows_of_their_event_times() {
         at(60.0, r#""user":"a","amount":7"#),
         at(30.0, r#""user":"b","amount":null"#),
         at(30.0, r#""user":null"#),
+        at(61.0, r#""user":"a","amount":-1"#),
+        at(62.0, r#""user":"a","amount":0.5"#),
     ];
     let contents = run(&plan, &events);
     let expected = [
         ["NULL", "2020-01-01T00:00:00Z", "1", "NULL"],
         ["a", "2020-01-01T00:00:00Z", "2", "0.30000000000000004"],
-        ["a", "2020-01-01T00:01:00Z", "1", "7.0"],
+        ["a", "2020-01-01T00:01:00Z", "3", "6.5"],
         ["b", "2020-01-01T00:00:00Z", "1", "NULL"],
     ];
     assert_eq!(rows(&plan, &contents), expected);
-    assert_eq!(contents.dump.progress.tallies, Tallies { applied: 5, ..Tallies::default() });
-    assert_eq!(contents.dump.progress.position, Offset(5));
+    assert_eq!(contents.dump.progress.tallies, Tallies { applied: 7, ..Tallies::default() });
+    assert_eq!(contents.dump.progress.position, Offset(7));
     let last_offsets: Vec<u64> = contents.dump.rows.iter().map(|row| row.1.last_offset.0).collect();
-    assert_eq!(last_offsets, [4, 1, 2, 3]);
+    assert_eq!(last_offsets, [4, 1, 6, 3]);
 }
 
 #[test]
@@ -516,14 +518,19 @@ fn plans() -> Vec<Arc<ViewPlan>> {
     forever.allowed_lateness_micros = Some(600 * SECOND);
     let guarded =
         crate::plan::Aggregate { filter: Some(Arc::new(NotNegative)), ..sum(Arc::new(Quotient)) };
-    let mut failing = plan(minute(), &[], vec![sum(Arc::new(Quotient)), guarded, count_star()]);
+    let by_flag = crate::plan::Aggregate {
+        filter: Some(Arc::new(crate::plan::ColumnRef(FLAG))),
+        ..sum(Arc::new(Quotient))
+    };
+    let guarding = plan(minute(), &[USER], vec![count_star(), guarded, by_flag]);
+    let mut failing = plan(minute(), &[], vec![sum(Arc::new(Quotient)), count_star()]);
     failing.keys.push(KeyColumn {
         name: "quotient".into(),
         expression: Arc::new(Quotient),
         data_type: DataType::Double,
     });
     failing.output.clear();
-    [windows, expiring_windows, expiring, forever, failing].map(Arc::new).into()
+    [windows, expiring_windows, expiring, forever, guarding, failing].map(Arc::new).into()
 }
 
 proptest! {

@@ -179,6 +179,34 @@ fn gaps_in_the_offsets_stay() {
     assert!(EncodedBatch::from_bytes(bytes).is_err(), "but nobody may append them");
 }
 
+/// Random damage seldom meets the one byte that matters; this meets each of them.
+#[test]
+fn no_value_of_any_byte_makes_the_walker_panic() {
+    for at in 0..FOREIGN.len() {
+        for byte in 0..=255 {
+            let mut bytes = FOREIGN;
+            bytes[at] = byte;
+            let _ = walk(&bytes, 0);
+            seal(&mut bytes);
+            let _ = walk(&bytes, 0);
+            let _ = walk(&[bytes, FOREIGN].concat(), 0);
+        }
+    }
+}
+
+#[test]
+fn headers_that_do_not_fill_their_record_are_corrupt() {
+    let count = FOREIGN.len() - 8;
+    for (at, byte) in
+        [(count, 0), (count, 1), (count, 4), (count, 6), (count + 1, 0xff), (count + 2, 0xff)]
+    {
+        let mut bytes = FOREIGN;
+        bytes[at] = byte;
+        seal(&mut bytes);
+        assert!(matches!(walk(&bytes, 0), Err(Error::Corrupt { .. })), "{at} = {byte}");
+    }
+}
+
 #[test]
 fn batches_that_overlap_are_corrupt() {
     let content: Content = (0, None, None, vec![]);
