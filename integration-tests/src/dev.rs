@@ -184,7 +184,7 @@ impl Dev {
     }
 
     /// SIGTERM: it ends in good order, or says why not.
-    pub fn terminate(mut self) -> Result<()> {
+    pub async fn terminate(mut self) -> Result<()> {
         signal(i32::try_from(self.child.id())?, libc::SIGTERM)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -193,7 +193,8 @@ impl Dev {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "headwater dev does not end:\n{}", self.said());
-            std::thread::sleep(Duration::from_millis(10));
+            // The client's side of the connection runs on this thread, and has to close it too.
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

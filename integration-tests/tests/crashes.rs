@@ -240,7 +240,9 @@ async fn undisturbed(data: &Path) -> Result<View> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -> Result<()> {
     let seed = std::env::var("HEADWATER_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8) % 1_000_000);
+    let seed = seed.unwrap_or_else(|| {
+        std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8) % 1_000_000
+    });
     eprintln!("HEADWATER_SEED={seed} repeats the moments of this run");
     let mut random = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir()?;

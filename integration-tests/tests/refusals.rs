@@ -226,7 +226,7 @@ async fn a_second_process_on_the_same_directory_is_refused_and_the_first_goes_on
     assert_eq!(views::count(&dev, "SELECT count(*) FROM spend", after(&[answer.token])).await?, 1);
 
     // What it acknowledged is there for the next process, after an orderly end.
-    dev.terminate()?;
+    dev.terminate().await?;
     let dev = Dev::start(&data).await?;
     assert_eq!(views::count(&dev, "SELECT sum(orders) FROM spend", Freshness::default()).await?, 1);
     Ok(())
@@ -237,7 +237,7 @@ async fn a_directory_of_a_newer_version_or_of_something_else_is_left_alone() -> 
     let directory = tempfile::tempdir()?;
     let data = directory.path().join("data");
     let dev = Dev::start(&data).await?;
-    dev.terminate()?;
+    dev.terminate().await?;
     fs::write(data.join("FORMAT"), "headwater 999\n")?;
     let output = refused(&data)?;
     let said = String::from_utf8_lossy(&output.stderr);

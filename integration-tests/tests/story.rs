@@ -212,5 +212,5 @@ async fn a_view_is_corrected_replayed_compared_swapped_and_undone_while_events_f
         assert_eq!(tallies.applied, shard.position, "{shard:?}");
     }
     let dev = Arc::into_inner(dev).context("somebody still uses the server")?;
-    dev.terminate()
+    dev.terminate().await
 }

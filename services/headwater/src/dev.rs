@@ -12,6 +12,7 @@ use headwater_log_embedded::{EmbeddedLog, Options};
 use headwater_processor::Processor;
 use headwater_query::Query;
 use headwater_service::{DataDir, Node, admin_router, config::Layers, exit_code, telemetry};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -26,7 +27,7 @@ use crate::{
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Settings of all services, each in its section.
-#[derive(Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DevConfig {
     pub telemetry: telemetry::TelemetryConfig,
@@ -135,3 +136,6 @@ async fn open_log(data: &DataDir) -> Result<Arc<dyn Log>> {
         Err(panic) => Err(Failure::new(Exit::Failed, panic)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -298,8 +298,8 @@ mod tests {
         let body = b"\xef\xbb\xbf{\"a\": 1 }\r\n\n  \r\n {\"b\":\"\xff\"}\n{}";
         let events = split(Format::Lines, body).unwrap();
         assert_eq!(events, [&b"{\"a\": 1 }"[..], b" {\"b\":\"\xff\"}", b"{}"]);
-        assert_eq!(split(Format::Lines, b"").unwrap(), [Bytes::new(); 0]);
-        assert_eq!(split(Format::Lines, b"\xef\xbb\xbf").unwrap(), [Bytes::new(); 0]);
+        assert!(split(Format::Lines, b"").unwrap().is_empty());
+        assert!(split(Format::Lines, b"\xef\xbb\xbf").unwrap().is_empty());
     }
 
     #[test]

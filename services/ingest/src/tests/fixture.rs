@@ -121,6 +121,9 @@ impl Log for Moody {
     }
 }
 
+/// Timestamp, key and value.
+pub(super) type Stored = (i64, Option<Vec<u8>>, Vec<u8>);
+
 /// Ingest with the stream `orders` declared.
 pub(super) struct Fixture {
     pub(super) log: Arc<Moody>,
@@ -185,7 +188,7 @@ impl Fixture {
     }
 
     /// Everything in the topic `orders`: timestamp, key and value per partition.
-    pub(super) fn stored(&self) -> Vec<Vec<(i64, Option<Vec<u8>>, Vec<u8>)>> {
+    pub(super) fn stored(&self) -> Vec<Vec<Stored>> {
         let topic = Name::new("orders").unwrap();
         let partitions = self.log.topic(&topic).unwrap().map_or(0, |spec| spec.partitions);
         (0..partitions)
@@ -254,7 +257,7 @@ pub(super) fn request(events: Vec<Bytes>) -> AppendRequest {
 
 /// A good event, in a spelling of its own.
 pub(super) fn event(user: u64) -> Bytes {
-    format!(r#"{{ "ts":"2023-11-14T22:00:00Z","user_id": {user},"amount":1.50 }}"#).into()
+    format!(r#" {{ "ts":"2023-11-14T22:00:00Z","user_id": {user},"amount":1.50 }} "#).into()
 }
 
 pub(super) fn partition_of(user: u64) -> u32 {
