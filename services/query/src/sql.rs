@@ -283,13 +283,13 @@ fn resolve(control: &ControlState, table: &str) -> Result<Name, Error> {
 
 /// One SELECT, or EXPLAIN of one.
 fn parse(session: &SessionState, sql: &str) -> Result<Statement, Error> {
-    let statement =
-        session.sql_to_statement(sql, &Dialect::Generic).map_err(|error| match error {
-            DataFusionError::NotImplemented(_) => {
-                Error::NotASelect { what: "more than one statement".into() }
-            }
-            other => sql_error(other),
-        })?;
+    let statement = session.sql_to_statement(sql, &Dialect::Generic).map_err(|error| {
+        if matches!(error, DataFusionError::NotImplemented(_)) {
+            Error::NotASelect { what: "more than one statement".into() }
+        } else {
+            sql_error(error)
+        }
+    })?;
     check(&statement)?;
     Ok(statement)
 }

@@ -91,6 +91,23 @@ fn columns_may_be_reordered_missing_null_and_among_others() {
 }
 
 #[test]
+fn keys_that_begin_alike_are_told_apart() {
+    let names = ["shipping_address_line_1", "shipping_address_line_2", "s", "sh"];
+    let stream = stream(&names.map(|name| (name, DataType::Integer)));
+    let mut decoder = JsonDecoder::new(&stream, &[0, 1, 2, 3]);
+    // Each of them comes where another one was the guess.
+    for shift in [0, 0, 1, 2, 3, 0, 2] {
+        let member = |index: usize| format!("\"{}\": {}", names[(index + shift) % 4], (index + shift) % 4);
+        let members: Vec<String> = (0..4).map(member).collect();
+        decoder.decode(format!("{{{}}}", members.join(", ")).as_bytes()).unwrap();
+    }
+    let batch = decoder.take();
+    for index in 0..7 {
+        assert_eq!(row(&batch, index), ["0", "1", "2", "3"]);
+    }
+}
+
+#[test]
 fn a_refused_record_leaves_the_rows_as_they_were() {
     let stream = one_of_each();
     let mut decoder = JsonDecoder::new(&stream, &[2, 5, 6]);

@@ -60,6 +60,11 @@ async fn a_repeated_request_is_answered_alike_and_done_once() {
         cluster.catalog().apply(Request::new(request.clone())).await.unwrap().into_inner();
     let position = cluster.coordinator.office.state().position();
     cluster.restart().await;
+    assert_eq!(
+        cluster.coordinator.office.state().position(),
+        position,
+        "it knows all before it is asked"
+    );
     let mut second = cluster.catalog().apply(Request::new(request)).await.unwrap().into_inner();
     // Others use the same disk.
     for response in [&mut first, &mut second] {

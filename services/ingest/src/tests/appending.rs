@@ -160,9 +160,7 @@ async fn a_stream_that_gets_another_column_is_checked_by_its_new_definition() {
 
     fixture.declare("orders", &ORDERS.replace("note VARCHAR", "note VARCHAR, tip DOUBLE")).await;
     // The catalog is followed; ask until the record has arrived.
-    while fixture.append(events()).await.accepted == 1 {
-        tokio::task::yield_now().await;
-    }
+    soon(async { while fixture.append(events()).await.accepted == 1 {} }).await;
     assert_eq!(rejected(&fixture.append(events()).await.results[0]).unwrap().0, "tip");
 }
 
@@ -222,9 +220,7 @@ async fn more_than_ingest_may_hold_is_refused_until_there_is_room_again() {
         let (mut client, events) = (client.clone(), events.clone());
         async move { client.append(request(events)).await }
     });
-    while fixture.log.appends() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| fixture.log.appends() > 0).await;
 
     let refused = client.append(request(events.clone())).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);

@@ -251,6 +251,20 @@ impl Answer {
     }
 }
 
+/// Waits for what other tasks bring about; the limit only bounds a failing test.
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("it happens in time")
+}
+
+pub(super) async fn until(mut condition: impl FnMut() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 pub(super) fn request(events: Vec<Bytes>) -> AppendRequest {
     AppendRequest { stream: "orders".into(), events }
 }

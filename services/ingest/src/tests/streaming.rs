@@ -24,9 +24,7 @@ async fn batches_of_a_stream_are_stored_and_answered_in_order_while_several_wait
         fixture.client().append_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
 
     let window = Config::default().stream_window.get();
-    while fixture.log.appends() < window {
-        tokio::task::yield_now().await;
-    }
+    until(|| fixture.log.appends() >= window).await;
     let early = tokio::time::timeout(Duration::from_millis(50), answers.message()).await;
     assert!(early.is_err(), "nothing is answered before it is durable");
     assert_eq!(fixture.log.appends(), window, "no more than the window is on its way");
@@ -82,7 +80,7 @@ async fn a_stream_ends_when_the_process_does_and_its_last_answers_are_delivered(
 
     fixture.node.tasks.shutdown().begin();
 
-    let ended = answers.message().await.unwrap_err();
+    let ended = soon(answers.message()).await.unwrap_err();
     assert_eq!(ended.code(), Code::Unavailable, "{ended}");
     drop((sender, answers));
     assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());

@@ -338,7 +338,10 @@ proptest! {
         let mut windows = [vec![window(0, None)], vec![]];
         let mut backups = [None, None];
         let (mut serving, mut owners) = (0, Vec::new());
+        // The furthest that either ever was: a power cut takes it back, not what was published before.
+        let mut reached = 0;
         for (step, event) in events.into_iter().enumerate() {
+            reached = sides.iter().map(Outbox::position).fold(reached, u64::max);
             match event {
                 Event::Commit { side, records } => {
                     let position = sides[side].position();
@@ -382,7 +385,8 @@ proptest! {
             }
         }
         // Both reach the same end and nothing is in the way any more.
-        let end = sides.iter().map(Outbox::position).max().unwrap().max(owners.len() as u64) + 1;
+        let reached = sides.iter().map(Outbox::position).fold(reached, u64::max);
+        let end = reached.max(owners.len() as u64) + 1;
         owners.resize(end as usize, serving);
         log.doubtful.store(0, Ordering::Relaxed);
         log.refused.store(0, Ordering::Relaxed);
