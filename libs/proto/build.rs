@@ -2,7 +2,6 @@
 
 use std::{env, fs, path::PathBuf};
 
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());

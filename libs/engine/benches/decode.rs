@@ -78,7 +78,7 @@ fn records(space: &str, text_time: bool, optional: bool) -> Vec<Vec<u8>> {
             ),
             false => millis.to_string(),
         };
-        let country = if optional && n % 2 == 0 {
+        let country = if optional && n.is_multiple_of(2) {
             String::new()
         } else {
             format!("\"country\":{space}\"NZ\",{space}")

@@ -7,15 +7,22 @@ use headwater_types::{DataType, Offset, PartitionId, Tallies};
 use crate::common::v1 as common;
 
 /// One position per partition, as messages carry it.
-pub fn positions_to_proto(positions: &BTreeMap<PartitionId, Offset>) -> Vec<common::PartitionOffset> {
+pub fn positions_to_proto(
+    positions: &BTreeMap<PartitionId, Offset>,
+) -> Vec<common::PartitionOffset> {
     positions
         .iter()
-        .map(|(partition, offset)| common::PartitionOffset { partition: partition.0, offset: offset.0 })
+        .map(|(partition, offset)| common::PartitionOffset {
+            partition: partition.0,
+            offset: offset.0,
+        })
         .collect()
 }
 
 /// The inverse of [`positions_to_proto`].
-pub fn positions_from_proto(positions: &[common::PartitionOffset]) -> BTreeMap<PartitionId, Offset> {
+pub fn positions_from_proto(
+    positions: &[common::PartitionOffset],
+) -> BTreeMap<PartitionId, Offset> {
     positions.iter().map(|p| (PartitionId(p.partition), Offset(p.offset))).collect()
 }
 

@@ -157,7 +157,7 @@ impl Random {
 
     /// From 0 to `end - 1`; 0 if `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.bits()) * u128::from(end) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(end)) >> 64) as u64
     }
 
     pub fn chance(&mut self, probability: f64) -> bool {

@@ -48,7 +48,9 @@ impl GenerationInputs<'_> {
 
 /// The text is no generation id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a generation id: it has 16 hexadecimal digits, as `headwater get generations` prints them")]
+#[error(
+    "{0:?} is not a generation id: it has 16 hexadecimal digits, as `headwater get generations` prints them"
+)]
 pub struct InvalidGenerationId(String);
 
 impl FromStr for GenerationId {
@@ -93,7 +95,8 @@ mod tests {
 
     #[test]
     fn every_input_changes_the_digest() {
-        let base = GenerationInputs { stream_sql: "s", view_sql: "v", floor: &[Offset(1)], ordinal: 0 };
+        let base =
+            GenerationInputs { stream_sql: "s", view_sql: "v", floor: &[Offset(1)], ordinal: 0 };
         let others = [
             GenerationInputs { stream_sql: "s2", ..base },
             GenerationInputs { view_sql: "v2", ..base },
@@ -108,7 +111,8 @@ mod tests {
 
     #[test]
     fn an_id_reads_back_what_it_prints() {
-        let id = GenerationInputs { stream_sql: "s", view_sql: "v", floor: &[], ordinal: 7 }.digest();
+        let id =
+            GenerationInputs { stream_sql: "s", view_sql: "v", floor: &[], ordinal: 7 }.digest();
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!("xyz".parse::<GenerationId>().is_err());
         assert!("+123456789abcdef".parse::<GenerationId>().is_err());

@@ -18,7 +18,11 @@ impl Name {
         let text = text.as_ref();
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let fits = (1..=200).contains(&text.len()) && text != "." && text != "..";
-        if fits && text.chars().all(legal) { Ok(Self(text.into())) } else { Err(InvalidName(text.into())) }
+        if fits && text.chars().all(legal) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidName(text.into()))
+        }
     }
 
     pub fn as_str(&self) -> &str {

@@ -16,7 +16,10 @@ pub enum DataType {
     BigInt,
     Double,
     /// `DECIMAL(precision, scale)`: at most 38 digits, `scale` of them behind the point.
-    Decimal { precision: u8, scale: u8 },
+    Decimal {
+        precision: u8,
+        scale: u8,
+    },
     Varchar,
     /// UTC, in microseconds. JSON carries RFC 3339 text or epoch milliseconds.
     Timestamp,

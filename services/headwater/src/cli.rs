@@ -10,7 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[command(name = "headwater", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Address of the server
-    #[arg(long, global = true, env = "HEADWATER_SERVER", default_value = "http://127.0.0.1:7400", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "HEADWATER_SERVER",
+        default_value = "http://127.0.0.1:7400",
+        value_name = "URL"
+    )]
     pub server: String,
 
     #[command(subcommand)]
@@ -54,10 +60,10 @@ The file has one JSON object per line; gzip is recognised. The last line of outp
     /// Show lag, watermark, tallies and rates, per shard and in all
     Status(StatusArgs),
     /// Print a completion script for a shell
-    #[command(after_help = "Example: headwater completions bash > ~/.local/share/bash-completion/completions/headwater")]
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    #[command(
+        after_help = "Example: headwater completions bash > ~/.local/share/bash-completion/completions/headwater"
+    )]
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Args)]

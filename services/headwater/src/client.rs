@@ -3,8 +3,13 @@
 use std::{error::Error as _, time::Duration};
 
 use headwater_proto::{
-    control::v1::{catalog_service_client::CatalogServiceClient, replay_service_client::ReplayServiceClient},
-    ingest::v1::{dead_letter_service_client::DeadLetterServiceClient, ingest_service_client::IngestServiceClient},
+    control::v1::{
+        catalog_service_client::CatalogServiceClient, replay_service_client::ReplayServiceClient,
+    },
+    ingest::v1::{
+        dead_letter_service_client::DeadLetterServiceClient,
+        ingest_service_client::IngestServiceClient,
+    },
     query::v1::query_service_client::QueryServiceClient,
 };
 use tonic::transport::{Channel, Endpoint};
@@ -20,9 +25,12 @@ pub struct Server(Channel);
 
 impl Server {
     pub async fn connect(address: &str) -> Result<Self> {
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let url =
+            if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| Failure::usage(format!("--server {address:?} is no address: {error}")))?
+            .map_err(|error| {
+                Failure::usage(format!("--server {address:?} is no address: {error}"))
+            })?
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| {

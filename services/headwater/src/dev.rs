@@ -41,11 +41,20 @@ pub struct DevConfig {
 pub async fn run(args: DevArgs) -> Result {
     // The flags' own variables are no settings of a service.
     let settings = std::env::vars().filter(|(name, _)| {
-        !["HEADWATER_DATA", "HEADWATER_LISTEN", "HEADWATER_HTTP", "HEADWATER_CONFIG", "HEADWATER_SERVER"]
-            .contains(&name.as_str())
+        ![
+            "HEADWATER_DATA",
+            "HEADWATER_LISTEN",
+            "HEADWATER_HTTP",
+            "HEADWATER_CONFIG",
+            "HEADWATER_SERVER",
+        ]
+        .contains(&name.as_str())
     });
-    let config: DevConfig =
-        Layers::new().file(args.config.as_ref()).environment(settings).load().map_err(Failure::usage)?;
+    let config: DevConfig = Layers::new()
+        .file(args.config.as_ref())
+        .environment(settings)
+        .load()
+        .map_err(Failure::usage)?;
     let telemetry = telemetry::init(&config.telemetry, "dev", "dev").map_err(Failure::usage)?;
 
     // Taken before anything is opened: a second process must not touch the first one's files.
@@ -83,7 +92,12 @@ pub async fn run(args: DevArgs) -> Result {
     let server = axum::serve(http, router).with_graceful_shutdown(shutdown.cancelled_owned());
     node.tasks.spawn_once("http", async move { Ok(server.await?) });
 
-    eprintln!("headwater dev: data {}, gRPC on {}, HTTP on {}", data.path().display(), args.listen, args.http);
+    eprintln!(
+        "headwater dev: data {}, gRPC on {}, HTTP on {}",
+        data.path().display(),
+        args.listen,
+        args.http
+    );
     tokio::select! {
         () = node.health.wait_ready() => eprintln!("headwater dev: ready"),
         () = node.tasks.wait() => {}
@@ -99,7 +113,10 @@ pub async fn run(args: DevArgs) -> Result {
             eprintln!("headwater dev: stopped");
             Ok(())
         }
-        None => Err(Failure::new(Exit::Failed, format!("did not stop in time: {}", report.still_running.join(", ")))),
+        None => Err(Failure::new(
+            Exit::Failed,
+            format!("did not stop in time: {}", report.still_running.join(", ")),
+        )),
     }
 }
 
@@ -113,24 +130,33 @@ const SERVICES: [&str; 5] = [
 ];
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failure::usage(format!("cannot listen on {address} ({error}); choose another {flag}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::usage(format!("cannot listen on {address} ({error}); choose another {flag}"))
+    })
 }
 
 /// Small answers must not wait for more to send.
-fn nodelay(listener: TcpListener) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
+fn nodelay(
+    listener: TcpListener,
+) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
     use tokio_stream::StreamExt;
-    TcpListenerStream::new(listener).map(|connection| connection.inspect(|stream| drop(stream.set_nodelay(true))))
+    TcpListenerStream::new(listener)
+        .map(|connection| connection.inspect(|stream| drop(stream.set_nodelay(true))))
 }
 
 async fn open_log(data: &DataDir) -> Result<Arc<dyn Log>> {
     let directory = data.path().join("log");
-    let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&directory, Options::default())).await;
+    let opened =
+        tokio::task::spawn_blocking(move || EmbeddedLog::open(&directory, Options::default()))
+            .await;
     match opened {
         Ok(Ok(log)) => Ok(log),
         Ok(Err(error)) => {
-            let exit = if exit_code(error.remedy()) == Exit::Usage as u8 { Exit::Usage } else { Exit::Failed };
+            let exit = if exit_code(error.remedy()) == Exit::Usage as u8 {
+                Exit::Usage
+            } else {
+                Exit::Failed
+            };
             Err(Failure::new(exit, error))
         }
         Err(panic) => Err(Failure::new(Exit::Failed, panic)),

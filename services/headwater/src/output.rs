@@ -32,13 +32,21 @@ fn json(value: &Value, out: &mut String) {
         None => out.push_str("null"),
         Some(Kind::Text(text)) => out.push_str(&Json::from(text.as_str()).to_string()),
         Some(Kind::TimestampMicros(_)) => out.push_str(&Json::from(text(value)).to_string()),
-        Some(Kind::Double(x)) if !x.is_finite() => out.push_str(&Json::from(x.to_string()).to_string()),
-        Some(Kind::Boolean(_) | Kind::Integer(_) | Kind::Double(_) | Kind::Decimal(_)) => out.push_str(&text(value)),
+        Some(Kind::Double(x)) if !x.is_finite() => {
+            out.push_str(&Json::from(x.to_string()).to_string())
+        }
+        Some(Kind::Boolean(_) | Kind::Integer(_) | Kind::Double(_) | Kind::Decimal(_)) => {
+            out.push_str(&text(value))
+        }
     }
 }
 
 fn csv(text: &str) -> String {
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Prints rows of one shape as they arrive. A table is printed at the end, when its widths are known.
@@ -56,7 +64,8 @@ impl Rows {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut table = new_table(columns.iter().map(|column| column.name.as_str()));
         for (index, column) in columns.iter().enumerate() {
-            let number = !matches!(column.sql_type.as_str(), "VARCHAR" | "TIMESTAMP" | "BOOLEAN" | "");
+            let number =
+                !matches!(column.sql_type.as_str(), "VARCHAR" | "TIMESTAMP" | "BOOLEAN" | "");
             if let (true, Some(cells)) = (number, table.column_mut(index)) {
                 cells.set_cell_alignment(CellAlignment::Right);
             }
@@ -130,7 +139,11 @@ pub fn objects(output: Output, columns: &[&str], objects: &[Json]) -> Result {
         Some(other) => other.to_string(),
     };
     match output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(objects).map_err(anyhow::Error::from)?)?,
+        Output::Json => writeln!(
+            out,
+            "{}",
+            serde_json::to_string_pretty(objects).map_err(anyhow::Error::from)?
+        )?,
         Output::Ndjson => {
             for object in objects {
                 writeln!(out, "{object}")?;
@@ -139,15 +152,20 @@ pub fn objects(output: Output, columns: &[&str], objects: &[Json]) -> Result {
         Output::Csv => {
             writeln!(out, "{}", columns.join(","))?;
             for object in objects {
-                let cells: Vec<_> = columns.iter().map(|column| csv(&cell(object, column))).collect();
+                let cells: Vec<_> =
+                    columns.iter().map(|column| csv(&cell(object, column))).collect();
                 writeln!(out, "{}", cells.join(","))?;
             }
         }
         Output::Table => {
             let mut table = new_table(columns.iter().copied());
             for (index, column) in columns.iter().enumerate() {
-                let numbers = objects.iter().all(|o| o.get(column).is_none_or(|v| v.is_number() || v.is_null()));
-                if let (true, Some(cells)) = (numbers && !objects.is_empty(), table.column_mut(index)) {
+                let numbers = objects
+                    .iter()
+                    .all(|o| o.get(column).is_none_or(|v| v.is_number() || v.is_null()));
+                if let (true, Some(cells)) =
+                    (numbers && !objects.is_empty(), table.column_mut(index))
+                {
                     cells.set_cell_alignment(CellAlignment::Right);
                 }
             }
@@ -218,6 +236,9 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        assert_eq!([0, 999, 1000, 27004, 1_000_000].map(thousands), ["0", "999", "1,000", "27,004", "1,000,000"]);
+        assert_eq!(
+            [0, 999, 1000, 27004, 1_000_000].map(thousands),
+            ["0", "999", "1,000", "27,004", "1,000,000"]
+        );
     }
 }

@@ -97,7 +97,8 @@ fn keys_that_begin_alike_are_told_apart() {
     let mut decoder = JsonDecoder::new(&stream, &[0, 1, 2, 3]);
     // Each of them comes where another one was the guess.
     for shift in [0, 0, 1, 2, 3, 0, 2] {
-        let member = |index: usize| format!("\"{}\": {}", names[(index + shift) % 4], (index + shift) % 4);
+        let member =
+            |index: usize| format!("\"{}\": {}", names[(index + shift) % 4], (index + shift) % 4);
         let members: Vec<String> = (0..4).map(member).collect();
         decoder.decode(format!("{{{}}}", members.join(", ")).as_bytes()).unwrap();
     }

@@ -244,7 +244,7 @@ fn quoted(text: &str) -> String {
 /// Spelt in one way only, so that equal keys share a partition.
 fn key_json(column: &Column, number: u64) -> String {
     match column.data_type {
-        DataType::Boolean => (number % 2 == 0).to_string(),
+        DataType::Boolean => number.is_multiple_of(2).to_string(),
         DataType::Integer | DataType::BigInt | DataType::Double => number.to_string(),
         DataType::Decimal { scale: 0, .. } => number.to_string(),
         DataType::Decimal { scale, .. } => format!("{number}.{}", "0".repeat(usize::from(scale))),

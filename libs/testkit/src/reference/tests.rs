@@ -46,10 +46,10 @@ fn each_record_counts_once_and_rows_are_computed_from_all_their_values() {
     let view =
         View::new(&stream())
             .wanting(&["k", "n", "m", "d"])
-            .filter(|event| match event.get("n") {
-                Datum::Integer(13) => Err("unlucky".to_owned()),
-                Datum::Integer(n) => Ok(Datum::Boolean(n >= 0)),
-                _ => Ok(Datum::Null),
+            .filter(|event| match event.get("n").integer() {
+                Some(13) => Err("unlucky".to_owned()),
+                Some(n) => Ok(Datum::Boolean(n >= 0)),
+                None => Ok(Datum::Null),
             })
             .key(|event| {
                 if event.get("k") == text("bad") {

@@ -1,6 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use headwater_proto::control::v1::{ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions, ReplayPlan};
+use headwater_proto::control::v1::{
+    ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions, ReplayPlan,
+};
 use serde_json::json;
 
 use super::replay;
@@ -28,8 +30,9 @@ pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
     let mut files = Vec::new();
     for path in &args.files {
         for file in definition_files(path)? {
-            let sql = std::fs::read_to_string(&file)
-                .map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))?;
+            let sql = std::fs::read_to_string(&file).map_err(|error| {
+                Failure::usage(format!("cannot read {}: {error}", file.display()))
+            })?;
             files.push(DefinitionFile { name: file.display().to_string(), sql });
         }
     }

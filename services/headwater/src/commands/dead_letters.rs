@@ -14,7 +14,8 @@ use crate::{
 pub(super) async fn run(server: &Server, command: DeadLettersCommand) -> Result {
     match command {
         DeadLettersCommand::List { selection, limit, output } => {
-            let letters = list(server, ListDeadLettersRequest { limit, ..selection.into() }).await?;
+            let letters =
+                list(server, ListDeadLettersRequest { limit, ..selection.into() }).await?;
             let rows: Vec<_> = letters
                 .iter()
                 .map(|letter| {
@@ -72,7 +73,10 @@ pub(super) async fn run(server: &Server, command: DeadLettersCommand) -> Result 
             );
             match answer.rejected {
                 0 => Ok(()),
-                n => Err(Failure::new(Exit::Failed, format!("{n} dead letters are still refused by the schema"))),
+                n => Err(Failure::new(
+                    Exit::Failed,
+                    format!("{n} dead letters are still refused by the schema"),
+                )),
             }
         }
     }
@@ -101,5 +105,7 @@ impl From<SelectionArgs> for ListDeadLettersRequest {
 fn parse_record(text: &str) -> Result<(u32, u64)> {
     text.split_once(':')
         .and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)))
-        .ok_or_else(|| Failure::usage(format!("{text:?} is no record: write partition:offset, like 3:1042")))
+        .ok_or_else(|| {
+            Failure::usage(format!("{text:?} is no record: write partition:offset, like 3:1042"))
+        })
 }

@@ -71,12 +71,17 @@ pub(super) async fn run(server: &Server, args: GetArgs) -> Result {
         Some(name) => {
             let named: Vec<_> = rows
                 .iter()
-                .filter(|row| [Some(key), Some("view")].into_iter().flatten().any(|k| row[k] == name.as_str()))
+                .filter(|row| {
+                    [Some(key), Some("view")].into_iter().flatten().any(|k| row[k] == name.as_str())
+                })
                 .cloned()
                 .collect();
             if named.is_empty() {
                 let known: Vec<_> = rows.iter().filter_map(|row| row[key].as_str()).collect();
-                return Err(Failure::usage(format!("there is no {name:?}; there is: {}", known.join(", "))));
+                return Err(Failure::usage(format!(
+                    "there is no {name:?}; there is: {}",
+                    known.join(", ")
+                )));
             }
             named
         }

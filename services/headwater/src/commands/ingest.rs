@@ -150,11 +150,16 @@ pub(super) async fn run(server: &Server, args: IngestArgs) -> Result {
     match failure {
         Some(mut failure) => {
             if unanswered > 0 {
-                failure.message.push_str(&format!("; {} events were sent and not answered", thousands(unanswered)));
+                failure.message.push_str(&format!(
+                    "; {} events were sent and not answered",
+                    thousands(unanswered)
+                ));
             }
             Err(failure)
         }
-        None if tally.rejected > 0 => Err(Failure::new(Exit::Failed, format!("{} events were rejected", tally.rejected))),
+        None if tally.rejected > 0 => {
+            Err(Failure::new(Exit::Failed, format!("{} events were rejected", tally.rejected)))
+        }
         None => Ok(()),
     }
 }
@@ -183,7 +188,8 @@ fn progress() -> ProgressBar {
 /// Reads lines into batches until the end or until nobody listens.
 fn read(path: &std::path::Path, batch: usize, items: &mpsc::Sender<io::Result<Item>>) {
     let result = open(path).and_then(|mut input| {
-        let mut current = Batch { events: Vec::with_capacity(batch), lines: Vec::with_capacity(batch) };
+        let mut current =
+            Batch { events: Vec::with_capacity(batch), lines: Vec::with_capacity(batch) };
         let mut bytes = 0;
         let mut number = 0;
         loop {
@@ -281,7 +287,9 @@ mod tests {
     #[test]
     fn lines_become_batches_and_keep_their_numbers() {
         let items = items(b"{\"a\":1}\n\n{\"a\":2}\n{\"a\":3}", 2);
-        let [Ok(Item::Batch(first)), Ok(Item::Batch(second))] = &items[..] else { panic!("two batches") };
+        let [Ok(Item::Batch(first)), Ok(Item::Batch(second))] = &items[..] else {
+            panic!("two batches")
+        };
         assert_eq!(first.lines, [1, 3]);
         assert_eq!(second.lines, [4]);
         assert_eq!(second.events, [b"{\"a\":3}"]);

@@ -41,7 +41,8 @@ pub(super) async fn run(server: &Server, args: QueryArgs) -> Result {
 pub(super) fn describe(provenance: &Provenance) -> String {
     let positions: u64 = provenance.partitions.iter().map(|p| p.offset).sum();
     let watermark = provenance.partitions.iter().filter_map(|p| p.watermark_micros).min();
-    let watermark = watermark.map_or_else(|| "none yet".to_owned(), |micros| EventTime(micros).to_string());
+    let watermark =
+        watermark.map_or_else(|| "none yet".to_owned(), |micros| EventTime(micros).to_string());
     format!(
         "{} generation {} epoch {} · {positions} records in {} partition{} · watermark {watermark}",
         provenance.view,

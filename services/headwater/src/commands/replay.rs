@@ -3,8 +3,8 @@ mod render;
 use std::time::Duration;
 
 use headwater_proto::control::v1::{
-    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay, StartRequest,
-    UndoRequest, Verdict,
+    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay,
+    StartRequest, UndoRequest, Verdict,
 };
 
 use super::apply::{plan_json, print_plan};
@@ -25,7 +25,11 @@ pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
                 print_plan(&plan);
                 return Ok(());
             }
-            output::objects(args.output, &["view", "records", "bytes", "disk_bytes", "seconds"], &[plan_json(&plan)])
+            output::objects(
+                args.output,
+                &["view", "records", "bytes", "disk_bytes", "seconds"],
+                &[plan_json(&plan)],
+            )
         }
         ReplayCommand::Start(args) => {
             let server = server().await?;
@@ -59,7 +63,8 @@ pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
         ReplayCommand::Promote { replay, accept_failed, decision } => {
             let server = server().await?;
             let DecisionArgs { reason, wait, output } = decision;
-            let request = PromoteRequest { replay, accept_failed, reason, request_id: request_id() };
+            let request =
+                PromoteRequest { replay, accept_failed, reason, request_id: request_id() };
             let replay = server.replays().promote(request).await?.into_inner();
             decided(&server, replay, wait, output).await
         }
@@ -85,12 +90,15 @@ pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
 }
 
 fn later(verb: &str) -> Failure {
-    Failure::usage(format!("replay {verb} is not available in this version; `replay abort` and `replay start` are"))
+    Failure::usage(format!(
+        "replay {verb} is not available in this version; `replay abort` and `replay start` are"
+    ))
 }
 
 fn read(file: Option<std::path::PathBuf>) -> Result<String> {
     let Some(file) = file else { return Ok(String::new()) };
-    std::fs::read_to_string(&file).map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))
+    std::fs::read_to_string(&file)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))
 }
 
 async fn decided(server: &Server, replay: Replay, wait_for_it: bool, output: Output) -> Result {
@@ -105,7 +113,8 @@ async fn decided(server: &Server, replay: Replay, wait_for_it: bool, output: Out
 
 /// Prints the outcome even when it is one that a script must notice.
 async fn finish(server: &Server, replay: &str, output: Output, last: Result) -> Result {
-    let state = server.replays().get(GetReplayRequest { replay: replay.to_owned() }).await?.into_inner();
+    let state =
+        server.replays().get(GetReplayRequest { replay: replay.to_owned() }).await?.into_inner();
     render::one(output, &state)?;
     last
 }
@@ -138,18 +147,27 @@ fn outcome(replay: &Replay) -> Option<Result> {
     match replay.phase() {
         Phase::Unspecified | Phase::Replay | Phase::Align | Phase::Diff | Phase::Commit => None,
         Phase::Retain | Phase::Undone | Phase::Retired => Some(Ok(())),
-        Phase::Aborted => Some(Err(Failure::new(Exit::Failed, format!("replay {id} was aborted: {}", replay.reason)))),
-        Phase::Failed => Some(Err(Failure::new(Exit::Failed, format!("replay {id} failed: {}", replay.reason)))),
+        Phase::Aborted => Some(Err(Failure::new(
+            Exit::Failed,
+            format!("replay {id} was aborted: {}", replay.reason),
+        ))),
+        Phase::Failed => {
+            Some(Err(Failure::new(Exit::Failed, format!("replay {id} failed: {}", replay.reason))))
+        }
         Phase::Hold => match replay.verdict() {
             Verdict::Pass if promotes => None,
             Verdict::Pass => Some(Ok(())),
             Verdict::Fail => Some(Err(Failure::new(
                 Exit::Failed,
-                format!("the diff is outside the thresholds; look at it, then `headwater replay abort {id}` or `headwater replay promote {id} --accept-failed`"),
+                format!(
+                    "the diff is outside the thresholds; look at it, then `headwater replay abort {id}` or `headwater replay promote {id} --accept-failed`"
+                ),
             ))),
             Verdict::Unspecified | Verdict::Inconclusive => Some(Err(Failure::new(
                 Exit::Inconclusive,
-                format!("a person must decide: `headwater replay promote {id}` or `headwater replay abort {id}`"),
+                format!(
+                    "a person must decide: `headwater replay promote {id}` or `headwater replay abort {id}`"
+                ),
             ))),
         },
     }

@@ -7,8 +7,20 @@ use serde_json::json;
 use crate::{cli::StatusArgs, client::Server, failure::Result, output};
 
 const COLUMNS: [&str; 14] = [
-    "view", "generation", "role", "partition", "position", "lag", "watermark", "applied", "filtered", "late",
-    "duplicate", "dead_lettered", "per_second", "error",
+    "view",
+    "generation",
+    "role",
+    "partition",
+    "position",
+    "lag",
+    "watermark",
+    "applied",
+    "filtered",
+    "late",
+    "duplicate",
+    "dead_lettered",
+    "per_second",
+    "error",
 ];
 
 pub(super) async fn run(server: &Server, args: StatusArgs) -> Result {
@@ -16,7 +28,9 @@ pub(super) async fn run(server: &Server, args: StatusArgs) -> Result {
     let generations: BTreeMap<_, _> = catalog
         .generations
         .iter()
-        .filter_map(|info| info.generation.as_ref().map(|generation| (generation.id.as_str(), (info, generation))))
+        .filter_map(|info| {
+            info.generation.as_ref().map(|generation| (generation.id.as_str(), (info, generation)))
+        })
         .collect();
     let mut rows = Vec::new();
     let mut all = Tallies::default();

@@ -28,7 +28,9 @@ pub(super) async fn run(server: &Server, args: WatchArgs) -> Result {
             }
             rows = Some(Rows::new(args.output, part.columns)?);
         }
-        if let Some(provenance) = part.provenance.filter(|provenance| provenance.generation != generation) {
+        if let Some(provenance) =
+            part.provenance.filter(|provenance| provenance.generation != generation)
+        {
             eprintln!("{}", describe(&provenance));
             generation = provenance.generation;
         }

@@ -22,14 +22,25 @@ fn page() -> String {
     let defaults = serde_json::to_value(DevConfig::default()).unwrap();
     let mut page = HEAD.to_owned();
     for (section, settings) in defaults.as_object().unwrap() {
-        writeln!(page, "\n## `[{section}]`\n\n| key | default | meaning |\n| --- | --- | --- |").unwrap();
+        writeln!(page, "\n## `[{section}]`\n\n| key | default | meaning |\n| --- | --- | --- |")
+            .unwrap();
         let reference = find_reference(&schema["properties"][section]).unwrap();
         let definition = &schema["$defs"][reference.rsplit('/').next().unwrap()];
-        let mut settings: Vec<_> = definition["properties"].as_object().unwrap().keys().map(|key| (key, &settings[key])).collect();
+        let mut settings: Vec<_> = definition["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|key| (key, &settings[key]))
+            .collect();
         settings.sort_by_key(|(key, _)| key.as_str());
         for (key, default) in settings {
-            let description = definition["properties"][key]["description"].as_str().unwrap_or_default();
-            let meaning = description.replace("\n\n", "<br>").replace("\n* ", "<br>").replace('\n', " ").replace('|', "\\|");
+            let description =
+                definition["properties"][key]["description"].as_str().unwrap_or_default();
+            let meaning = description
+                .replace("\n\n", "<br>")
+                .replace("\n* ", "<br>")
+                .replace('\n', " ")
+                .replace('|', "\\|");
             let default = if default.is_null() { "none".to_owned() } else { default.to_string() };
             writeln!(page, "| `{key}` | `{default}` | {meaning} |").unwrap();
         }
@@ -55,5 +66,8 @@ fn the_page_of_settings_says_what_the_code_says() {
         std::fs::write(PATH, &page).unwrap();
     }
     let written = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(written == page, "docs/config.md is out of date: UPDATE_DOCS=1 cargo test -p headwater settings");
+    assert!(
+        written == page,
+        "docs/config.md is out of date: UPDATE_DOCS=1 cargo test -p headwater settings"
+    );
 }

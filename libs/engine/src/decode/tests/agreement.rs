@@ -282,10 +282,12 @@ fn datum(cell: Cell, text: &str, data_type: DataType) -> Datum {
         Cell::Integer(value) if data_type == DataType::Timestamp => Datum::Timestamp(value),
         Cell::Integer(value) => Datum::Integer(value),
         Cell::Double(value) => Datum::Double(value),
-        Cell::Decimal(units) => match data_type {
-            DataType::Decimal { scale, .. } => Datum::Decimal { units, scale },
-            _ => panic!("a decimal in a column of type {data_type}"),
-        },
+        Cell::Decimal(units) => {
+            let DataType::Decimal { scale, .. } = data_type else {
+                panic!("a decimal in {data_type}")
+            };
+            Datum::Decimal { units, scale }
+        }
         Cell::Text { .. } | Cell::Unescaped { .. } => Datum::Text(text.to_owned()),
     }
 }

@@ -47,12 +47,20 @@ fn verdict(verdict: Verdict) -> &'static str {
 
 pub(super) fn list(output: Output, replays: &[Replay]) -> Result {
     let rows: Vec<_> = replays.iter().map(to_json).collect();
-    output::objects(output, &["replay", "view", "phase", "verdict", "done", "total", "old", "new", "started_at"], &rows)
+    output::objects(
+        output,
+        &["replay", "view", "phase", "verdict", "done", "total", "old", "new", "started_at"],
+        &rows,
+    )
 }
 
 pub(super) fn one(output: Output, replay: &Replay) -> Result {
     if output != Output::Table {
-        return output::objects(output, &["replay", "view", "phase", "verdict", "done", "total"], &[to_json(replay)]);
+        return output::objects(
+            output,
+            &["replay", "view", "phase", "verdict", "done", "total"],
+            &[to_json(replay)],
+        );
     }
     let mut out = io::stdout().lock();
     writeln!(out, "replay {} of {}: {}", replay.replay_id, replay.view, phase(replay.phase()))?;
@@ -102,8 +110,11 @@ fn diff_table(out: &mut impl Write, diff: &DiffReport, decided: Verdict) -> Resu
     }
     let changed: Vec<_> = diff.columns.iter().filter(|column| column.changed > 0).collect();
     if !changed.is_empty() {
-        let number = |x: Option<f64>| x.map(|x| format!("{}", (x * 1e6).round() / 1e6)).unwrap_or_default();
-        let mut table = new_table(["column", "rows changed", "sum old", "sum new", "largest change"].into_iter());
+        let number =
+            |x: Option<f64>| x.map(|x| format!("{}", (x * 1e6).round() / 1e6)).unwrap_or_default();
+        let mut table = new_table(
+            ["column", "rows changed", "sum old", "sum new", "largest change"].into_iter(),
+        );
         for column in changed {
             table.add_row([
                 column.column.clone(),
@@ -119,13 +130,14 @@ fn diff_table(out: &mut impl Write, diff: &DiffReport, decided: Verdict) -> Resu
         let header = diff.key.iter().chain(&diff.sample_columns).map(String::as_str);
         let mut table = new_table(header);
         for sample in diff.samples.iter().take(SHOWN_SAMPLES) {
-            let cell = |index: usize| match (sample.old_values.get(index), sample.new_values.get(index)) {
-                (Some(old), Some(new)) if old == new => text(new),
-                (Some(old), Some(new)) => format!("{} → {}", shown(old), shown(new)),
-                (Some(old), None) => format!("- {}", shown(old)),
-                (None, Some(new)) => format!("+ {}", shown(new)),
-                (None, None) => String::new(),
-            };
+            let cell =
+                |index: usize| match (sample.old_values.get(index), sample.new_values.get(index)) {
+                    (Some(old), Some(new)) if old == new => text(new),
+                    (Some(old), Some(new)) => format!("{} → {}", shown(old), shown(new)),
+                    (Some(old), None) => format!("- {}", shown(old)),
+                    (None, Some(new)) => format!("+ {}", shown(new)),
+                    (None, None) => String::new(),
+                };
             let cells = sample.key.iter().map(text).chain((0..diff.sample_columns.len()).map(cell));
             table.add_row(cells);
         }
@@ -143,7 +155,10 @@ fn shown(value: &Value) -> String {
 
 fn to_json(replay: &Replay) -> Json {
     let positions = |positions: &[PartitionOffset]| {
-        positions.iter().map(|p| json!({"partition": p.partition, "offset": p.offset})).collect::<Vec<_>>()
+        positions
+            .iter()
+            .map(|p| json!({"partition": p.partition, "offset": p.offset}))
+            .collect::<Vec<_>>()
     };
     let time = |millis: i64| (millis > 0).then(|| EventTime::from_millis(millis).to_string());
     json!({
@@ -169,7 +184,8 @@ fn to_json(replay: &Replay) -> Json {
 }
 
 fn diff_json(diff: &DiffReport) -> Json {
-    let values = |values: &[Value]| values.iter().map(|value| Json::from(text(value))).collect::<Vec<_>>();
+    let values =
+        |values: &[Value]| values.iter().map(|value| Json::from(text(value))).collect::<Vec<_>>();
     json!({
         "same": diff.same,
         "changed": diff.changed,
@@ -199,7 +215,9 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            if let Ok(style) = ProgressStyle::with_template("{prefix:>8} {bar:40.cyan/blue} {percent:>3} % · {msg}") {
+            if let Ok(style) = ProgressStyle::with_template(
+                "{prefix:>8} {bar:40.cyan/blue} {percent:>3} % · {msg}",
+            ) {
                 bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             }
             bar
@@ -218,8 +236,11 @@ impl Progress {
             (Phase::Replay, None) if replay.records_per_second > 0.0 => " · eta unknown".into(),
             _ => String::new(),
         };
-        let waiting =
-            if replay.waiting_for.is_empty() { String::new() } else { format!(" · waits for {}", replay.waiting_for) };
+        let waiting = if replay.waiting_for.is_empty() {
+            String::new()
+        } else {
+            format!(" · waits for {}", replay.waiting_for)
+        };
         let message = format!(
             "{} of {} records{rate}{eta}{waiting}",
             thousands(replay.records_done.min(replay.records_total)),
