@@ -31,40 +31,31 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        if let Some(path) = std::env::var_os("HEADWATER_BIN") {
+        if let Some(path) = std::env::var_os("HEADWATER") {
             return path.into();
         }
         // target/<profile>/deps/<this test> lies two steps below where cargo puts binaries.
         let test = std::env::current_exe().expect("a test knows its own path");
-        let directory = test
-            .parent()
-            .and_then(Path::parent)
-            .expect("cargo puts tests into target/<profile>/deps");
+        let directory =
+            test.ancestors().nth(2).expect("cargo puts tests into target/<profile>/deps");
         if let Some(cargo) = std::env::var_os("CARGO") {
+            // The whole workspace, so that shared dependencies keep the features they were built with.
             let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-            let built = Command::new(cargo)
-                .args([
-                    "build",
-                    "--quiet",
-                    "--package",
-                    "headwater",
-                    "--bin",
-                    "headwater",
-                    "--manifest-path",
-                    manifest,
-                ])
-                .status();
-            assert!(
-                built.is_ok_and(|status| status.success()),
-                "cargo build --package headwater failed"
-            );
+            let mut build = Command::new(cargo);
+            build.args([
+                "build",
+                "--quiet",
+                "--workspace",
+                "--bin",
+                "headwater",
+                "--manifest-path",
+                manifest,
+            ]);
+            let built = build.status().is_ok_and(|status| status.success());
+            assert!(built, "cargo build --workspace --bin headwater failed");
         }
         let binary = directory.join("headwater");
-        assert!(
-            binary.exists(),
-            "{} is missing: run cargo build --package headwater",
-            binary.display()
-        );
+        assert!(binary.exists(), "{} is missing", binary.display());
         binary
     })
 }

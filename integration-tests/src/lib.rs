@@ -7,7 +7,7 @@
 //! | [`views`] | answers of the query service as plain values, with the laws that every one of them must keep |
 //! | [`replays`] | waiting for a phase of a replay |
 //!
-//! The binary is built on first use. `HEADWATER_BIN` names another one.
+//! `HEADWATER` names the binary, as the scripts set it; without it, it is built on first use.
 
 pub mod dev;
 pub mod flights;

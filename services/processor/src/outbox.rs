@@ -115,6 +115,19 @@ impl Publisher {
         Ok(head.first().map_or(db.progress().position, |(key, _)| key.position))
     }
 
+    /// The position after the last record of ours that is in the topic. A power cut may have taken the
+    /// shard back to before it; a swap's fence must not lie there, or the next owner of the outputs
+    /// would publish these again.
+    pub(crate) fn frontier(&mut self, db: &ShardDb) -> Result<Offset, Trouble> {
+        let claim = match self.claim.take() {
+            Some(claim) => claim,
+            None => self.claim(db)?,
+        };
+        let frontier = claim.published.map_or(Offset::ZERO, |key| key.position.next());
+        self.claim = Some(claim);
+        Ok(frontier)
+    }
+
     /// Publishes what may be published, a few batches at most, and returns how many records that were.
     /// After an error it may be called again: what happened to the records is then found out first.
     pub(crate) fn publish(&mut self, db: &ShardDb, permit: &Permit) -> Result<u64, Trouble> {
@@ -134,12 +147,15 @@ impl Publisher {
             let until = last.next();
             let ours = ready.iter().filter(|(key, _)| permit.fate(key.position) == Fate::Publish);
             let ours: Vec<_> = ours.collect();
-            let cursor = if ours.is_empty() {
-                db.outbox_cursor()?.unwrap_or_default()
-            } else {
-                let (published, cursor) = self.append(db, &ours)?;
+            let mut cursor = None;
+            if !ours.is_empty() {
+                let published;
+                (published, cursor) = self.append(db, &ours)?;
                 count += published;
-                self.encode_cursor(cursor)
+            }
+            let cursor = match cursor {
+                Some(cursor) => self.encode_cursor(cursor),
+                None => db.outbox_cursor()?.unwrap_or_default(),
             };
             db.outbox_published(until, &cursor)?;
             self.next = until;
@@ -148,11 +164,14 @@ impl Publisher {
     }
 
     /// Appends those that are not in the topic yet. Returns how many they were and the new cursor.
+    ///
+    /// There is none while the topic is ahead of the shard, which a power cut took back: what it has of
+    /// ours must be found again until the shard has come to the same records.
     fn append(
         &mut self,
         db: &ShardDb,
         entries: &[&&(OutboxKey, Vec<u8>)],
-    ) -> Result<(u64, Offset), Trouble> {
+    ) -> Result<(u64, Option<Offset>), Trouble> {
         // Taken out: unless it is put back, an error has left a doubt.
         let mut claim = match self.claim.take() {
             Some(claim) => claim,
@@ -170,7 +189,8 @@ impl Publisher {
             claim.published = Some(key);
         }
         let Some(batch) = batch.build() else {
-            let cursor = claim.cursor;
+            let last = entries.last().map(|entry| entry.0);
+            let cursor = (claim.published <= last).then_some(claim.cursor);
             self.claim = Some(claim);
             return Ok((0, cursor));
         };
@@ -184,7 +204,7 @@ impl Publisher {
         claim.cursor = Offset(base.0 + count);
         let cursor = claim.cursor;
         self.claim = Some(claim);
-        Ok((count, cursor))
+        Ok((count, Some(cursor)))
     }
 
     fn push(&self, batch: &mut BatchBuilder, key: OutboxKey, letter: &DeadLetter<'_>) {

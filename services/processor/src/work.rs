@@ -267,6 +267,11 @@ impl Work {
         self.shard.progress()
     }
 
+    /// See [`Publisher::frontier`].
+    pub(crate) fn frontier(&mut self) -> Result<Offset, Trouble> {
+        self.publisher.frontier(self.shard.db())
+    }
+
     pub(crate) fn published(&self) -> Result<Offset, Trouble> {
         self.publisher.published(self.shard.db())
     }

@@ -163,7 +163,7 @@ impl Worker {
             if !unchanged || orders.is_none() {
                 orders = match self.duty(&state) {
                     ShardDuty::Run { hold_at, checkpoints, muted_for } => {
-                        let permit = self.permit(&state, muted_for, work.progress().position);
+                        let permit = self.permit(&state, muted_for, &mut work)?;
                         Some(Orders { hold_at, checkpoints, permit })
                     }
                     ShardDuty::Stop => {
@@ -228,21 +228,23 @@ impl Worker {
         Ok(work)
     }
 
-    /// What may be published now. A shard that is asked to mute does so from what it has committed.
+    /// What may be published now. A shard that is asked to mute does so from what it has committed, or
+    /// from what it has published if a power cut took commits away since.
     fn permit(
         &mut self,
         state: &ControlState,
         muted_for: Option<SwapId>,
-        committed: Offset,
-    ) -> Permit {
-        self.muted = muted_for.map(|swap| match self.muted.take() {
-            Some((same, at)) if same == swap => (same, at),
-            Some(_) | None => (swap, committed),
-        });
-        Permit {
+        work: &mut Work,
+    ) -> Result<Permit, Trouble> {
+        self.muted = match (muted_for, self.muted.take()) {
+            (Some(swap), Some((same, at))) if same == swap => Some((same, at)),
+            (Some(swap), _) => Some((swap, work.progress().position.max(work.frontier()?))),
+            (None, _) => None,
+        };
+        Ok(Permit {
             windows: state.output_windows(self.identity.generation, self.identity.partition),
             muted_at: self.muted.as_ref().map(|(_, at)| *at),
-        }
+        })
     }
 
     /// Tells the others, at once if they wait for it, and else now and then if something is new.

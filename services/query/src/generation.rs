@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +12,12 @@ use std::{
 use arrow::datatypes::SchemaRef;
 use headwater_control::{ControlState, GenerationEntry, Role};
 use headwater_engine::plan::ViewPlan;
+use headwater_log::Log;
 use headwater_proto::common::v1::Column;
 use headwater_state::{Identity, Options, layout};
 use headwater_types::{GenerationId, Name, Offset, PartitionId, StreamDefinition};
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::{
     error::Error,
@@ -38,12 +40,7 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    fn open(
-        entry: &GenerationEntry,
-        data: &Path,
-        instance: &str,
-        options: &Options,
-    ) -> Result<Self, Error> {
+    fn open(entry: &GenerationEntry, source: &Arc<Source>) -> Result<Self, Error> {
         let wrong = |reason: String| Error::Definition { view: entry.view.to_string(), reason };
         let view = headwater_sql::parse_view(&entry.view_sql).map_err(|e| wrong(e.to_string()))?;
         let stream =
@@ -51,15 +48,8 @@ impl Generation {
         let plan = headwater_sql::plan_view(&view, &stream).map_err(|e| wrong(e.to_string()))?;
         let shard = |partition: PartitionId| {
             let identity = Identity { generation: entry.id, partition };
-            let primary = layout::shard_dir(data, entry.id, partition);
-            let scratch = layout::reader_dir(data, instance, entry.id, partition);
-            Arc::new(LiveShard::new(
-                entry.view.to_string(),
-                identity,
-                primary,
-                scratch,
-                options.clone(),
-            ))
+            let (view, topic) = (entry.view.clone(), plan.stream.topic.clone());
+            Arc::new(LiveShard::new(view, identity, topic, source.clone()))
         };
         Ok(Self {
             id: entry.id,
@@ -105,11 +95,19 @@ impl Served {
     }
 }
 
+/// Where shards are, and what they are read with.
+pub(crate) struct Source {
+    pub data: PathBuf,
+    pub instance: String,
+    pub options: Options,
+    /// What shards are made from: a shard that has all of it cannot be behind.
+    pub log: Arc<dyn Log>,
+    pub catch_up_seconds: Histogram,
+}
+
 /// Every generation that was asked for and is not retired, and what was served of each view.
 pub(crate) struct Library {
-    data: PathBuf,
-    instance: String,
-    options: Options,
+    source: Arc<Source>,
     generations: RwLock<HashMap<GenerationId, Arc<Generation>>>,
     /// Planning takes milliseconds: the second request waits for the first one's plan.
     planning: tokio::sync::Mutex<()>,
@@ -117,11 +115,9 @@ pub(crate) struct Library {
 }
 
 impl Library {
-    pub(crate) fn new(data: PathBuf, instance: String, options: Options) -> Self {
+    pub(crate) fn new(source: Source) -> Self {
         Self {
-            data,
-            instance,
-            options,
+            source: Arc::new(source),
             generations: RwLock::default(),
             planning: tokio::sync::Mutex::default(),
             served: Mutex::default(),
@@ -139,13 +135,8 @@ impl Library {
         if let Some(open) = self.opened(entry.id) {
             return Ok(open);
         }
-        let (entry, data, instance, options) =
-            (entry.clone(), self.data.clone(), self.instance.clone(), self.options.clone());
-        let id = entry.id;
-        let planned = tokio::task::spawn_blocking(move || {
-            Generation::open(&entry, &data, &instance, &options)
-        })
-        .await;
+        let (id, entry, source) = (entry.id, entry.clone(), self.source.clone());
+        let planned = tokio::task::spawn_blocking(move || Generation::open(&entry, &source)).await;
         let generation = Arc::new(planned.map_err(|_| Error::Panicked)??);
         self.generations.write().insert(id, generation.clone());
         Ok(generation)
@@ -174,12 +165,8 @@ impl Library {
             tracing::info!(view = %generation.view, generation = %generation.id, "generation closed");
             for shard in &generation.shards {
                 shard.close();
-                let scratch = layout::reader_dir(
-                    &self.data,
-                    &self.instance,
-                    generation.id,
-                    shard.partition(),
-                );
+                let Source { data, instance, .. } = &*self.source;
+                let scratch = layout::reader_dir(data, instance, generation.id, shard.partition());
                 // What is left is a few log files of RocksDB; the next start removes them.
                 let _ = std::fs::remove_dir_all(scratch);
             }

@@ -51,7 +51,12 @@ use headwater_service::{Node, OnFailure, Shutdown, follow::ControlView};
 use headwater_state::{Cache, Options, layout};
 
 pub use crate::config::Config;
-use crate::{cursor::Scans, generation::Library, metrics::Metrics, rpc::Rpc};
+use crate::{
+    cursor::Scans,
+    generation::{Library, Source},
+    metrics::Metrics,
+    rpc::Rpc,
+};
 
 #[cfg(test)]
 mod tests;
@@ -87,18 +92,25 @@ impl Query {
         layout::remove(&layout::readers_dir(&node.data, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
         let control = ControlView::start(&node.log, &node.tasks)?;
-        let options = Options {
-            cache: Cache::new(config.block_cache.bytes()),
-            write_buffer_bytes: config.write_buffer.bytes(),
-            ..Options::default()
+        let metrics = Metrics::new(&node.metrics);
+        let source = Source {
+            data: node.data.clone(),
+            instance: node.instance.clone(),
+            options: Options {
+                cache: Cache::new(config.block_cache.bytes()),
+                write_buffer_bytes: config.write_buffer.bytes(),
+                ..Options::default()
+            },
+            log: node.log.clone(),
+            catch_up_seconds: metrics.catch_up.clone(),
         };
         let service = Arc::new(Service {
             control,
-            library: Library::new(node.data.clone(), node.instance.clone(), options),
+            library: Library::new(source),
             session: Arc::new(sql::session(&config)?),
             scans: Scans::new("scans", config.max_scans.get()),
             queries: Scans::new("SQL queries", config.max_queries.get()),
-            metrics: Metrics::new(&node.metrics),
+            metrics,
             shutdown: node.tasks.shutdown(),
             instance: node.instance.as_str().into(),
             config,

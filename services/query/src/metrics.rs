@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     seconds: Family<Method, Histogram>,
     rows: Family<Method, Counter>,
     staleness: Histogram,
+    pub catch_up: Histogram,
 }
 
 impl Metrics {
@@ -49,6 +50,11 @@ impl Metrics {
                 Family::new_with_constructor(seconds as fn() -> Histogram),
             ),
             rows: registry.register("query_rows", "Rows sent", Family::default()),
+            catch_up: registry.register(
+                "query_catch_up_seconds",
+                "Time that a shard's reader took to catch up with its processor",
+                Histogram::new(exponential_buckets(0.000_05, 2.0, 16)),
+            ),
             staleness: registry.register(
                 "query_staleness_seconds",
                 "How long before an answer its shards had last been caught up with, per shard read",

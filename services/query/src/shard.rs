@@ -1,17 +1,16 @@
 //! One shard as this instance reads it: opened when it is first asked for, caught up on demand.
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use headwater_state::{Identity, Options, ShardReader};
-use headwater_types::{GenerationId, Offset, PartitionId, Remedy};
+use headwater_state::{Identity, ShardReader, layout};
+use headwater_types::{GenerationId, Name, Offset, PartitionId, Remedy};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
-use crate::error::Error;
+use crate::{error::Error, generation::Source};
 
 /// Waits between two looks at a shard that has not reached a position yet.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -19,11 +18,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// One shard of a generation.
 pub(crate) struct LiveShard {
-    view: String,
+    view: Name,
     identity: Identity,
-    primary: PathBuf,
-    scratch: PathBuf,
-    options: Options,
+    /// The topic of its stream.
+    topic: Name,
+    source: Arc<Source>,
     opened: Mutex<Option<Opened>>,
     /// Held for writing while the reader catches up, and for reading while an answer takes its view of
     /// the shard: an answer never blocks its thread on a catch-up, and everything that it opens
@@ -34,6 +33,7 @@ pub(crate) struct LiveShard {
 #[derive(Clone)]
 struct Opened {
     reader: Arc<ShardReader>,
+    position: Offset,
     /// When the last successful catch-up began.
     caught_up: Instant,
 }
@@ -60,22 +60,8 @@ pub(crate) struct Held {
 }
 
 impl LiveShard {
-    pub(crate) fn new(
-        view: String,
-        identity: Identity,
-        primary: PathBuf,
-        scratch: PathBuf,
-        options: Options,
-    ) -> Self {
-        Self {
-            view,
-            identity,
-            primary,
-            scratch,
-            options,
-            opened: Mutex::default(),
-            gate: Arc::default(),
-        }
+    pub(crate) fn new(view: Name, identity: Identity, topic: Name, source: Arc<Source>) -> Self {
+        Self { view, identity, topic, source, opened: Mutex::default(), gate: Arc::default() }
     }
 
     pub(crate) fn partition(&self) -> PartitionId {
@@ -99,7 +85,7 @@ impl LiveShard {
                         return Ok(held);
                     }
                     Error::NotReached {
-                        view: self.view.clone(),
+                        view: self.view.to_string(),
                         generation: self.generation(),
                         partition: self.partition(),
                         wanted: wanted.position,
@@ -122,7 +108,7 @@ impl LiveShard {
     }
 
     async fn hold_now(self: &Arc<Self>, since: Instant) -> Result<Held, Error> {
-        let hold = |Opened { reader, caught_up }, guard| Held {
+        let hold = |Opened { reader, caught_up, .. }, guard| Held {
             partition: self.partition(),
             reader,
             caught_up,
@@ -150,8 +136,20 @@ impl LiveShard {
         Ok(hold(opened, exclusive.downgrade()))
     }
 
+    /// The reader, if it has every commit that is older than `since`.
     fn opened_since(&self, since: Instant) -> Option<Opened> {
-        self.opened.lock().as_ref().filter(|opened| opened.caught_up >= since).cloned()
+        let mut opened = self.opened.lock().clone()?;
+        if opened.caught_up >= since {
+            return Some(opened);
+        }
+        // With all of the log in it there is nothing to catch up with.
+        let now = Instant::now();
+        let ends = self.source.log.ends(&self.topic, self.partition()).ok()?;
+        if opened.position < ends.end {
+            return None;
+        }
+        opened.caught_up = now;
+        Some(opened)
     }
 
     /// Blocks. Called with the gate held for writing.
@@ -173,22 +171,26 @@ impl LiveShard {
             }
             None => Arc::new(self.open()?),
         };
-        let opened = Opened { reader, caught_up: began };
+        self.source.catch_up_seconds.observe(began.elapsed().as_secs_f64());
+        let opened = Opened { position: reader.progress().position, reader, caught_up: began };
         *self.opened.lock() = Some(opened.clone());
         Ok(opened)
     }
 
     fn open(&self) -> Result<ShardReader, Error> {
         let (generation, partition) = (self.generation(), self.partition());
-        ShardReader::open_live_with(&self.primary, &self.scratch, &self.identity, &self.options)
-            .map_err(|source| match source.remedy() {
-                Remedy::Retry => {
-                    Error::NoState { view: self.view.clone(), generation, partition, source }
-                }
-                Remedy::Correct | Remedy::StandDown | Remedy::Repair => {
-                    Error::State { generation, partition, source }
-                }
-            })
+        let Source { data, instance, options, .. } = &*self.source;
+        let primary = layout::shard_dir(data, generation, partition);
+        let scratch = layout::reader_dir(data, instance, generation, partition);
+        let opened = ShardReader::open_live_with(&primary, &scratch, &self.identity, options);
+        opened.map_err(|source| match source.remedy() {
+            Remedy::Retry => {
+                Error::NoState { view: self.view.to_string(), generation, partition, source }
+            }
+            Remedy::Correct | Remedy::StandDown | Remedy::Repair => {
+                Error::State { generation, partition, source }
+            }
+        })
     }
 
     /// Gives the reader up. Answers that still read it keep it until they end.

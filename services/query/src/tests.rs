@@ -391,6 +391,24 @@ async fn a_wrong_key_is_refused_with_the_columns_that_it_should_have() {
 }
 
 #[tokio::test]
+async fn an_answer_without_a_token_has_what_was_committed_max_staleness_before() {
+    let key = vec![text("north"), minute(0)];
+    for (max_staleness, seen) in
+        [(Duration::ZERO, "north +0 2 4 4.50"), (Duration::from_secs(3_600), "north +0 1 3 3.25")]
+    {
+        let mut bench = Bench::start_with(Config { max_staleness, ..Config::default() }).await;
+        let generation = bench.create(PER_REGION).await;
+        bench.order("north", "book", 3, 0).await;
+        bench.process(generation);
+        bench.get("per_region", key.clone(), within(1_000)).await.unwrap();
+        bench.order("north", "book", 1, 0).await;
+        bench.process(generation);
+        let answer = bench.get("per_region", key.clone(), within(1_000)).await.unwrap();
+        assert_eq!(show(&answer.row.unwrap()), seen, "{max_staleness:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_wait_ends_when_the_shard_gets_there_and_not_before() {
     let mut bench = Bench::start_with(Config {
         max_staleness: Duration::from_secs(3_600),

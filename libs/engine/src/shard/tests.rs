@@ -273,6 +273,20 @@ fn offsets_without_records_are_passed_over() {
 }
 
 #[test]
+fn a_window_that_had_just_begun_goes_on_after_a_restart() {
+    let plan = arc(plan(minute(), &[USER], vec![count_star()]));
+    let events = [at(60.0, r#""user":"a""#), at(60.0, r#""user":"a""#)];
+    let directory = tempfile::tempdir().unwrap();
+    for record in 0..2 {
+        let mut shard = open(directory.path(), &plan, Limits::default());
+        shard.apply(&chunk(&events, record..record + 1, 1), None).unwrap();
+        shard.commit().unwrap();
+    }
+    let contents = contents(open(directory.path(), &plan, Limits::default()), directory.path());
+    assert_eq!(rows(&plan, &contents), [["a", "2020-01-01T00:01:00Z", "2"]]);
+}
+
+#[test]
 fn an_unreadable_chunk_is_applied_up_to_its_fault() {
     let plan = arc(plan(None, &[], vec![count_star()]));
     let events = [at(0.0, ""), at(1.0, ""), at(2.0, "")];

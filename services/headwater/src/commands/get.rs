@@ -1,3 +1,5 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use headwater_proto::control::v1::GetCatalogRequest;
 use headwater_types::EventTime;
 use serde_json::{Value as Json, json};
@@ -15,6 +17,9 @@ pub(super) async fn run(server: &Server, args: GetArgs) -> Result {
         0 => Json::Null,
         millis => json!(EventTime::from_millis(millis).to_string()),
     };
+    let generations = catalog.generations.iter().filter_map(|info| info.generation.as_ref());
+    let views: BTreeMap<_, _> = generations.map(|g| (g.id.as_str(), g.view.as_str())).collect();
+    let view_of = |generation: &str| views.get(generation).copied();
     let (columns, key, rows): (&[&str], &str, Vec<Json>) = match args.kind {
         Kind::Streams => (
             &["name", "topic", "partitions", "records"],
@@ -53,14 +58,15 @@ pub(super) async fn run(server: &Server, args: GetArgs) -> Result {
                 .collect(),
         ),
         Kind::Shards => (
-            &["generation", "partition", "position", "log_end", "watermark", "state_bytes", "processor"],
+            &["view", "generation", "partition", "position", "log_end", "watermark", "state_bytes", "processor"],
             "generation",
             catalog
                 .shards
                 .iter()
                 .map(|s| {
                     let watermark = s.watermark_micros.map(|micros| EventTime(micros).to_string());
-                    json!({"generation": s.generation, "partition": s.partition, "position": s.position, "log_end": s.log_end,
+                    let view = view_of(&s.generation);
+                    json!({"view": view, "generation": s.generation, "partition": s.partition, "position": s.position, "log_end": s.log_end,
                         "watermark": watermark, "state_bytes": s.state_bytes, "processor": s.processor, "error": s.error})
                 })
                 .collect(),
@@ -71,13 +77,16 @@ pub(super) async fn run(server: &Server, args: GetArgs) -> Result {
         Some(name) => {
             let named: Vec<_> = rows
                 .iter()
-                .filter(|row| {
-                    [Some(key), Some("view")].into_iter().flatten().any(|k| row[k] == name.as_str())
-                })
+                .filter(|row| [key, "view"].iter().any(|k| row[*k] == name.as_str()))
                 .cloned()
                 .collect();
             if named.is_empty() {
-                let known: Vec<_> = rows.iter().filter_map(|row| row[key].as_str()).collect();
+                let known: BTreeSet<_> = rows
+                    .iter()
+                    .flat_map(|row| [&row["view"], &row[key]])
+                    .filter_map(Json::as_str)
+                    .collect();
+                let known: Vec<_> = known.into_iter().collect();
                 return Err(Failure::usage(format!(
                     "there is no {name:?}; there is: {}",
                     known.join(", ")

@@ -58,6 +58,10 @@ impl Outbox {
         self.publisher.publish(&self.db, permit)
     }
 
+    fn frontier(&mut self) -> u64 {
+        self.publisher.frontier(&self.db).unwrap().0
+    }
+
     fn position(&self) -> u64 {
         self.db.progress().position.0
     }
@@ -365,8 +369,9 @@ proptest! {
                 Event::Refuse => log.refused.store(1, Ordering::Relaxed),
                 Event::Swap { cancelled } => {
                     let other = 1 - serving;
-                    let muted_at = sides[serving].position();
-                    sides[serving].commit(muted_at..muted_at + 2);
+                    let position = sides[serving].position();
+                    let muted_at = position.max(sides[serving].frontier());
+                    sides[serving].commit(position..muted_at + 2);
                     let muted = Permit { windows: windows[serving].clone(), muted_at: Some(Offset(muted_at)) };
                     let _ = sides[serving].publish(&muted);
                     if cancelled {

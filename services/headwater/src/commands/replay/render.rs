@@ -216,7 +216,7 @@ impl Progress {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             if let Ok(style) = ProgressStyle::with_template(
-                "{prefix:>8} {bar:40.cyan/blue} {percent:>3} % · {msg}",
+                "{prefix:>8} {bar:28.cyan/blue} {percent:>3} % · {wide_msg}",
             ) {
                 bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             }
