@@ -1,6 +1,7 @@
 //! Readers of a shard.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -58,12 +59,14 @@ struct Refreshes {
 /// kept as long as the reader: it is replaced only when catching up fails for good.
 struct Opened {
     db: DB,
+    /// What the primary's `CURRENT` said then: another text means that the writer opened it anew.
+    current: Vec<u8>,
     newer: OnceLock<Box<Opened>>,
 }
 
 impl Opened {
-    fn new(db: DB) -> Self {
-        Self { db, newer: OnceLock::new() }
+    fn new(db: DB, current: Vec<u8>) -> Self {
+        Self { db, current, newer: OnceLock::new() }
     }
 
     fn newest(&self) -> &Self {
@@ -92,7 +95,7 @@ impl ShardReader {
         identity: &Identity,
         options: &Options,
     ) -> Result<Self, Error> {
-        let (db, seen) = open_secondary(primary, scratch, identity, options)?;
+        let (opened, seen) = open_secondary(primary, scratch, identity, options)?;
         Ok(Self {
             path: primary.into(),
             identity: *identity,
@@ -103,7 +106,7 @@ impl ShardReader {
                 done: Condvar::new(),
             }),
             seen: RwLock::new(seen),
-            opened: Opened::new(db),
+            opened,
         })
     }
 
@@ -125,7 +128,7 @@ impl ShardReader {
             .map_err(|error| Error::rocksdb(path, error))?;
         let seen =
             check(&db, path, identity)?.ok_or_else(|| Error::Missing { path: path.into() })?;
-        let opened = Opened::new(db);
+        let opened = Opened::new(db, Vec::new());
         Ok(Self {
             path: path.into(),
             identity: *identity,
@@ -165,9 +168,12 @@ impl ShardReader {
         let mut seen = self.seen.write();
         let newest = self.opened.newest();
         for attempt in 0..ATTEMPTS {
-            // The primary deletes files while we read their names: then the next look finds newer names.
-            if newest.db.try_catch_up_with_primary().is_ok() && is_current(&newest.db, &self.path)?
-            {
+            // A writer that opened its database anew has moved rows from its log into files, and a
+            // secondary that was opened before may never find these.
+            if current(&self.path)? != newest.current {
+                break;
+            }
+            if look(&newest.db, &self.path)? && current(&self.path)? == newest.current {
                 let now = progress(&newest.db, &self.path)?;
                 if now.position >= seen.position {
                     *seen = now;
@@ -176,9 +182,10 @@ impl ShardReader {
             }
             thread::sleep(Duration::from_millis(1 << attempt));
         }
-        let (db, now) = open_secondary(&self.path, &live.scratch, &self.identity, &live.options)?;
+        let (opened, now) =
+            open_secondary(&self.path, &live.scratch, &self.identity, &live.options)?;
         // The lock for writing is held: nobody else can have set it.
-        let _ = newest.newer.set(Box::new(Opened::new(db)));
+        let _ = newest.newer.set(Box::new(opened));
         *seen = now;
         Ok(())
     }
@@ -202,12 +209,32 @@ impl std::fmt::Debug for ShardReader {
     }
 }
 
+/// Catches up, and says whether the secondary is now where the primary was.
+///
+/// Twice: a look reads first which files there are, and then the log. What the primary moved from its
+/// log into a file in between is in neither; the second look finds the file.
+fn look(db: &DB, primary: &Path) -> Result<bool, Error> {
+    for _ in 0..2 {
+        // The primary deletes files while we read their names: then the next look finds newer names.
+        if db.try_catch_up_with_primary().is_err() || !is_current(db, primary)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Names the file that lists the primary's files; each opening by its writer begins another.
+fn current(primary: &Path) -> Result<Vec<u8>, Error> {
+    let path = primary.join("CURRENT");
+    fs::read(&path).map_err(|error| Error::io(&path, error))
+}
+
 fn open_secondary(
     primary: &Path,
     scratch: &Path,
     identity: &Identity,
     options: &Options,
-) -> Result<(DB, Progress), Error> {
+) -> Result<(Opened, Progress), Error> {
     let missing = || Error::Missing { path: primary.into() };
     // RocksDB has no error of its own for a primary that does not exist.
     if !primary.join("CURRENT").exists() {
@@ -216,6 +243,7 @@ fn open_secondary(
     fs::create_dir_all(scratch).map_err(|error| Error::io(scratch, error))?;
     let mut failure = None;
     for attempt in 0..ATTEMPTS {
+        let before = current(primary)?;
         let opened = DB::open_cf_descriptors_as_secondary(
             &base(),
             primary,
@@ -224,9 +252,10 @@ fn open_secondary(
         );
         match opened {
             Ok(db) => {
-                let progress = check(&db, primary, identity)?.ok_or_else(missing)?;
-                if is_current(&db, primary)? {
-                    return Ok((db, progress));
+                check(&db, primary, identity)?.ok_or_else(missing)?;
+                if look(&db, primary)? && current(primary)? == before {
+                    let now = progress(&db, primary)?;
+                    return Ok((Opened::new(db, before), now));
                 }
             }
             // Files were deleted between finding their names and opening them.
@@ -238,6 +267,25 @@ fn open_secondary(
         path: primary.into(),
         source: "its last write is not to be found yet; try again".into(),
     }))
+}
+
+/// The names of the primary's write-ahead logs, sorted.
+///
+/// A secondary reads the list of files first and the logs afterwards. When rows go from a log to a file
+/// between the two, and the log is deleted, it has neither: such rows are missing although everything
+/// newer is there. It cannot have happened while the set of logs was the same before and after, for
+/// rows that go to a file leave their log for a new one first.
+fn write_ahead_logs(primary: &Path) -> Result<Vec<OsString>, Error> {
+    let failed = |error| Error::io(primary, error);
+    let mut logs = Vec::new();
+    for entry in fs::read_dir(primary).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "log") {
+            logs.push(name);
+        }
+    }
+    logs.sort_unstable();
+    Ok(logs)
 }
 
 /// The rows and the progress of one commit.

@@ -34,6 +34,8 @@ pub struct Mix {
     pub step_micros: i64,
     /// How far event times lie behind their place at most, as a rule.
     pub disorder_micros: i64,
+    /// Event times on whole seconds, where windows and watermarks have their boundaries.
+    pub whole_seconds: f64,
     /// How far a late record lies behind at most.
     pub lateness_micros: i64,
     pub late: f64,
@@ -62,6 +64,7 @@ impl Default for Mix {
             start_micros: 1_709_247_600_000_000,
             step_micros: 700_000,
             disorder_micros: 4_000_000,
+            whole_seconds: 0.5,
             lateness_micros: 400_000_000,
             late: 0.05,
             future: 0.005,

@@ -187,6 +187,50 @@ fn a_reader_whose_writer_died_before_it_left_its_mark_sees_all_that_was_written(
     assert_eq!(old.next().unwrap().unwrap().2, b"one", "an old scan goes on over the old database");
 }
 
+#[test]
+fn a_reader_that_opens_while_a_writer_recovers_sees_the_rows_of_the_progress_that_it_shows() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("shard");
+    put(&open(&path), at(1), &[("last", row(1, "1"))]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for reader in 0..2 {
+            let (path, scratch, done) =
+                (&path, dir.path().join(format!("scratch-{reader}")), &done);
+            scope.spawn(move || {
+                let check = |reader: &ShardReader| {
+                    let view = reader.view();
+                    let shown = view.progress().position;
+                    let (_, payload) = view.get(b"last").unwrap().unwrap();
+                    assert_eq!(String::from_utf8(payload).unwrap(), shown.to_string());
+                };
+                while !done.load(Ordering::Relaxed) {
+                    // A file that is deleted under its eyes is for the next try.
+                    let Ok(reader) = ShardReader::open_live(path, &scratch, &identity()) else {
+                        continue;
+                    };
+                    check(&reader);
+                    if reader.refresh().is_ok() {
+                        check(&reader);
+                    }
+                }
+            });
+        }
+        let mut position = 1;
+        for _ in 0..150 {
+            // Opened again and again, as after crashes: the log of the run before goes to a file.
+            let db = open(&path);
+            // A commit would hide what a reader misses.
+            thread::sleep(Duration::from_millis(15));
+            for _ in 0..3 {
+                position += 1;
+                put(&db, at(position), &[("last", row(1, &position.to_string()))]);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
 /// The writer keeps two rows equal to its position, flushes and compacts often, so that the reader's
 /// files vanish under it. No view may see two commits, and none an older one than it was told.
 #[test]

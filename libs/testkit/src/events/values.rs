@@ -60,6 +60,9 @@ impl<'a> Values<'a> {
         let behind =
             if self.random.chance(mix.late) { mix.lateness_micros } else { mix.disorder_micros };
         let mut time = place - self.random.below(behind.unsigned_abs() + 1) as i64;
+        if self.random.chance(mix.whole_seconds) {
+            time -= time.rem_euclid(1_000_000);
+        }
         if self.random.chance(mix.future) {
             time = place
                 .saturating_add(self.stream.max_future_micros.saturating_add(1_000).min(1 << 52));
