@@ -255,7 +255,7 @@ async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -
     let mut interrupted = 0;
     for (round, beside) in rounds().into_iter().enumerate() {
         let until = all * (round + 1) / KILLS;
-        let delay = Duration::from_millis(random.random_range(1..250));
+        let delay = Duration::from_millis(random.random_range(1..170));
         let killer = dev.kill_after(delay);
         let outcome = work(&mut client, &dev, beside, until).await;
         let began = Instant::now();
@@ -292,7 +292,7 @@ async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -
         }
     }
     eprintln!("{interrupted} of {KILLS} kills interrupted something");
-    ensure!(interrupted >= KILLS / 4, "seed {seed}: the kills came too late to disturb anything");
+    ensure!(interrupted >= KILLS / 5, "seed {seed}: the kills came too late to disturb anything");
 
     // The eighth swap undid; end with the second version.
     swap(&dev, client.swaps).await?;
