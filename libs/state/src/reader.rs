@@ -1,7 +1,6 @@
 //! Readers of a shard.
 
 use std::{
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -271,23 +270,6 @@ fn open_secondary(
 
 /// The names of the primary's write-ahead logs, sorted.
 ///
-/// A secondary reads the list of files first and the logs afterwards. When rows go from a log to a file
-/// between the two, and the log is deleted, it has neither: such rows are missing although everything
-/// newer is there. It cannot have happened while the set of logs was the same before and after, for
-/// rows that go to a file leave their log for a new one first.
-fn write_ahead_logs(primary: &Path) -> Result<Vec<OsString>, Error> {
-    let failed = |error| Error::io(primary, error);
-    let mut logs = Vec::new();
-    for entry in fs::read_dir(primary).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if Path::new(&name).extension().is_some_and(|extension| extension == "log") {
-            logs.push(name);
-        }
-    }
-    logs.sort_unstable();
-    Ok(logs)
-}
-
 /// The rows and the progress of one commit.
 pub struct ReadView<'a> {
     db: &'a DB,
