@@ -11,18 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use headwater_proto::{
-    control::v1::{
-        ApplyRequest, ApplyResponse, DefinitionFile, catalog_service_client::CatalogServiceClient,
-        replay_service_client::ReplayServiceClient,
-    },
-    ingest::v1::{
-        dead_letter_service_client::DeadLetterServiceClient,
-        ingest_service_client::IngestServiceClient,
-    },
-    query::v1::query_service_client::QueryServiceClient,
-};
 use tonic::transport::{Channel, Endpoint};
+
+use crate::platform::Platform;
 
 /// Long enough for a busy machine: only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -194,45 +185,6 @@ impl Dev {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    pub fn ingest(&self) -> IngestServiceClient<Channel> {
-        IngestServiceClient::new(self.channel.clone())
-    }
-
-    pub fn dead_letters(&self) -> DeadLetterServiceClient<Channel> {
-        DeadLetterServiceClient::new(self.channel.clone())
-    }
-
-    pub fn query(&self) -> QueryServiceClient<Channel> {
-        QueryServiceClient::new(self.channel.clone())
-    }
-
-    pub fn catalog(&self) -> CatalogServiceClient<Channel> {
-        CatalogServiceClient::new(self.channel.clone())
-    }
-
-    pub fn replays(&self) -> ReplayServiceClient<Channel> {
-        ReplayServiceClient::new(self.channel.clone())
-    }
-
-    /// Applies definitions, once however often it is asked with one id.
-    pub async fn apply(
-        &self,
-        request_id: &str,
-        sql: &[&str],
-    ) -> Result<ApplyResponse, tonic::Status> {
-        let files = sql.iter().enumerate();
-        let files = files.map(|(place, sql)| DefinitionFile {
-            name: format!("{place}.sql"),
-            sql: (*sql).into(),
-        });
-        let request = ApplyRequest {
-            files: files.collect(),
-            request_id: request_id.into(),
-            ..ApplyRequest::default()
-        };
-        self.catalog().apply(request).await.map(tonic::Response::into_inner)
-    }
-
     /// One HTTP/1.1 exchange: the status and the body. A server that answers before it has read all of the
     /// body is understood.
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<(u16, String)> {
@@ -255,6 +207,20 @@ impl Dev {
             answer.split_once("\r\n\r\n").with_context(|| format!("{read:?}: {answer:?}"))?;
         let status = head.split(' ').nth(1).context("no status line")?.parse()?;
         Ok((status, body.to_owned()))
+    }
+}
+
+impl Platform for Dev {
+    fn ingest_channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    fn coordinator_channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    fn query_channel(&self) -> Channel {
+        self.channel.clone()
     }
 }
 

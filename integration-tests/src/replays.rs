@@ -6,18 +6,18 @@ use anyhow::{Result, ensure};
 use headwater_proto::control::v1::{GetReplayRequest, Phase, Replay};
 use tonic::Status;
 
-use crate::dev::{Dev, PATIENCE};
+use crate::{dev::PATIENCE, platform::Platform};
 
-pub async fn get(dev: &Dev, replay: &str) -> Result<Replay, Status> {
+pub async fn get(platform: &impl Platform, replay: &str) -> Result<Replay, Status> {
     let request = GetReplayRequest { replay: replay.into() };
-    dev.replays().get(request).await.map(tonic::Response::into_inner)
+    platform.replays().get(request).await.map(tonic::Response::into_inner)
 }
 
 /// Waits until the replay is in one of the phases.
-pub async fn wait_for(dev: &Dev, replay: &str, phases: &[Phase]) -> Result<Replay> {
+pub async fn wait_for(platform: &impl Platform, replay: &str, phases: &[Phase]) -> Result<Replay> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let state = get(dev, replay).await?;
+        let state = get(platform, replay).await?;
         if phases.contains(&state.phase()) {
             return Ok(state);
         }

@@ -10,8 +10,8 @@ use headwater_proto::{
 use tonic::Status;
 
 use crate::{
-    dev::Dev,
     flights::{Hour, PARTITIONS, Punctuality, View},
+    platform::Platform,
 };
 
 /// A view as one answer had it.
@@ -43,13 +43,13 @@ pub fn after(tokens: &[String]) -> Freshness {
 }
 
 /// The whole view `punctuality`, by `Scan`.
-pub async fn punctuality(dev: &Dev, freshness: Freshness) -> Result<Answer, Status> {
+pub async fn punctuality(platform: &impl Platform, freshness: Freshness) -> Result<Answer, Status> {
     let request = ScanRequest {
         view: "punctuality".into(),
         freshness: Some(freshness),
         ..ScanRequest::default()
     };
-    let mut parts = dev.query().scan(request).await?.into_inner();
+    let mut parts = platform.query().scan(request).await?.into_inner();
     let (mut names, mut provenance, mut rows) = (Vec::new(), None, View::new());
     while let Some(part) = parts.message().await? {
         if let Some(first) = part.provenance {
@@ -104,10 +104,14 @@ fn hour(names: &[String], row: &Row) -> Result<(Hour, Punctuality)> {
 }
 
 /// The rows of an SQL query.
-pub async fn sql(dev: &Dev, sql: &str, freshness: Freshness) -> Result<Vec<Vec<Value>>, Status> {
+pub async fn sql(
+    platform: &impl Platform,
+    sql: &str,
+    freshness: Freshness,
+) -> Result<Vec<Vec<Value>>, Status> {
     let request =
         QueryRequest { sql: sql.into(), freshness: Some(freshness), ..QueryRequest::default() };
-    let mut parts = dev.query().query(request).await?.into_inner();
+    let mut parts = platform.query().query(request).await?.into_inner();
     let mut rows = Vec::new();
     while let Some(part) = parts.message().await? {
         rows.extend(part.rows.into_iter().map(|row| row.values));
@@ -116,8 +120,8 @@ pub async fn sql(dev: &Dev, sql: &str, freshness: Freshness) -> Result<Vec<Vec<V
 }
 
 /// The one integer that an SQL query answers with.
-pub async fn count(dev: &Dev, statement: &str, freshness: Freshness) -> Result<i64> {
-    let rows = sql(dev, statement, freshness).await?;
+pub async fn count(platform: &impl Platform, statement: &str, freshness: Freshness) -> Result<i64> {
+    let rows = sql(platform, statement, freshness).await?;
     match rows.first().and_then(|row| row.first()).and_then(|value| value.kind.clone()) {
         Some(Kind::Integer(value)) => Ok(value),
         other => anyhow::bail!("{statement}: {other:?}"),

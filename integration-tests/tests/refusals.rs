@@ -5,6 +5,7 @@ use std::{fs, path::Path, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
+    platform::Platform as _,
     dev::{self, Dev},
     views::{self, after},
 };

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use headwater_proto::status::v1::{Checkpoint, ShardStatus};
+use headwater_proto::status::v1::{Checkpoint, InstanceStatus, ShardStatus};
 use headwater_types::{GenerationId, Name, Offset, PartitionId};
+
+use prost::Message;
 
 use crate::CheckpointId;
 
@@ -12,23 +14,56 @@ pub fn status_key(generation: GenerationId, partition: PartitionId) -> String {
     format!("{generation}/{partition}")
 }
 
-/// The fold of the status topic: the last status of every shard. Cheap to clone.
+/// The key of an instance's status on the status topic.
+pub fn instance_key(service: &str, instance: &str) -> String {
+    format!("{INSTANCES}{service}/{instance}")
+}
+
+const INSTANCES: &str = "instance/";
+
+/// The fold of the status topic: the last status of every shard and of every instance. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct StatusBoard {
     shards: BTreeMap<(GenerationId, PartitionId), Arc<ShardStatus>>,
+    /// By key.
+    instances: BTreeMap<String, Arc<InstanceStatus>>,
 }
 
 impl StatusBoard {
-    /// Takes a status in. One whose generation is no id is left out: a status is derived, and the next
-    /// one says it again.
+    /// Takes a record of the status topic in: a key, and a status unless it was deleted. One that cannot be
+    /// decoded is left out and returned as an error: it is derived, and the next one says it again.
+    pub fn fold_record(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), prost::DecodeError> {
+        let key = String::from_utf8_lossy(key);
+        match value {
+            None => self.forget(&key),
+            Some(value) if key.starts_with(INSTANCES) => {
+                let status = InstanceStatus::decode(value)?;
+                self.instances.insert(key.into_owned(), Arc::new(status));
+            }
+            Some(value) => self.fold(ShardStatus::decode(value)?),
+        }
+        Ok(())
+    }
+
+    /// Takes a status in, unless it comes from a former owner of its shard. One whose generation is no id is
+    /// left out.
     pub fn fold(&mut self, status: ShardStatus) {
-        if let Ok(generation) = status.generation.parse() {
-            self.shards.insert((generation, PartitionId(status.partition)), Arc::new(status));
+        let Ok(generation) = status.generation.parse() else { return };
+        let shard = (generation, PartitionId(status.partition));
+        let outdated = |present: &Arc<ShardStatus>| present.epoch > status.epoch;
+        if !self.shards.get(&shard).is_some_and(outdated) {
+            self.shards.insert(shard, Arc::new(status));
         }
     }
 
-    /// Forgets the shard with this [`status_key`]: its status was deleted.
+    /// Forgets the shard with this [`status_key`], or the instance with this [`instance_key`]: its status was
+    /// deleted.
     pub fn forget(&mut self, key: &str) {
+        self.instances.remove(key);
         let parsed = key.split_once('/').and_then(|(generation, partition)| {
             Some((generation.parse().ok()?, PartitionId(partition.parse().ok()?)))
         });
@@ -39,6 +74,11 @@ impl StatusBoard {
 
     pub fn get(&self, generation: GenerationId, partition: PartitionId) -> Option<&ShardStatus> {
         self.shards.get(&(generation, partition)).map(Arc::as_ref)
+    }
+
+    /// The instances of a service that have said so and have not taken it back.
+    pub fn instances<'a>(&'a self, service: &'a str) -> impl Iterator<Item = &'a InstanceStatus> {
+        self.instances.values().map(Arc::as_ref).filter(move |status| status.service == service)
     }
 
     /// All shards by generation and partition.

@@ -118,8 +118,9 @@ pub(crate) fn shard_error(board: &StatusBoard, generation: GenerationId) -> Opti
     failing.next().map(|(partition, status)| format!("partition {partition}: {}", status.error))
 }
 
-/// From where on a shard of the generation that hands over publishes nothing; `None` until it has said so.
-pub(crate) fn muted_at(status: &ShardStatus, swap: &PendingSwap) -> Option<Offset> {
+/// From where on a shard of the generation that hands over publishes nothing, by the last word of its owner;
+/// `None` until it has said so. A swap rests on it, so whoever takes the shard over is bound by it too.
+pub fn muted_at(status: &ShardStatus, swap: &PendingSwap) -> Option<Offset> {
     if status.muted_for == swap.swap_id.as_str() {
         Some(Offset(status.muted_at))
     } else if status.error.is_empty() {
@@ -155,17 +156,27 @@ impl Case<'_> {
 
     /// Why the replay cannot go on.
     fn failure(&self) -> Option<String> {
-        if let Some(error) = shard_error(self.board, self.new.id) {
-            return Some(format!("a shard of the new generation stopped: {error}"));
-        }
-        self.new.floor.iter().find_map(|(&partition, &floor)| {
-            let position = self.board.position(self.new.id, partition).unwrap_or(floor).max(floor);
-            let start = self.ends.get(&self.new.stream, partition)?.start;
+        // First what the shard's error is the consequence of.
+        self.trimmed(self.new).or_else(|| {
+            let error = shard_error(self.board, self.new.id)?;
+            Some(format!("a shard of the new generation stopped: {error}"))
+        })
+    }
+
+    /// The records that this generation has yet to read and never can.
+    fn trimmed(&self, generation: &GenerationEntry) -> Option<String> {
+        generation.floor.iter().find_map(|(&partition, &floor)| {
+            let status = self.status(generation, partition);
+            let position = status.map_or(floor, |status| Offset(status.position)).max(floor);
+            let reach = self.ends.get(&generation.stream, partition);
+            let start = reach.map(|reach| reach.start).into_iter();
+            // The shard may know before we do.
+            let start = start.chain(status.map(|status| Offset(status.log_start))).max()?;
             (start > position).then(|| {
                 format!(
                     "records {position} to {start} of partition {partition} of stream {} were trimmed before the \
                      replay had read them: keep them longer, or start the replay again from what is left",
-                    self.new.stream
+                    generation.stream
                 )
             })
         })
@@ -302,6 +313,14 @@ impl Case<'_> {
                 swap_id: swap.swap_id.to_string(),
                 view: self.replay.view.to_string(),
                 reason: format!("a shard of generation {} stopped: {error}", swap.to),
+            }));
+        }
+        let to = [self.old, self.new].into_iter().find(|side| side.id == swap.to)?;
+        if let Some(reason) = self.trimmed(to) {
+            return Some(Event::SwapCancelled(SwapCancelled {
+                swap_id: swap.swap_id.to_string(),
+                view: self.replay.view.to_string(),
+                reason: format!("generation {} cannot reach the fence: {reason}", swap.to),
             }));
         }
         let mut fence = BTreeMap::new();

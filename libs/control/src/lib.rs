@@ -34,7 +34,8 @@
 //!
 //! A live shard that has stopped with an error names no fence and cannot say that it is mute. That must
 //! not keep its cure from serving: then the diff says that nothing was compared, a person decides, and a
-//! stopped shard counts as mute from its position on.
+//! stopped shard counts as mute from its position on. That binds a processor which takes such a shard over:
+//! [`muted_at`] of the former owner's last status is where it stays mute from, too.
 //!
 //! # Laws
 //!
@@ -53,8 +54,8 @@ mod ids;
 mod progress;
 mod state;
 
-pub use board::{LogEnds, Reach, StatusBoard, status_key};
-pub use decide::{Action, aligned, decide};
+pub use board::{LogEnds, Reach, StatusBoard, instance_key, status_key};
+pub use decide::{Action, aligned, decide, muted_at};
 pub use fold::FoldError;
 pub use ids::{CheckpointId, ReplayId, SwapId};
 pub use progress::replay_status;

@@ -6,7 +6,7 @@
 mod finish;
 
 use headwater_log::partition_for_key;
-use headwater_state::{RowScan, key, key::KeyPart};
+use headwater_state::{Row, RowScan, key, key::KeyPart};
 use headwater_types::{DataType, Offset, PartitionId};
 
 use crate::{
@@ -18,15 +18,32 @@ pub use finish::OutputBatch;
 use finish::Rows;
 pub(crate) use finish::key_text;
 
+/// The rows of one shard in the order of their keys, all of one commit, wherever they come from.
+pub trait ShardRows {
+    type Error: From<Error>;
+
+    /// The next row: key, header and payload, borrowed until the next call.
+    fn next_row(&mut self, plan: &ViewPlan) -> Option<Result<Row<'_>, Self::Error>>;
+}
+
+impl ShardRows for RowScan<'_> {
+    type Error = Error;
+
+    fn next_row(&mut self, plan: &ViewPlan) -> Option<Result<Row<'_>, Error>> {
+        let failed = |source| Error::State { view: plan.view.clone(), source };
+        self.next().map(|row| row.map_err(failed))
+    }
+}
+
 /// A merge of the shards' rows, in the order of their keys.
-pub struct MergedScan<'a> {
+pub struct MergedScan<'a, S = RowScan<'a>> {
     plan: &'a ViewPlan,
-    sources: Vec<Source<'a>>,
+    sources: Vec<Source<S>>,
     rows: Rows,
 }
 
-struct Source<'a> {
-    scan: RowScan<'a>,
+struct Source<S> {
+    scan: S,
     /// The next row.
     key: Vec<u8>,
     payload: Vec<u8>,
@@ -41,9 +58,9 @@ enum SourceState {
     Exhausted,
 }
 
-impl<'a> MergedScan<'a> {
+impl<'a, S: ShardRows> MergedScan<'a, S> {
     /// Each scan is of one shard; all of one generation.
-    pub fn new(plan: &'a ViewPlan, scans: Vec<RowScan<'a>>) -> Self {
+    pub fn new(plan: &'a ViewPlan, scans: Vec<S>) -> Self {
         let sources = scans.into_iter().map(|scan| Source {
             scan,
             key: Vec::new(),
@@ -55,7 +72,7 @@ impl<'a> MergedScan<'a> {
     }
 
     /// The next rows, at least one and about `max_rows`; `None` after the last.
-    pub fn next_batch(&mut self, max_rows: usize) -> Result<Option<OutputBatch>, Error> {
+    pub fn next_batch(&mut self, max_rows: usize) -> Result<Option<OutputBatch>, S::Error> {
         for source in &mut self.sources {
             if source.state == SourceState::NotBegun {
                 source.advance(self.plan)?;
@@ -74,16 +91,15 @@ impl<'a> MergedScan<'a> {
                 }
             }
         }
-        if rows.len() == 0 { Ok(None) } else { rows.finish(plan).map(Some) }
+        if rows.len() == 0 { Ok(None) } else { Ok(Some(rows.finish(plan)?)) }
     }
 }
 
-impl Source<'_> {
-    fn advance(&mut self, plan: &ViewPlan) -> Result<(), Error> {
+impl<S: ShardRows> Source<S> {
+    fn advance(&mut self, plan: &ViewPlan) -> Result<(), S::Error> {
         self.state = SourceState::Exhausted;
-        if let Some(row) = self.scan.next() {
-            let (key, header, payload) =
-                row.map_err(|source| Error::State { view: plan.view.clone(), source })?;
+        if let Some(row) = self.scan.next_row(plan) {
+            let (key, header, payload) = row?;
             self.key.clear();
             self.key.extend_from_slice(key);
             self.payload.clear();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::channel::oneshot;
-use headwater_log::{EncodedBatch, Error};
+use headwater_log::{Appended, EncodedBatch, Error};
 use headwater_types::{Offset, PartitionId};
 use rocksdb::{DB, WriteBatch};
 
@@ -25,7 +25,7 @@ struct Staying {
     topic: Arc<Topic>,
     key: BatchKey,
     batch: EncodedBatch,
-    done: oneshot::Sender<Result<Offset, Error>>,
+    done: oneshot::Sender<Result<Appended, Error>>,
 }
 
 /// Commits group after group until the queue is closed and empty.
@@ -50,9 +50,8 @@ fn commit(shared: &Shared, group: Vec<Pending>) {
     let mut staged = HashMap::new();
     for pending in group {
         let outdated = pending.claim.as_deref().and_then(|claim| {
-            let current =
-                claims.get(&claim.id).copied().filter(|current| *current != claim.epoch)?;
-            Some(Error::Fenced { writer: claim.id.clone(), ours: claim.epoch, current })
+            claims.get(&claim.id).filter(|current| **current != claim.epoch)?;
+            Some(Error::Fenced { writer: claim.id.clone(), ours: claim.epoch })
         });
         if let Some(fenced) = outdated {
             answer(pending.done, Err(fenced));
@@ -81,7 +80,7 @@ fn commit(shared: &Shared, group: Vec<Pending>) {
     // Who has waited for the disk is not kept waiting for housekeeping.
     let mut superseding = Vec::new();
     for Staying { topic, key, batch, done } in staying {
-        answer(done, Ok(key.base));
+        answer(done, Ok(Appended::consecutive(key.base, batch.records())));
         if topic.compacts() {
             superseding.push((topic, key, batch));
         }
@@ -94,7 +93,7 @@ fn commit(shared: &Shared, group: Vec<Pending>) {
 }
 
 /// Whoever gave up waiting for the answer does not get it.
-fn answer(done: oneshot::Sender<Result<Offset, Error>>, answer: Result<Offset, Error>) {
+fn answer(done: oneshot::Sender<Result<Appended, Error>>, answer: Result<Appended, Error>) {
     let _ = done.send(answer);
 }
 

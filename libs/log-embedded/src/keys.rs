@@ -44,6 +44,7 @@ pub(crate) fn encode_topic(id: u32, spec: TopicSpec) -> [u8; 10] {
     out[9] = match spec.cleanup {
         Cleanup::Keep => 0,
         Cleanup::Compact => 1,
+        Cleanup::Expire => 2,
     };
     out
 }
@@ -55,6 +56,7 @@ pub(crate) fn decode_topic(bytes: &[u8]) -> Option<(u32, TopicSpec)> {
     let cleanup = match (version, bytes) {
         (1, [0]) => Cleanup::Keep,
         (1, [1]) => Cleanup::Compact,
+        (1, [2]) => Cleanup::Expire,
         _ => return None,
     };
     Some((

@@ -48,7 +48,7 @@ use std::{
 pub use error::Error;
 use futures::{FutureExt, channel::oneshot};
 use headwater_log::{
-    BoxFuture, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError, FencedWriter, Log,
+    Appended, BoxFuture, Cleanup, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError, FencedWriter, Log,
     Reader, TopicSpec, WriterId,
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
@@ -189,7 +189,7 @@ impl Shared {
         partition: PartitionId,
         batch: EncodedBatch,
         claim: Option<Arc<Claim>>,
-    ) -> BoxFuture<'static, Result<Offset, LogError>> {
+    ) -> BoxFuture<'static, Result<Appended, LogError>> {
         match self.submit(topic, partition, batch, claim) {
             Ok(answer) => async { answer.await.unwrap_or_else(|_| Err(closed())) }.boxed(),
             Err(error) => std::future::ready(Err(error)).boxed(),
@@ -202,7 +202,7 @@ impl Shared {
         partition: PartitionId,
         batch: EncodedBatch,
         claim: Option<Arc<Claim>>,
-    ) -> Result<oneshot::Receiver<Result<Offset, LogError>>, LogError> {
+    ) -> Result<oneshot::Receiver<Result<Appended, LogError>>, LogError> {
         let topic = self.find(name)?;
         topic.partition(partition)?;
         let (bytes, limit) = (batch.bytes().len(), self.options.max_batch_bytes);
@@ -226,6 +226,9 @@ impl Log for EmbeddedLog {
             0 => return refused("it needs at least one partition"),
             1..=MAX_PARTITIONS => {}
             _ => return refused("the embedded log takes up to 10000 partitions"),
+        }
+        if spec.cleanup == Cleanup::Expire {
+            return refused("the embedded log removes no records by their age");
         }
         let shared = &self.shared;
         let _writing = shared.claims.lock();
@@ -258,7 +261,7 @@ impl Log for EmbeddedLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, LogError>> {
+    ) -> BoxFuture<'static, Result<Appended, LogError>> {
         self.shared.append(topic, partition, batch, None)
     }
 
@@ -371,7 +374,7 @@ impl FencedWriter for EmbeddedWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, LogError>> {
+    ) -> BoxFuture<'static, Result<Appended, LogError>> {
         self.shared.append(topic, partition, batch, Some(self.claim.clone()))
     }
 }

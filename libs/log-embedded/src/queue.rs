@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use futures::channel::oneshot;
-use headwater_log::{EncodedBatch, Error, WriterId};
-use headwater_types::{Epoch, Offset, PartitionId};
+use headwater_log::{Appended, EncodedBatch, Error, WriterId};
+use headwater_types::{Epoch, PartitionId};
 use parking_lot::{Condvar, Mutex};
 
 use crate::partition::Topic;
@@ -15,7 +15,7 @@ pub(crate) struct Pending {
     pub(crate) partition: PartitionId,
     pub(crate) batch: EncodedBatch,
     pub(crate) claim: Option<Arc<Claim>>,
-    pub(crate) done: oneshot::Sender<Result<Offset, Error>>,
+    pub(crate) done: oneshot::Sender<Result<Appended, Error>>,
 }
 
 impl Pending {
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    fn pending(bytes: usize) -> (Pending, oneshot::Receiver<Result<Offset, Error>>) {
+    fn pending(bytes: usize) -> (Pending, oneshot::Receiver<Result<Appended, Error>>) {
         let topic = Arc::new(Topic::new(0, Name::new("t").unwrap(), TopicSpec::keep(1)));
         let mut builder = BatchBuilder::new();
         builder.push(0, None, Some(&vec![0; bytes]), &[]);

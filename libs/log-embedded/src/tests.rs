@@ -34,7 +34,7 @@ fn open(directory: &Path) -> Arc<EmbeddedLog> {
 }
 
 fn append(log: &EmbeddedLog, value: &[u8]) -> Result<Offset, LogError> {
-    block_on(log.append(&topic(), ZERO, batch(&[value])))
+    block_on(log.append(&topic(), ZERO, batch(&[value]))).map(|appended| appended.first())
 }
 
 fn values(log: &EmbeddedLog) -> Vec<Vec<u8>> {
@@ -154,7 +154,7 @@ fn appends_that_wait_together_are_forced_together() {
     let appended: Vec<_> = (0..200).map(|_| log.append(&topic(), ZERO, batch(&[b"a"]))).collect();
     drop(claims);
     for (offset, appended) in appended.into_iter().enumerate() {
-        assert_eq!(block_on(appended).unwrap(), Offset(offset as u64));
+        assert_eq!(block_on(appended).unwrap().first(), Offset(offset as u64));
     }
     let syncs = log.shared.store.syncs() - before;
     assert!(syncs <= 2, "{syncs} forced writes for 200 appends");
@@ -227,7 +227,7 @@ fn a_closed_log_answers_with_errors() {
     let last = log.append(&topic(), ZERO, batch(&[b"b"]));
     let mut behind = log.reader(&topic(), ZERO, Offset(0)).unwrap();
     drop(log);
-    assert_eq!(block_on(last).unwrap(), Offset(1), "what was appended before is still committed");
+    assert_eq!(block_on(last).unwrap().first(), Offset(1), "what was appended before is still committed");
     // It was woken by that append or by the end.
     let _ = waiting.join().unwrap();
     assert!(matches!(behind.read(1, Duration::ZERO), Err(LogError::Unavailable(_))));

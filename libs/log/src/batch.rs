@@ -15,6 +15,7 @@
 
 mod builder;
 mod header;
+mod relay;
 mod varint;
 mod walk;
 
@@ -25,6 +26,7 @@ pub use builder::BatchBuilder;
 use bytes::Bytes;
 pub use header::{BatchHeader, HEADER_LEN};
 use headwater_types::{Name, Offset, PartitionId};
+pub use relay::RelayBuilder;
 pub use walk::{HeaderIter, Headers, Record, Records};
 
 use crate::Error;
@@ -92,7 +94,7 @@ impl EncodedBatch {
 
     /// Its records.
     pub fn walk(&self) -> Records<'_> {
-        Records::new(&self.bytes, None, Offset::ZERO)
+        Records::new(&self.bytes, None, Offset::ZERO, false)
     }
 }
 
@@ -102,18 +104,27 @@ pub struct Chunk {
     bytes: Bytes,
     end: Offset,
     source: Option<(Name, PartitionId)>,
+    verified: bool,
 }
 
 impl Chunk {
     /// `bytes` are whole batches in offset order and `end` is the position after the last one.
     pub fn new(bytes: impl Into<Bytes>, end: Offset) -> Self {
-        Self { bytes: bytes.into(), end, source: None }
+        Self { bytes: bytes.into(), end, source: None, verified: false }
     }
 
     /// Names where the bytes come from, for error messages.
     #[must_use]
     pub fn of(mut self, topic: Name, partition: PartitionId) -> Self {
         self.source = Some((topic, partition));
+        self
+    }
+
+    /// Says that the checksums need not be looked at: they were, or there are none, because the batches were
+    /// built in the memory of this process.
+    #[must_use]
+    pub fn verified(mut self) -> Self {
+        self.verified = true;
         self
     }
 
@@ -126,9 +137,9 @@ impl Chunk {
         self.end
     }
 
-    /// The records from `from` on, in place. Every batch that it enters has its checksum verified;
-    /// batches that end before `from` are passed over unchecked. After an error it ends.
+    /// The records from `from` on, in place. Every batch that it enters has its checksum verified, unless the
+    /// chunk is [`Chunk::verified`]; batches that end before `from` are passed over unchecked. After an error it ends.
     pub fn records(&self, from: Offset) -> Records<'_> {
-        Records::new(&self.bytes, self.source.as_ref(), from)
+        Records::new(&self.bytes, self.source.as_ref(), from, self.verified)
     }
 }

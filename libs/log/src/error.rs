@@ -1,13 +1,17 @@
 use headwater_types::{BoxError, Epoch, Name, Offset, PartitionId, Remedy};
 
-use crate::{TopicSpec, WriterId};
+use crate::{GroupId, TopicSpec, WriterId};
 
 /// Why the log refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Somebody claimed the writer after us. Nothing of the refused batch was stored.
-    #[error("writer {writer} is fenced: its claim {ours} was superseded by {current}")]
-    Fenced { writer: WriterId, ours: Epoch, current: Epoch },
+    #[error("writer {writer} is fenced: its claim {ours} was superseded")]
+    Fenced { writer: WriterId, ours: Epoch },
+
+    /// The partitions that we owned belong to others.
+    #[error("group {group} has gone on without this process")]
+    NotMember { group: GroupId },
 
     /// The records were removed; what they said must come from a checkpoint instead.
     #[error(
@@ -63,6 +67,10 @@ pub enum Error {
     #[error("the log's disk is full: free some space, then retry")]
     Full(#[source] BoxError),
 
+    /// The log did not answer in time: the batch may be stored, and may be not.
+    #[error("the log did not say whether it stored the batch")]
+    Uncertain(#[source] BoxError),
+
     #[error("the log is unavailable")]
     Unavailable(#[source] BoxError),
 }
@@ -71,7 +79,7 @@ impl Error {
     /// What the caller should do. Without a `_` arm, so that a new variant has to choose.
     pub fn remedy(&self) -> Remedy {
         match self {
-            Self::Fenced { .. } => Remedy::StandDown,
+            Self::Fenced { .. } | Self::NotMember { .. } => Remedy::StandDown,
             Self::Corrupt { .. } => Remedy::Repair,
             Self::Trimmed { .. }
             | Self::OffsetOutOfRange { .. }
@@ -81,7 +89,7 @@ impl Error {
             | Self::TopicDiffers { .. }
             | Self::Refused { .. }
             | Self::TooLarge { .. } => Remedy::Correct,
-            Self::Full(_) | Self::Unavailable(_) => Remedy::Retry,
+            Self::Full(_) | Self::Uncertain(_) | Self::Unavailable(_) => Remedy::Retry,
         }
     }
 }

@@ -19,8 +19,9 @@
 //! An implementation is correct when it passes [`conformance`]. In words:
 //!
 //! 1. *Durable*: an acknowledged record survives a crash, and so do topics, trims and claims.
-//! 2. *Ordered*: a batch gets consecutive offsets, appends are stored in the order in which they
-//!    were called, and a partition is read in offset order without skipping a record.
+//! 2. *Ordered*: a batch gets rising offsets, consecutive ones if nobody else appends meanwhile; appends are
+//!    stored in the order in which they were called, and a partition is read in offset order without
+//!    skipping a record. Some offsets may hold no record.
 //! 3. *Repeatable*: two reads of one readable range return the same records. Replay rests on it.
 //! 4. *Readable*: what was acknowledged can be read at once, and nothing at or beyond `end` can.
 //! 5. *Apart*: partitions and topics do not see each other's records.
@@ -39,23 +40,27 @@
 //! What a payload means is `headwater-proto`'s and `headwater-engine`'s business. The durable log in one
 //! process is `headwater-log-embedded`; Kafka is known to `headwater-log-kafka` only.
 
+mod appended;
 mod batch;
 mod compaction;
 pub mod conformance;
 mod error;
+mod membership;
 mod memory;
 mod partitioner;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use appended::Appended;
 pub use batch::{
     BatchBuilder, BatchHeader, Chunk, EncodedBatch, HEADER_LEN, HeaderIter, Headers, Record,
-    Records,
+    Records, RelayBuilder,
 };
 pub use compaction::Compaction;
 pub use error::Error;
 pub use futures::future::BoxFuture;
 use headwater_types::{Epoch, Name, Offset, PartitionId};
+pub use membership::{Alone, Assignee, GroupId, Member, Membership};
 pub use memory::MemoryLog;
 pub use partitioner::{murmur2, partition_for_key};
 
@@ -72,10 +77,15 @@ pub trait Log: Send + Sync + 'static {
     /// How the topic was created; `None` if it was not.
     fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error>;
 
-    /// Where the partition starts and ends now. Cheap enough to ask before every read.
+    /// Whether a question to it may take a network's time: then it is asked from threads that may block.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Where the partition starts and ends now.
     fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error>;
 
-    /// Stores the batch; the future resolves to the offset of its first record once it is durable.
+    /// Stores the batch; the future resolves to the offsets of its records once it is durable.
     ///
     /// The order of calls is the order of records. A future that is dropped may or may not have been
     /// stored. When the log has more to write than it may hold, the future waits for room.
@@ -84,7 +94,7 @@ pub trait Log: Send + Sync + 'static {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>>;
+    ) -> BoxFuture<'static, Result<Appended, Error>>;
 
     /// A cursor whose first record is the first at or after `from`. Cheap; one per reading task.
     fn reader(
@@ -119,7 +129,8 @@ pub trait Reader: Send {
     /// The next whole batches, about `max_bytes` of them and at least one, and moves behind them.
     ///
     /// At the end it blocks for up to `wait`; `None` says that there is still nothing to read. The
-    /// first batch may begin before the position: see [`Chunk::records`].
+    /// position may have moved nevertheless, over offsets that hold no record. The first batch may begin
+    /// before the position: see [`Chunk::records`].
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error>;
 }
 
@@ -133,7 +144,7 @@ pub trait FencedWriter: Send + Sync {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>>;
+    ) -> BoxFuture<'static, Result<Appended, Error>>;
 }
 
 /// The name under which successive processes claim to be one writer.
@@ -167,6 +178,7 @@ impl fmt::Display for TopicSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (one, many) = match self.cleanup {
             Cleanup::Keep => ("keeps every record", "keep every record"),
+            Cleanup::Expire => ("deletes old records", "delete old records"),
             Cleanup::Compact => {
                 ("keeps the latest record of each key", "keep the latest record of each key")
             }
@@ -183,6 +195,9 @@ impl fmt::Display for TopicSpec {
 pub enum Cleanup {
     /// They stay.
     Keep,
+    /// They go by a rule that the topic's owner made, such as their age. Headwater never asks for it; topics
+    /// that others created may have it.
+    Expire,
     /// A record goes once a later one has its key. Every record must have a key; one without a value
     /// says that the key is gone, and stays.
     Compact,

@@ -12,7 +12,7 @@ use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    BoxFuture, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error,
+    Appended, BoxFuture, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error,
     FencedWriter, Log, Reader, TopicSpec, WriterId,
 };
 
@@ -105,7 +105,7 @@ impl Place {
         Ok(())
     }
 
-    fn append(&self, mut batch: EncodedBatch) -> Result<Offset, Error> {
+    fn append(&self, mut batch: EncodedBatch) -> Result<Appended, Error> {
         let topic = &self.topic.name;
         if batch.bytes().len() > DEFAULT_MAX_BATCH_BYTES {
             let (bytes, limit) = (batch.bytes().len(), DEFAULT_MAX_BATCH_BYTES);
@@ -119,7 +119,8 @@ impl Place {
         let mut state = partition.state.lock();
         let base = state.ends.end;
         batch.assign(base);
-        let end = Offset(base.0 + u64::from(batch.records()));
+        let records = batch.records();
+        let end = Offset(base.0 + u64::from(records));
         if compacts {
             for removable in state.compaction.learn(base, batch.walk())? {
                 let index = state.batches.partition_point(|batch| batch.base < removable);
@@ -129,7 +130,7 @@ impl Place {
         state.batches.push_back(Batch { base, end, bytes: batch.into_bytes().into() });
         state.ends.end = end;
         partition.grown.notify_all();
-        Ok(base)
+        Ok(Appended::consecutive(base, records))
     }
 }
 
@@ -164,7 +165,7 @@ impl Log for MemoryLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         let offset = self.place(topic, partition).and_then(|place| place.append(batch));
         std::future::ready(offset).boxed()
     }
@@ -277,11 +278,11 @@ impl MemoryWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> Result<Offset, Error> {
+    ) -> Result<Appended, Error> {
         let claims = self.log.shared.claims.lock();
         let current = claims.get(&self.id).copied().unwrap_or(self.epoch);
         if current != self.epoch {
-            return Err(Error::Fenced { writer: self.id.clone(), ours: self.epoch, current });
+            return Err(Error::Fenced { writer: self.id.clone(), ours: self.epoch });
         }
         self.log.place(topic, partition)?.append(batch)
     }
@@ -297,7 +298,7 @@ impl FencedWriter for MemoryWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         std::future::ready(self.try_append(topic, partition, batch)).boxed()
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use futures::FutureExt;
 use headwater_log::{
-    BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter, Log,
+    Appended, BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter, Log,
     MemoryLog, Reader, TopicSpec, WriterId,
     conformance::{self, Subject},
 };
@@ -35,7 +35,7 @@ enum Fault {
     IgnoresTheSizeOfChunks,
     AcknowledgesBeforeStoring,
     BeginsAtTheNextBatch,
-    ReadsOtherBytesTheNextTime,
+    ReadsOtherRecordsTheNextTime,
     SleepsThroughAppends,
     NeverWaits,
     TakesAnyOffset,
@@ -64,7 +64,7 @@ const NOTICED: &[(&str, &[Fault])] = &[
     ("a chunk is whole batches within its size", &[IgnoresTheSizeOfChunks]),
     ("what was acknowledged can be read at once", &[AcknowledgesBeforeStoring]),
     ("reading begins in the middle of a batch", &[BeginsAtTheNextBatch]),
-    ("two reads return the same", &[ReadsOtherBytesTheNextTime]),
+    ("two reads return the same", &[ReadsOtherRecordsTheNextTime]),
     ("a waiting reader is woken by an append", &[SleepsThroughAppends]),
     ("a reader at the end waits no longer than asked", &[NeverWaits]),
     ("an offset beyond the end is an error", &[TakesAnyOffset]),
@@ -175,12 +175,16 @@ impl Log for Faulty {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         self.missing(topic);
         let batch = self.change(batch);
         let (log, topic) = (self.log.clone(), topic.clone());
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        let end = || log.ends(&topic, partition).map(|ends| ends.end);
+        let records = batch.records();
+        let end = || {
+            let ends = log.ends(&topic, partition);
+            ends.map(|ends| Appended::consecutive(ends.end, records))
+        };
         match self.fault {
             AcknowledgesWithoutStoring if call % 3 == 2 => {
                 let end = end();
@@ -212,7 +216,7 @@ impl Log for Faulty {
             }
             ForgetsTheLastAppend => {
                 self.settle();
-                let end = log.ends(&topic, partition).map(|ends| ends.end);
+                let end = end();
                 if end.is_ok() {
                     *self.last.lock().unwrap() = Some((topic, partition, batch));
                 }
@@ -294,11 +298,11 @@ impl Reader for FaultyReader {
         let chunk = self.reader.read(max_bytes, wait)?;
         Ok(chunk.map(|chunk| {
             let mut bytes = chunk.bytes().to_vec();
-            if self.fault == ReadsOtherBytesTheNextTime && self.call % 2 == 1 {
-                // The leader's epoch, which is no part of the checksum.
-                bytes[12] ^= 1;
+            if self.fault == ReadsOtherRecordsTheNextTime && self.call % 2 == 1 {
+                // The last bit of the first timestamp.
+                bytes[34] ^= 1;
             }
-            Chunk::new(bytes, chunk.end())
+            Chunk::new(bytes, chunk.end()).verified()
         }))
     }
 }
@@ -318,7 +322,7 @@ impl FencedWriter for FaultyWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         match &self.free {
             Some(log) => log.append(topic, partition, batch),
             None => self.writer.append(topic, partition, batch),

@@ -23,6 +23,18 @@ pub use size::ByteSize;
 
 const PREFIX: &str = "HEADWATER_";
 
+/// Variables with our prefix that are no settings: flags of the command line have them.
+const FLAGS: [&str; 8] = [
+    "HEADWATER_CONFIG",
+    "HEADWATER_DATA",
+    "HEADWATER_HTTP",
+    "HEADWATER_LISTEN",
+    "HEADWATER_SERVER",
+    "HEADWATER_COORDINATOR_SERVER",
+    "HEADWATER_INGEST_SERVER",
+    "HEADWATER_QUERY_SERVER",
+];
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -88,7 +100,8 @@ impl Layers {
         self
     }
 
-    /// Variables; those without the prefix are not ours. Pass [`std::env::vars`], or a test's own.
+    /// Variables; those without the prefix are not ours. Pass [`settings_in`] the environment, or a test's
+    /// own.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment.extend(variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)));
@@ -176,6 +189,13 @@ impl Layers {
         }
         Ok(config)
     }
+}
+
+/// The variables that may be settings: those of the command line's flags are none.
+pub fn settings_in(
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> impl Iterator<Item = (String, String)> {
+    variables.into_iter().filter(|(name, _)| !FLAGS.contains(&name.as_str()))
 }
 
 /// The default settings as the table that a shipped file has to equal.

@@ -9,12 +9,17 @@ use headwater_types::Remedy;
 /// The layout that this version writes. Raised when an older version could no longer read it.
 const FORMAT: u32 = 1;
 
+/// Enough that no two directories ever have the same name.
+const ID_BYTES: usize = 8;
+
 /// A directory that belongs to this process for as long as this value lives.
 ///
-/// `FORMAT` in it says which layout it has, `LOCK` which process has it.
+/// `FORMAT` in it says which layout it has, `LOCK` which process has it, and `DIRECTORY` tells it from all
+/// others: processes that read it say the same name to others.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    id: String,
     // Held open: the lock ends with the process however that ends, so there is nothing to clean up.
     _lock: File,
 }
@@ -22,7 +27,7 @@ pub struct DataDir {
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("{} is in use by process {pid}; stop it or choose another --data", .path.display())]
+    #[error("{} is in use by process {pid}; stop it, or choose another directory", .path.display())]
     InUse { path: PathBuf, pid: String },
 
     #[error(
@@ -32,11 +37,11 @@ pub enum DataDirError {
     Newer { path: PathBuf, found: u32 },
 
     #[error(
-        "{} is not a Headwater data directory: {detail}; choose another --data", .path.display()
+        "{} is not a Headwater data directory: {detail}; choose another one", .path.display()
     )]
     Foreign { path: PathBuf, detail: String },
 
-    #[error("cannot use {} as data directory; see that this user may write there, or choose another --data", .path.display())]
+    #[error("cannot use {} as data directory; see that this user may write there, or choose another one", .path.display())]
     Io {
         path: PathBuf,
         #[source]
@@ -81,16 +86,64 @@ impl DataDir {
         match fs::read_to_string(&format) {
             Ok(text) => check(&path, &text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_format(&path).map_err(io)?
+                write_whole(&path, "FORMAT", &format!("headwater {FORMAT}")).map_err(io)?
             }
             Err(error) => return Err(io(error)),
         }
-        Ok(Self { path, _lock: lock })
+        let id = match read_id(&path)? {
+            Some(id) => id,
+            None => {
+                let id = new_id().map_err(io)?;
+                write_whole(&path, "DIRECTORY", &id).map_err(io)?;
+                id
+            }
+        };
+        Ok(Self { path, id, _lock: lock })
+    }
+
+    /// Made at random when the directory was created, and never changed.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The [`DataDir::id`] of a directory that another process may own; `None` if there is none yet.
+///
+/// # Errors
+///
+/// A newer version wrote the directory, it is somebody else's, or it cannot be read.
+pub fn directory_id(path: &Path) -> Result<Option<String>, DataDirError> {
+    match fs::read_to_string(path.join("FORMAT")) {
+        Ok(text) => check(path, &text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DataDirError::Io { path: path.to_owned(), source }),
+    }
+    read_id(path)
+}
+
+fn read_id(path: &Path) -> Result<Option<String>, DataDirError> {
+    match fs::read_to_string(path.join("DIRECTORY")) {
+        Ok(text) => {
+            let id = text.trim();
+            if id.len() == ID_BYTES * 2 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Ok(Some(id.to_owned()));
+            }
+            let detail = format!("its DIRECTORY file says {id:?}");
+            Err(DataDirError::Foreign { path: path.to_owned(), detail })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DataDirError::Io { path: path.to_owned(), source }),
+    }
+}
+
+fn new_id() -> io::Result<String> {
+    let mut bytes = [0; ID_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn lock(path: &Path) -> Result<File, DataDirError> {
@@ -125,13 +178,13 @@ fn check(path: &Path, text: &str) -> Result<(), DataDirError> {
     }
 }
 
-/// Whole or not at all: a crash in between leaves no FORMAT, and the next start writes it again.
-fn write_format(path: &Path) -> io::Result<()> {
-    let new = path.join("FORMAT.new");
+/// Whole or not at all: a crash in between leaves no such file, and the next start writes it again.
+fn write_whole(path: &Path, name: &str, line: &str) -> io::Result<()> {
+    let new = path.join(format!("{name}.new"));
     let mut file = File::create(&new)?;
-    writeln!(file, "headwater {FORMAT}")?;
+    writeln!(file, "{line}")?;
     file.sync_all()?;
-    fs::rename(&new, path.join("FORMAT"))?;
+    fs::rename(&new, path.join(name))?;
     sync(path)
 }
 
@@ -164,7 +217,7 @@ mod tests {
         let refused = DataDir::open(&path).unwrap_err();
 
         let expected = format!(
-            "{} is in use by process {}; stop it or choose another --data",
+            "{} is in use by process {}; stop it, or choose another directory",
             path.display(),
             std::process::id()
         );
@@ -207,5 +260,26 @@ mod tests {
         DataDir::open(dir.path()).unwrap();
 
         assert_eq!(fs::read_to_string(dir.path().join("FORMAT")).unwrap(), "headwater 1\n");
+    }
+
+    #[test]
+    fn a_directory_keeps_the_name_that_it_was_given_and_others_can_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        assert_eq!(directory_id(&one).unwrap(), None, "there is no directory yet");
+        let owner = DataDir::open(&one).unwrap();
+        let id = owner.id().to_owned();
+        assert_eq!(directory_id(&one).unwrap().as_deref(), Some(id.as_str()), "while it is locked");
+        drop(owner);
+        assert_eq!(DataDir::open(&one).unwrap().id(), id, "after a restart");
+        assert_ne!(DataDir::open(&two).unwrap().id(), id);
+
+        // One of an earlier version has no name, and a crash may leave half of one.
+        fs::remove_file(two.join("DIRECTORY")).unwrap();
+        fs::write(two.join("DIRECTORY.new"), "ab").unwrap();
+        assert_eq!(directory_id(&two).unwrap(), None);
+        assert_eq!(DataDir::open(&two).unwrap().id().len(), 16);
+        fs::write(two.join("DIRECTORY"), "../../etc").unwrap();
+        assert!(directory_id(&two).unwrap_err().to_string().contains("its DIRECTORY file says"));
     }
 }

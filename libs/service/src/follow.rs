@@ -3,16 +3,19 @@
 //! Every service keeps one [`ControlView`] and acts on its snapshots. A snapshot is immutable and cheap to
 //! get; who needs to have seen all that was decided before a moment asks [`ControlView::wait_current`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use headwater_control::{CONTROL_TOPIC, ControlState, FoldError, STATUS_TOPIC, StatusBoard};
-use headwater_log::{Log, Record, TopicSpec};
-use headwater_proto::{control::v1::ControlRecord, status::v1::ShardStatus};
+use headwater_log::{Cleanup, Log, Record, TopicSpec};
+use headwater_proto::control::v1::ControlRecord;
 use headwater_types::{Name, Offset, PartitionId, Remedy};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::{OnFailure, Shutdown, Tasks, remedy::chain};
+use crate::{OnFailure, Shutdown, Tasks, outage::Outage, remedy::chain};
 
 /// Both topics have one partition.
 const ONLY: PartitionId = PartitionId(0);
@@ -20,9 +23,6 @@ const ONLY: PartitionId = PartitionId(0);
 const READ_BYTES: usize = 1 << 20;
 /// How long a read waits at the end, and so how late a follower sees that it shall stop.
 const WAIT: Duration = Duration::from_millis(100);
-/// How long to wait before a failed read is tried again.
-const RETRY: Duration = Duration::from_millis(250);
-
 /// Why the control plane cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +32,12 @@ pub enum Error {
         #[source]
         source: headwater_log::Error,
     },
+    /// Somebody else made a topic of ours, and it would not keep what is written there.
+    #[error(
+        "topic {topic} is one of Headwater's own and exists with {existing}, but it needs {requested}: {}",
+        own_topic_remedy(existing, requested)
+    )]
+    OwnTopic { topic: &'static str, existing: TopicSpec, requested: TopicSpec },
     #[error(
         "record {offset} of {topic} is not what Headwater writes there: {reason}; restore the topic from a copy"
     )]
@@ -46,6 +52,7 @@ impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Log { source, .. } => source.remedy(),
+            Self::OwnTopic { .. } => Remedy::Correct,
             Self::Undecodable { .. } => Remedy::Repair,
             Self::Fold(error) => error.remedy(),
             Self::Ended => Remedy::Retry,
@@ -67,10 +74,27 @@ pub fn create_topics(log: &dyn Log) -> Result<(), Error> {
     for (topic, spec) in
         [(CONTROL_TOPIC, TopicSpec::keep(1)), (STATUS_TOPIC, TopicSpec::compact(1))]
     {
-        log.create_topic(&topic_name(topic)?, spec)
-            .map_err(|source| Error::Log { topic, source })?;
+        log.create_topic(&topic_name(topic)?, spec).map_err(|source| match source {
+            headwater_log::Error::TopicDiffers { existing, requested, .. } => {
+                Error::OwnTopic { topic, existing, requested }
+            }
+            source => Error::Log { topic, source },
+        })?;
     }
     Ok(())
+}
+
+/// How a topic becomes what it must be.
+fn own_topic_remedy(existing: &TopicSpec, requested: &TopicSpec) -> &'static str {
+    match requested.cleanup {
+        _ if existing.partitions != requested.partitions => {
+            "delete it if nothing needs it, and Headwater makes it as it must be"
+        }
+        Cleanup::Compact => "set cleanup.policy=compact on it",
+        Cleanup::Keep | Cleanup::Expire => {
+            "set cleanup.policy=delete, retention.ms=-1 and retention.bytes=-1 on it"
+        }
+    }
 }
 
 /// The control record that a log record carries.
@@ -91,16 +115,23 @@ pub struct ControlView {
     board: watch::Receiver<Arc<StatusBoard>>,
     /// Everything before it is in `state`.
     folded: watch::Receiver<Offset>,
+    /// Everything before it is in `board`.
+    boarded: watch::Receiver<Offset>,
 }
 
 impl ControlView {
     /// Creates the two topics if need be, and follows them until shutdown. A record that cannot be
     /// folded stops the process: whatever it would go on to do would rest on a wrong state.
+    ///
+    /// It never blocks: a remote log is asked by the followers, for as long as it takes.
     pub fn start(log: &Arc<dyn Log>, tasks: &Tasks) -> Result<Self, Error> {
-        create_topics(&**log)?;
+        if !log.is_remote() {
+            create_topics(&**log)?;
+        }
         let (state_sender, state) = watch::channel(Arc::new(ControlState::default()));
         let (board_sender, board) = watch::channel(Arc::new(StatusBoard::default()));
         let (folded_sender, folded) = watch::channel(Offset::ZERO);
+        let (boarded_sender, boarded) = watch::channel(Offset::ZERO);
 
         let source = log.clone();
         tasks.spawn_thread("control-follower", OnFailure::Stop, move |shutdown| {
@@ -126,26 +157,22 @@ impl ControlView {
             let mut board = StatusBoard::default();
             follow(&*source, STATUS_TOPIC, &shutdown, |step| {
                 match step {
-                    Step::Record(record) => match record.value {
-                        // A status is derived, and the next one says it again: one that cannot be read
-                        // is nothing to stop for.
-                        Some(value) => match ShardStatus::decode(value) {
-                            Ok(status) => board.fold(status),
-                            Err(error) => {
-                                tracing::warn!(offset = record.offset.0, %error, "a shard status cannot be decoded");
-                            }
-                        },
-                        None => board.forget(&String::from_utf8_lossy(record.key.unwrap_or_default())),
-                    },
-                    Step::Behind(_) => {
+                    Step::Record(record) => {
+                        let key = record.key.unwrap_or_default();
+                        if let Err(error) = board.fold_record(key, record.value) {
+                            tracing::warn!(offset = record.offset.0, %error, "a status cannot be decoded");
+                        }
+                    }
+                    Step::Behind(position) => {
                         board_sender.send_replace(Arc::new(board.clone()));
+                        boarded_sender.send_replace(position);
                     }
                 }
                 Ok(())
             })?;
             Ok(())
         });
-        Ok(Self { log: log.clone(), state, board, folded })
+        Ok(Self { log: log.clone(), state, board, folded, boarded })
     }
 
     /// The control state as far as it is folded.
@@ -160,10 +187,34 @@ impl ControlView {
 
     /// Waits until everything that is in the control topic now is folded, and returns the state.
     pub async fn wait_current(&self) -> Result<Arc<ControlState>, Error> {
-        let end = self.log.ends(&topic_name(CONTROL_TOPIC)?, ONLY);
-        let end = end.map_err(|source| Error::Log { topic: CONTROL_TOPIC, source })?.end;
+        let end = self.end(CONTROL_TOPIC).await?;
         self.folded.clone().wait_for(|folded| *folded >= end).await.map_err(|_| Error::Ended)?;
         Ok(self.current())
+    }
+
+    /// Waits until everything that the status topic has before `end` is on the board, and returns it.
+    pub async fn wait_board(&self, end: Offset) -> Result<Arc<StatusBoard>, Error> {
+        self.boarded.clone().wait_for(|boarded| *boarded >= end).await.map_err(|_| Error::Ended)?;
+        Ok(self.board())
+    }
+
+    /// Where a topic of the control plane ends now.
+    async fn end(&self, topic: &'static str) -> Result<Offset, Error> {
+        let name = topic_name(topic)?;
+        let failed = |source| Error::Log { topic, source };
+        if !self.log.is_remote() {
+            return Ok(self.log.ends(&name, ONLY).map_err(failed)?.end);
+        }
+        let log = self.log.clone();
+        let asked = tokio::task::spawn_blocking(move || match log.ends(&name, ONLY) {
+            // The followers have not come to it yet.
+            Err(headwater_log::Error::UnknownTopic { .. }) => {
+                create_topics(&*log)?;
+                log.ends(&name, ONLY).map_err(failed)
+            }
+            ends => ends.map_err(failed),
+        });
+        Ok(asked.await.map_err(|_| Error::Ended)??.end)
     }
 
     /// Waits until the control state or the board is another than when this clone last waited. Once the
@@ -194,7 +245,8 @@ enum Step<'a> {
     Behind(Offset),
 }
 
-/// Hands out a topic's records from its start until shutdown.
+/// Hands out a topic's records from its start until shutdown. A log that is away is tried again until it is
+/// back, and said to be away once.
 fn follow(
     log: &dyn Log,
     topic: &'static str,
@@ -203,9 +255,32 @@ fn follow(
 ) -> Result<(), Error> {
     let name = topic_name(topic)?;
     let failed = |source| Error::Log { topic, source };
-    let mut position = log.ends(&name, ONLY).map_err(failed)?.start;
-    let mut reader = None;
+    let mut outage = Outage::new(topic);
+    let again = |outage: &mut Outage, error: Error| match error.remedy() {
+        Remedy::Retry => {
+            outage.failed(&chain(&error));
+            sleep(outage.wait(), shutdown);
+            Ok(())
+        }
+        Remedy::Correct | Remedy::StandDown | Remedy::Repair => Err(error),
+    };
+    let start = |log: &dyn Log| {
+        if log.is_remote() {
+            create_topics(log)?;
+        }
+        Ok(log.ends(&name, ONLY).map_err(failed)?.start)
+    };
+    let mut position = loop {
+        match start(log) {
+            Ok(position) => break position,
+            Err(error) => again(&mut outage, error)?,
+        }
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+    };
     step(Step::Behind(position))?;
+    let mut reader = None;
     while !shutdown.is_cancelled() {
         let read = match reader.take() {
             Some(reader) => Ok(reader),
@@ -223,20 +298,29 @@ fn follow(
                 }
                 position = chunk.end();
                 step(Step::Behind(position))?;
+                outage.over();
             }
-            Ok(None) => {}
-            Err(error) if error.remedy() == Remedy::Retry => {
-                tracing::warn!(
-                    topic,
-                    error = chain(&error),
-                    "the control plane cannot be read, trying again"
-                );
-                std::thread::sleep(RETRY);
+            Ok(None) => {
+                // Some offsets hold no record, and one who waits for the end waits for these too.
+                let behind = reader.as_ref().map_or(position, |reader| reader.position());
+                if behind > position {
+                    position = behind;
+                    step(Step::Behind(position))?;
+                }
+                outage.over();
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => again(&mut outage, failed(error))?,
         }
     }
     Ok(())
+}
+
+/// Sleeps, but not much longer than the process lives.
+fn sleep(wait: Duration, shutdown: &Shutdown) {
+    let until = Instant::now() + wait;
+    while !shutdown.is_cancelled() && Instant::now() < until {
+        std::thread::sleep(WAIT.min(until.saturating_duration_since(Instant::now())));
+    }
 }
 
 #[cfg(test)]

@@ -31,12 +31,17 @@ impl Condition {
     }
 
     pub fn ready(&self) {
-        self.set(None);
+        self.set(None, true);
     }
 
     /// `reason` is for a person: what is missing, and for what it waits.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.set(Some(reason.into()));
+        self.set(Some(reason.into()), true);
+    }
+
+    /// As the two above, for who logs the change itself.
+    pub(crate) fn set_quietly(&self, reason: Option<String>) {
+        self.set(reason, false);
     }
 
     /// The condition no longer matters: what it spoke for has ended.
@@ -46,16 +51,14 @@ impl Condition {
         });
     }
 
-    fn set(&self, reason: Option<String>) {
+    fn set(&self, reason: Option<String>, say: bool) {
         self.health.unmet.send_if_modified(|conditions| match conditions.get_mut(&self.name) {
             Some(current) if *current == reason => false,
             Some(current) => {
-                tracing::info!(
-                    condition = self.name,
-                    reason,
-                    ready = reason.is_none(),
-                    "condition changed"
-                );
+                if say {
+                    let ready = reason.is_none();
+                    tracing::info!(condition = self.name, reason, ready, "condition changed");
+                }
                 *current = reason;
                 true
             }
@@ -77,6 +80,13 @@ impl Health {
             conditions.insert(name.clone(), Some("starting".into()));
         });
         Condition { name, health: self.clone() }
+    }
+
+    /// Removes all conditions but these: who held the others has ended.
+    pub(crate) fn keep(&self, names: &[&str]) {
+        self.unmet.send_modify(|conditions| {
+            conditions.retain(|name, _| names.contains(&name.as_str()));
+        });
     }
 
     pub fn is_ready(&self) -> bool {

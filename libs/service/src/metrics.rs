@@ -43,6 +43,12 @@ impl Metrics {
         self.shared.before_encode.lock().push(Box::new(refresh));
     }
 
+    /// Forgets all metrics: who registered them has ended, and its successor registers its own.
+    pub(crate) fn clear(&self) {
+        self.shared.before_encode.lock().clear();
+        *self.shared.registry.lock() = Registry::with_prefix("headwater");
+    }
+
     /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         for refresh in &*self.shared.before_encode.lock() {

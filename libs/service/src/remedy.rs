@@ -5,6 +5,8 @@ use std::fmt::Display;
 use headwater_types::Remedy;
 use tonic::{Code, Status};
 
+use crate::{DataDirError, Failure, config, follow};
+
 /// The gRPC status of an error.
 ///
 /// | remedy | code | what clients do |
@@ -38,6 +40,18 @@ pub fn exit_code(remedy: Remedy) -> u8 {
     }
 }
 
+/// The remedy of the outermost cause that has one; `None` if nobody knows.
+pub fn remedy_of(error: &anyhow::Error) -> Option<Remedy> {
+    error.chain().find_map(|cause| {
+        let log = cause.downcast_ref::<headwater_log::Error>().map(headwater_log::Error::remedy);
+        let follow = || cause.downcast_ref::<follow::Error>().map(follow::Error::remedy);
+        let data = || cause.downcast_ref::<DataDirError>().map(DataDirError::remedy);
+        let config = || cause.downcast_ref::<config::Error>().map(config::Error::remedy);
+        let failure = || cause.downcast_ref::<Failure>().and_then(|failure| failure.remedy);
+        log.or_else(follow).or_else(data).or_else(config).or_else(failure)
+    })
+}
+
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -62,6 +76,19 @@ mod tests {
             codes,
             [Code::Unavailable, Code::InvalidArgument, Code::Aborted, Code::DataLoss]
         );
+    }
+
+    #[test]
+    fn the_remedy_is_found_among_the_causes() {
+        let away = || headwater_log::Error::Unavailable("no broker".into());
+        let cases = [
+            (anyhow::Error::new(away()).context("cannot start"), Some(Remedy::Retry)),
+            (follow::Error::Log { topic: "headwater.control", source: away() }.into(), Some(Remedy::Retry)),
+            (anyhow::anyhow!("nobody knows"), None),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(remedy_of(&error), expected, "{error:#}");
+        }
     }
 
     #[test]

@@ -1,40 +1,56 @@
 use std::{
     ffi::OsString,
-    io::{Write as _, stderr, stdout},
+    io::{self, Read as _, Write as _, stderr, stdout},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use headwater_types::Remedy;
-use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::TcpListener;
 
-use crate::{config, config::Layers, exit_code, remedy::chain, telemetry::TelemetryConfig};
+use crate::{
+    Data, DataDir, Service, Tasks,
+    config::{Layers, settings_in},
+    directory_id, exit_code,
+    process::{self, Place, RemoteLog},
+    remedy::chain,
+    settings::{Error, Settings},
+    telemetry,
+};
 
-/// The sections that the four services have in a shared configuration file.
-const SERVICES: [&str; 4] = ["coordinator", "ingest", "processor", "query"];
-
-/// Names that the command line uses itself and that are no settings.
-const RESERVED: [&str; 2] = ["server", "config"];
+/// How long a health check waits for the answer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The whole `main` of a service's own binary: `main.rs` is
 ///
 /// ```ignore
 /// fn main() -> std::process::ExitCode {
-///     headwater_service::service_main::<headwater_ingest::Config>("ingest", "Accepts events into the log")
+///     headwater_service::service_main::<headwater_ingest::Ingest>()
 /// }
 /// ```
 ///
-/// `name` is also the service's section in the configuration file, and `C` what that section may hold.
-/// Reads and checks all settings (`--config FILE`, `HEADWATER_…`, `--set KEY=VALUE`), prints them with
-/// `--print-config`, and otherwise refuses: a service on its own needs a log that it can share with the
-/// others over a network, and this version has only the embedded one. It exits with 2, and points to
-/// `headwater dev`, which runs the same service with the same section.
-pub fn service_main<C>(name: &'static str, about: &'static str) -> ExitCode
-where
-    C: Serialize + DeserializeOwned + Default,
-{
-    let (code, text) = run::<C>(name, about, std::env::args_os(), std::env::vars());
+/// Reads and checks all settings (`--config FILE`, `HEADWATER_…`, `--set KEY=VALUE`) and runs the service on
+/// Kafka until a signal. `--check-config` and `--print-config` end before that; `--health-check` asks the
+/// process that runs with the same settings.
+///
+/// Exit codes: 0 done; 1 failed, or not stopped within the deadline; 2 wrong settings, or a topic of ours
+/// that somebody made wrongly; 3 not available now.
+pub fn service_main<S: Service>() -> ExitCode {
+    let (code, text) = match read::<S>(std::env::args_os(), std::env::vars()) {
+        Todo::Say(code, text) => (code, text),
+        Todo::HealthCheck(http) => match health_check(http) {
+            Ok(text) => (0, text),
+            Err(text) => (1, text),
+        },
+        Todo::Run(settings) => {
+            let (code, line) = run::<S>(*settings);
+            eprintln!("headwater-{}: {line}", S::NAME);
+            return ExitCode::from(code);
+        }
+    };
     // Nobody is left to tell if the terminal is gone.
     let _ = if code == 0 {
         stdout().write_all(text.as_bytes())
@@ -44,68 +60,90 @@ where
     ExitCode::from(code)
 }
 
-/// What one service reads of the file: the common settings and its own section.
-#[derive(Debug, Default, PartialEq, Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Common {
-    telemetry: TelemetryConfig,
+/// What the command line asks for.
+enum Todo<C> {
+    /// Print this, and end with this code.
+    Say(u8, String),
+    HealthCheck(SocketAddr),
+    Run(Box<Settings<C>>),
 }
 
-fn run<C>(
-    name: &'static str,
-    about: &'static str,
+fn read<S: Service>(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> (u8, String)
-where
-    C: Serialize + DeserializeOwned + Default,
-{
-    let matches = match command(name, about).try_get_matches_from(arguments) {
+) -> Todo<S::Config> {
+    let matches = match command::<S>().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         // Help and version are no errors: clap says so by its exit code.
         Err(error) => {
-            return (u8::try_from(error.exit_code()).unwrap_or(2), error.render().to_string());
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return Todo::Say(code, error.render().to_string());
         }
     };
+    let asks_health = matches.get_flag("health-check");
+    let loaded = layers::<S>(&matches, environment)
+        .and_then(|layers| Settings::<S::Config>::load::<S>(&layers));
+    let settings = match loaded {
+        Ok(settings) => settings,
+        // To whoever checks health, every failure is the same.
+        Err(error) if asks_health => return Todo::Say(1, format!("error: {}\n", chain(&error))),
+        Err(error) => {
+            return Todo::Say(exit_code(Remedy::Correct), format!("error: {}\n", chain(&error)));
+        }
+    };
+    if asks_health {
+        return Todo::HealthCheck(settings.common.server.http);
+    }
+    if matches.get_flag("check-config") {
+        return Todo::Say(0, "configuration is fine\n".into());
+    }
+    if matches.get_flag("print-config") {
+        return match settings.print::<S>() {
+            Ok(text) => Todo::Say(0, text),
+            Err(error) => Todo::Say(exit_code(error.remedy()), format!("error: {error}\n")),
+        };
+    }
+    Todo::Run(Box::new(settings))
+}
+
+fn layers<S: Service>(
+    matches: &ArgMatches,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Layers, Error> {
     let mut layers = Layers::new()
         .file(matches.get_one::<PathBuf>("config"))
-        .environment(environment)
-        .foreign(RESERVED);
+        .environment(settings_in(environment));
     for pair in matches.get_many::<String>("set").unwrap_or_default() {
         let Some((key, value)) = pair.split_once('=') else {
-            return (
-                2,
-                format!("error: --set {pair}: write KEY=VALUE, such as --set {name}.KEY=VALUE\n"),
-            );
+            let name = S::NAME;
+            return Err(Error::Refused(format!(
+                "--set {pair}: write KEY=VALUE, such as --set {name}.KEY=VALUE"
+            )));
         };
-        layers = layers.flag(&format!("--set {key}"), key, Some(value));
+        // The names of librdkafka's settings have dots of their own.
+        let key_path = match key.strip_prefix("kafka.settings.") {
+            Some(setting) => format!("kafka.settings.{}", setting.replace('.', "-")),
+            None => key.to_owned(),
+        };
+        layers = layers.flag(&format!("--set {key}"), &key_path, Some(value));
     }
-    match settings::<C>(name, &layers) {
-        Err(error) => (exit_code(error.remedy()), format!("error: {}\n", chain(&error))),
-        Ok(text) if matches.get_flag("print-config") => (0, text),
-        Ok(_) => (exit_code(Remedy::Correct), refusal(name)),
-    }
+    Ok(layers)
 }
 
-/// The effective settings as TOML, if they are all right.
-fn settings<C>(name: &str, layers: &Layers) -> Result<String, config::Error>
-where
-    C: Serialize + DeserializeOwned + Default,
-{
-    let common: Common = layers.clone().foreign(SERVICES).load()?;
-    let others = SERVICES.into_iter().filter(|&service| service != name);
-    let own: C = layers.clone().foreign(others).foreign(["telemetry"]).load_section(name)?;
-    let mut table = config::table_of(&common)?;
-    table.insert(name.to_owned(), toml::Value::Table(config::table_of(&own)?));
-    toml::to_string(&table).map_err(|error| config::Error::Defaults(error.to_string()))
-}
-
-fn command(name: &'static str, about: &'static str) -> Command {
-    Command::new(name)
-        .bin_name(format!("headwater-{name}"))
-        .display_name(format!("headwater-{name}"))
+fn command<S: Service>() -> Command {
+    let binary = format!("headwater-{}", S::NAME);
+    let flag = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    Command::new(S::NAME)
+        .bin_name(&binary)
+        .display_name(&binary)
         .version(env!("CARGO_PKG_VERSION"))
-        .about(about)
+        .about(S::ABOUT)
+        .after_help(
+            "Exit codes: 0 done; 1 failed, or not stopped within server.stop-deadline; 2 wrong settings;\n\
+             3 not available now, try again.",
+        )
         .arg(
             Arg::new("config")
                 .long("config")
@@ -114,68 +152,127 @@ fn command(name: &'static str, about: &'static str) -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Read settings from this TOML file"),
         )
-        .arg(Arg::new("set").long("set").value_name("KEY=VALUE").action(ArgAction::Append).help(
-            format!(
-                "Set one setting, such as --set {name}.KEY=VALUE; wins over file and environment"
-            ),
-        ))
         .arg(
-            Arg::new("print-config")
-                .long("print-config")
-                .action(ArgAction::SetTrue)
-                .help("Print the settings in force as TOML, and exit"),
+            Arg::new("set").long("set").value_name("KEY=VALUE").action(ArgAction::Append).help(
+                format!(
+                    "Set one setting, such as --set {}.KEY=VALUE; wins over file and environment",
+                    S::NAME
+                ),
+            ),
+        )
+        .arg(flag("check-config", "Check all settings, and exit: 0 if they are fine, else 2"))
+        .arg(flag("print-config", "Print the settings in force as TOML, without secrets, and exit"))
+        .arg(flag("health-check", "Ask the process with these settings: exit 0 if it is ready, else 1"))
+        .group(
+            ArgGroup::new("instead").args(["check-config", "print-config", "health-check"]),
         )
 }
 
-fn refusal(name: &str) -> String {
-    format!(
-        "error: the settings are fine, but headwater-{name} cannot run on its own yet: it needs a log that it can \
-         share with the other services over a network, and this version has only the embedded log; run `headwater \
-         dev`, which runs all four services in one process with the same [{name}] section\n"
-    )
+/// Asks `/readyz`: the answer, which is an error unless it is 200.
+fn health_check(http: SocketAddr) -> Result<String, String> {
+    // Who listens on all addresses is found on the loopback.
+    let mut address = http;
+    if http.ip().is_unspecified() {
+        address.set_ip(match http.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    let answer = ask(address).map_err(|error| format!("no answer from {address}: {error}\n"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer.as_str(), ""));
+    let status = head.split_whitespace().nth(1);
+    if status == Some("200") { Ok(body.to_owned()) } else { Err(body.to_owned()) }
+}
+
+fn ask(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
+    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
+    // HTTP/1.0: the answer is not chunked, and the server closes the connection after it.
+    stream.write_all(format!("GET /readyz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(64 << 10).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn run<S: Service>(settings: Settings<S::Config>) -> (u8, String) {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return (1, format!("cannot start threads: {error}")),
+    };
+    let ended = runtime.block_on(run_until_signal::<S>(settings));
+    // What still blocks after the deadline must not hold the process.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run_until_signal<S: Service>(settings: Settings<S::Config>) -> (u8, String) {
+    let correct = |line: String| (exit_code(Remedy::Correct), line);
+    let server = settings.common.server.clone();
+    let telemetry =
+        match telemetry::init(&settings.common.telemetry, S::NAME, &server.instance()) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return correct(chain(&error)),
+        };
+    // Taken before anything else: a second process must not touch the first one's files.
+    let directory = match Directory::take(S::DATA, &server.data) {
+        Ok(directory) => directory,
+        Err(error) => return (exit_code(error.remedy()), format!("server.data: {}", chain(&error))),
+    };
+    let (grpc, http) =
+        match (bind(server.listen, "server.listen").await, bind(server.http, "server.http").await) {
+            (Ok(grpc), Ok(http)) => (grpc, http),
+            (Err(line), _) | (_, Err(line)) => return correct(line),
+        };
+    let signals = Tasks::new();
+    if let Err(error) = signals.stop_on_signals() {
+        return (1, format!("cannot listen for signals: {error}"));
+    }
+    eprintln!(
+        "headwater-{}: gRPC on {}, HTTP on {}, Kafka at {}",
+        S::NAME,
+        server.listen,
+        server.http,
+        settings.common.kafka.bootstrap_servers
+    );
+    let place = Place {
+        data: server.data,
+        directory: directory.id.clone(),
+        listeners: (grpc, http),
+    };
+    let outcome =
+        process::run::<S>(settings, place, &signals.shutdown(), RemoteLog::kafka).await;
+    // It blocks, and nothing else is left to do.
+    let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
+    drop(directory);
+    (outcome.code, outcome.line)
+}
+
+/// What a process has of its data directory.
+struct Directory {
+    id: String,
+    // For as long as the process lives.
+    _lock: Option<DataDir>,
+}
+
+impl Directory {
+    fn take(data: Data, path: &std::path::Path) -> Result<Self, crate::DataDirError> {
+        match data {
+            Data::Owns => {
+                let lock = DataDir::open(path)?;
+                Ok(Self { id: lock.id().to_owned(), _lock: Some(lock) })
+            }
+            Data::Reads => Ok(Self { id: directory_id(path)?.unwrap_or_default(), _lock: None }),
+            Data::Unused => Ok(Self { id: String::new(), _lock: None }),
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {address} ({error}); choose another {key}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Default, Serialize, serde::Deserialize)]
-    #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-    struct Settings {
-        max_events: u32,
-    }
-
-    fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> (u8, String) {
-        let arguments =
-            ["headwater-ingest"].iter().chain(arguments).map(OsString::from).collect::<Vec<_>>();
-        let environment =
-            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        run::<Settings>("ingest", "Accepts events", arguments, environment)
-    }
-
-    #[test]
-    fn a_service_on_its_own_is_refused_with_what_to_run_instead() {
-        let (code, text) = run_with(&[], &[("HEADWATER_SERVER", "http://127.0.0.1:7400")]);
-        assert_eq!(code, 2);
-        assert!(text.contains("run `headwater dev`"), "{text}");
-    }
-
-    #[test]
-    fn the_settings_in_force_can_be_printed_and_are_checked_first() {
-        let environment = [("HEADWATER_INGEST__MAX_EVENTS", "5"), ("HEADWATER_QUERY__X", "1")];
-        let (code, text) =
-            run_with(&["--print-config", "--set", "telemetry.log=debug"], &environment);
-        assert_eq!(code, 0, "{text}");
-        assert!(text.contains("max-events = 5") && text.contains("log = \"debug\""), "{text}");
-
-        let (code, text) = run_with(&["--set", "ingest.max-event=5"], &[]);
-        assert_eq!(code, 2);
-        assert!(
-            text.starts_with("error: --set ingest.max-event: unknown field `max-event`"),
-            "{text}"
-        );
-        assert_eq!(run_with(&["--set", "ingest"], &[]).0, 2);
-        assert_eq!(run_with(&["--config", "/nowhere.toml"], &[]).0, 2);
-        assert_eq!(run_with(&["--set", "nonsense.x=1"], &[]).0, 2);
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use headwater_types::Remedy;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
@@ -64,6 +65,19 @@ pub struct Failure {
     pub task: String,
     /// The whole chain of causes, in one line.
     pub reason: String,
+    /// What would help, if a cause says so.
+    pub remedy: Option<Remedy>,
+}
+
+impl Failure {
+    fn of(task: &str, error: &anyhow::Error) -> Self {
+        let (reason, remedy) = (format!("{error:#}"), crate::remedy_of(error));
+        Self { task: task.to_owned(), reason, remedy }
+    }
+
+    fn panicked(task: &str, panic: &(dyn Any + Send)) -> Self {
+        Self { task: task.to_owned(), reason: panic_reason(panic), remedy: None }
+    }
 }
 
 /// How a shutdown went.
@@ -160,9 +174,9 @@ impl Tasks {
                 };
                 let failure = match outcome {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => Failure { task: name.clone(), reason: format!("{error:#}") },
+                    Ok(Err(error)) => Failure::of(&name, &error),
                     Err(error) if error.is_panic() => {
-                        Failure { task: name.clone(), reason: panic_reason(&*error.into_panic()) }
+                        Failure::panicked(&name, &*error.into_panic())
                     }
                     Err(_) => return,
                 };
@@ -214,12 +228,11 @@ impl Tasks {
             loop {
                 let started = std::time::Instant::now();
                 let outcome = catch_unwind(AssertUnwindSafe(|| run(shared.shutdown.clone())));
-                let reason = match outcome {
+                let failure = match outcome {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => format!("{error:#}"),
-                    Err(panic) => panic_reason(&*panic),
+                    Ok(Err(error)) => Failure::of(&name, &error),
+                    Err(panic) => Failure::panicked(&name, &*panic),
                 };
-                let failure = Failure { task: name.clone(), reason };
                 let Some(wait) =
                     shared.failed(failure, on_failure, started.elapsed(), &mut failures)
                 else {
@@ -234,11 +247,8 @@ impl Tasks {
             }
         };
         if let Err(error) = std::thread::Builder::new().name(thread_name.clone()).spawn(body) {
-            let failure = Failure {
-                task: thread_name,
-                reason: format!("its thread could not be started: {error}"),
-            };
-            self.shared.stop_for(failure);
+            let reason = format!("its thread could not be started: {error}");
+            self.shared.stop_for(Failure { task: thread_name, reason, remedy: None });
         }
     }
 
@@ -299,12 +309,17 @@ impl Tasks {
         self.shared.shutdown.cancelled().await;
     }
 
+    /// Waits until no task runs, at most so long, and says whether that came about.
+    pub async fn wait_idle(&self, longest: Duration) -> bool {
+        let mut count = self.shared.count.subscribe();
+        tokio::time::timeout(longest, count.wait_for(|&count| count == 0)).await.is_ok()
+    }
+
     /// Begins shutdown and waits until all tasks have ended, at most `deadline`.
     pub async fn stop(&self, deadline: Duration) -> StopReport {
         self.shared.shutdown.begin();
-        let mut count = self.shared.count.subscribe();
         // Whether it ended or timed out is what `running` says.
-        let _ = tokio::time::timeout(deadline, count.wait_for(|&count| count == 0)).await;
+        let _ = self.wait_idle(deadline).await;
         let report = StopReport { still_running: self.running(), failure: self.failure() };
         if !report.still_running.is_empty() {
             tracing::warn!(tasks = ?report.still_running, "tasks did not stop in time");
@@ -336,7 +351,7 @@ impl Shared {
         ran: Duration,
         failures: &mut u32,
     ) -> Option<Duration> {
-        let Failure { task, reason } = &failure;
+        let Failure { task, reason, remedy: _ } = &failure;
         if self.shutdown.is_cancelled() {
             tracing::warn!(task, reason, "task failed during shutdown");
             return None;

@@ -45,6 +45,27 @@ impl Default for TelemetryConfig {
     }
 }
 
+impl TelemetryConfig {
+    /// What [`init`] would refuse, without starting anything.
+    ///
+    /// # Errors
+    ///
+    /// A setting that does not parse.
+    pub fn check(&self) -> Result<(), Error> {
+        self.filter()?;
+        match &self.otlp_endpoint {
+            Some(endpoint) => check_endpoint(endpoint),
+            None => Ok(()),
+        }
+    }
+
+    fn filter(&self) -> Result<EnvFilter, Error> {
+        EnvFilter::builder()
+            .parse(&self.log)
+            .map_err(|error| Error::Filter { filter: self.log.clone(), reason: error.to_string() })
+    }
+}
+
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -95,9 +116,7 @@ impl Telemetry {
 ///
 /// A setting that does not parse, or a second call.
 pub fn init(config: &TelemetryConfig, service: &str, instance: &str) -> Result<Telemetry, Error> {
-    let filter = EnvFilter::builder()
-        .parse(&config.log)
-        .map_err(|error| Error::Filter { filter: config.log.clone(), reason: error.to_string() })?;
+    let filter = config.filter()?;
     let provider = match &config.otlp_endpoint {
         Some(endpoint) => Some(exporter(endpoint, service, instance)?),
         None => None,
@@ -122,11 +141,17 @@ pub fn init(config: &TelemetryConfig, service: &str, instance: &str) -> Result<T
     Ok(Telemetry { provider })
 }
 
+fn check_endpoint(endpoint: &str) -> Result<(), Error> {
+    if endpoint.starts_with("http://") || endpoint.starts_with("https://") {
+        return Ok(());
+    }
+    let reason = "it has no http:// or https:// scheme".into();
+    Err(Error::Endpoint { endpoint: endpoint.to_owned(), reason })
+}
+
 fn exporter(endpoint: &str, service: &str, instance: &str) -> Result<SdkTracerProvider, Error> {
     let wrong = |reason: String| Error::Endpoint { endpoint: endpoint.to_owned(), reason };
-    if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-        return Err(wrong("it has no http:// or https:// scheme".into()));
-    }
+    check_endpoint(endpoint)?;
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)

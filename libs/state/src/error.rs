@@ -42,14 +42,46 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+
+    #[error("checkpoints.url {url:?} cannot be used: {reason}")]
+    StoreUrl { url: String, reason: String },
+
+    /// It was there. What replaced it is found by looking again.
+    #[error("{location} is not in the store of checkpoints: it was removed for a newer one")]
+    Gone { location: String },
+
+    /// Not what was stored: an older checkpoint, or the log, has the same state.
+    #[error("{location} in the store of checkpoints is damaged: {detail}; it is not used")]
+    Damaged { location: String, detail: String },
+
+    #[error(
+        "the store of checkpoints refuses access to {location}: check the credentials, and what their owner may do"
+    )]
+    StoreRefused {
+        location: String,
+        #[source]
+        source: BoxError,
+    },
+
+    #[error("the store of checkpoints cannot be used at {location}")]
+    Store {
+        location: String,
+        #[source]
+        source: BoxError,
+    },
 }
 
 impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
-            Self::NewerFormat { .. } | Self::OtherIdentity { .. } => Remedy::Correct,
-            Self::Corrupt { .. } => Remedy::Repair,
+            Self::NewerFormat { .. }
+            | Self::OtherIdentity { .. }
+            | Self::StoreUrl { .. }
+            | Self::StoreRefused { .. } => Remedy::Correct,
+            Self::Corrupt { .. } | Self::Damaged { .. } => Remedy::Repair,
             Self::Missing { .. }
+            | Self::Gone { .. }
+            | Self::Store { .. }
             | Self::InUse { .. }
             | Self::Full { .. }
             | Self::Storage { .. } => Remedy::Retry,

@@ -30,6 +30,10 @@
 //! [`ShardReader`] reads a shard that another process (or thread) writes, as a RocksDB secondary, or a
 //! checkpoint. It catches up on demand only. A [`ReadView`] is one commit.
 //!
+//! # Machines
+//!
+//! A checkpoint moves to another machine through a [`Store`].
+//!
 //! # Elsewhere
 //!
 //! What a payload means is `headwater-engine`'s. Where the directories lie is [`layout`]'s. No other
@@ -45,6 +49,7 @@ mod options;
 mod reader;
 mod row;
 mod shard;
+pub mod store;
 
 pub use digest::{Dump, digest, dump};
 pub use error::Error;
@@ -55,3 +60,4 @@ pub use row::{
     KeyRange, NEVER_EXPIRES, OutboxKey, ROW_HEADER_LEN, RowHeader, decode_row, encode_header,
 };
 pub use shard::{Commit, ShardDb};
+pub use store::{Manifest, Purpose, Store};

@@ -1,6 +1,8 @@
 //! Readers of a shard.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -210,16 +212,30 @@ impl std::fmt::Debug for ShardReader {
 
 /// Catches up, and says whether the secondary is now where the primary was.
 ///
-/// Twice: a look reads first which files there are, and then the log. What the primary moved from its
-/// log into a file in between is in neither; the second look finds the file.
+/// It reads first which files there are, and then the write-ahead logs. What the primary moves from a log into
+/// a file in between is missed if that log is deleted before it is read. So it is trusted only if the same logs
+/// were there before and after: then each was there when it was read, and what had been in an earlier one was
+/// in the files from the beginning.
 fn look(db: &DB, primary: &Path) -> Result<bool, Error> {
-    for _ in 0..2 {
-        // The primary deletes files while we read their names: then the next look finds newer names.
-        if db.try_catch_up_with_primary().is_err() || !is_current(db, primary)? {
-            return Ok(false);
+    let before = logs(primary)?;
+    // The primary deletes files while we read their names: then the next look finds newer names.
+    if db.try_catch_up_with_primary().is_err() || !is_current(db, primary)? {
+        return Ok(false);
+    }
+    Ok(logs(primary)? == before)
+}
+
+/// The names of the primary's write-ahead logs. A name is never used twice.
+fn logs(primary: &Path) -> Result<BTreeSet<OsString>, Error> {
+    let failed = |error| Error::io(primary, error);
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(primary).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "log") {
+            names.insert(name);
         }
     }
-    Ok(true)
+    Ok(names)
 }
 
 /// Names the file that lists the primary's files; each opening by its writer begins another.
@@ -268,8 +284,6 @@ fn open_secondary(
     }))
 }
 
-/// The names of the primary's write-ahead logs, sorted.
-///
 /// The rows and the progress of one commit.
 pub struct ReadView<'a> {
     db: &'a DB,

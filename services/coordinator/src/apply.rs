@@ -43,7 +43,7 @@ pub(crate) fn check(
     let mut topics: HashMap<Name, Name> = HashMap::new();
     for (name, entry) in state.streams() {
         let declared = office.streams.parse(&entry.sql)?;
-        topics.extend(topics_of(&declared).map(|(topic, _)| (topic, name.clone())));
+        topics.extend(topics_of(&declared).map(|topic| (topic, name.clone())));
     }
     for stream in &definitions.streams {
         let (file, new) = (&stream.file, &stream.definition);
@@ -62,7 +62,7 @@ pub(crate) fn check(
                 ChangeKind::Extended
             }
         };
-        for (topic, _) in topics_of(new) {
+        for topic in topics_of(new) {
             match topics.get(&topic) {
                 Some(owner) if owner != name => problems.wrong(format!(
                     "{file}: stream {name} would share topic {topic} with stream {owner}; give it a topic of its own"
@@ -77,14 +77,31 @@ pub(crate) fn check(
                 new.topic
             ));
         }
-        for (topic, spec) in topics_of(new) {
-            match office.log.topic(&topic).map_err(|error| log_status(&error))? {
-                Some(existing) if existing != spec => problems.wrong(format!(
-                    "{file}: topic {topic} of stream {name} exists with {existing}, not with {spec}; declare it as it \
-                     is, or name another topic"
-                )),
-                Some(_) | None => {}
-            }
+        let found = |topic: &Name| office.log.topic(topic).map_err(|error| log_status(&error));
+        // It may be anybody's, whatever becomes of its old records.
+        if let Some(TopicSpec { partitions, .. }) = found(&new.topic)?
+            && partitions != new.partitions
+        {
+            problems.wrong(format!(
+                "{file}: topic {} has {partitions} partitions, and stream {name} declares {}; declare \
+                 partitions = {partitions}, or name another topic{}",
+                new.topic,
+                new.partitions,
+                match &old {
+                    Some(_) => ": rows would silently move between partitions if a view read them all",
+                    None => "",
+                }
+            ));
+        }
+        let (topic, spec) = dead_letters_of(new);
+        if let Some(existing) = found(&topic)?
+            && existing != spec
+        {
+            problems.wrong(format!(
+                "{file}: topic {topic}, which keeps what stream {name} cannot use, exists with {existing}, not with \
+                 {spec}; {}, or name another topic for the stream",
+                repair(existing, spec)
+            ));
         }
         let new = Arc::new(new.clone());
         streams.insert(name.clone(), new);
@@ -152,18 +169,36 @@ pub(crate) fn check(
     Ok(definitions.order.iter().filter_map(|object| changes.remove(object)).collect())
 }
 
-/// The topics that a stream needs.
-fn topics_of(stream: &StreamDefinition) -> [(Name, TopicSpec); 2] {
-    let spec = TopicSpec::keep(stream.partitions);
-    [(stream.topic.clone(), spec), (stream.dead_letter_topic(), spec)]
+/// The topics that a stream needs: its records, and what cannot be used of them.
+fn topics_of(stream: &StreamDefinition) -> [Name; 2] {
+    [stream.topic.clone(), stream.dead_letter_topic()]
+}
+
+/// A topic of ours, which must be as we make it.
+fn dead_letters_of(stream: &StreamDefinition) -> (Name, TopicSpec) {
+    (stream.dead_letter_topic(), TopicSpec::keep(stream.partitions))
+}
+
+/// How a topic becomes what it must be.
+fn repair(existing: TopicSpec, wanted: TopicSpec) -> &'static str {
+    match existing.partitions == wanted.partitions {
+        true => "set cleanup.policy=delete, retention.ms=-1 and retention.bytes=-1 on it",
+        false => "delete it if nothing needs it",
+    }
 }
 
 /// Creates the topics of a stream unless they exist. A topic that no stream needs in the end does no harm.
 fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status> {
-    for (topic, spec) in topics_of(stream) {
-        log.create_topic(&topic, spec).map_err(|error| log_status(&error))?;
+    let refused = |error| log_status(&error);
+    let spec = TopicSpec::keep(stream.partitions);
+    match log.create_topic(&stream.topic, spec) {
+        // Somebody else's, which was checked.
+        Err(headwater_log::Error::TopicDiffers { existing, .. })
+            if existing.partitions == spec.partitions => {}
+        created => created.map_err(refused)?,
     }
-    Ok(())
+    let (topic, spec) = dead_letters_of(stream);
+    log.create_topic(&topic, spec).map_err(refused)
 }
 
 /// The records that make the catalog equal to the definitions, streams before views.
@@ -218,6 +253,7 @@ pub(crate) fn preview(
     let board = office.board();
     let changes = check(office, state, definitions)?.into_iter().map(|change| {
         let mut answer = answer(state, &change.object, change.kind);
+        answer.warnings = warnings(office, definitions, &change.object)?;
         if change.kind == ChangeKind::Replayed
             && let (Some(view), Some(stream)) = (&change.view, &change.stream)
             && let Some(serving) = state.serving(view.name.as_str())
@@ -259,11 +295,9 @@ pub(crate) fn report(
             }
             _ => None,
         });
-        let Some((kind, generation, replay)) = found else {
-            changes.push(answer(state, object, ChangeKind::Unchanged));
-            continue;
-        };
+        let (kind, generation, replay) = found.unwrap_or((ChangeKind::Unchanged, None, None));
         let mut change = answer(state, object, kind);
+        change.warnings = warnings(office, definitions, object)?;
         change.generation = generation.map(|id| id.to_string()).unwrap_or_default();
         if let Some(replay) = replay
             && let (Some(old), Some(new)) =
@@ -280,6 +314,19 @@ pub(crate) fn report(
         changes.push(change);
     }
     Ok(ApplyResponse { changes })
+}
+
+/// What is to be said about an object whatever becomes of it.
+fn warnings(
+    office: &Office,
+    definitions: &Definitions,
+    object: &Object,
+) -> Result<Vec<String>, Status> {
+    let Object::Stream(name) = object else { return Ok(Vec::new()) };
+    let mut streams = definitions.streams.iter().map(|stream| &stream.definition);
+    let stream = streams.find(|stream| stream.name == *name);
+    let losses = stream.map(|stream| plan::losses(&*office.log, stream)).transpose()?;
+    Ok(losses.flatten().into_iter().collect())
 }
 
 /// A change as the state alone tells it, with the replay that is open.
@@ -302,5 +349,6 @@ fn answer(state: &ControlState, object: &Object, kind: ChangeKind) -> Definition
             .unwrap_or_default(),
         plan: None,
         generation: String::new(),
+        warnings: Vec::new(),
     }
 }

@@ -29,6 +29,7 @@ impl CatalogService for Catalog {
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
+        self.office.leads()?;
         let ApplyRequest { files, dry_run, request_id, options } = request.into_inner();
         let retain_ms = u64::try_from(self.office.config.retain.as_millis()).unwrap_or(u64::MAX);
         let options = verbs::options(options, retain_ms)?;
@@ -61,6 +62,7 @@ impl CatalogService for Catalog {
         &self,
         _request: Request<GetCatalogRequest>,
     ) -> Result<Response<GetCatalogResponse>, Status> {
+        self.office.leads()?;
         let office = self.office.clone();
         blocking(move || catalog(&office)).await.map(Response::new)
     }

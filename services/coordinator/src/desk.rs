@@ -1,4 +1,4 @@
-//! The one task that writes: it carries out requests and takes the next steps of replays.
+//! The one task that writes: it carries out requests and takes the next steps of replays, while it leads.
 
 use std::{
     collections::HashMap,
@@ -6,38 +6,158 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use headwater_control::{Action, CheckpointId, ReplayId, decide, is_open};
+use headwater_control::{Action, CheckpointId, ReplayId, STATUS_TOPIC, decide, is_open};
 use headwater_proto::control::v1::{
     DiffRecorded, DiffReport, Phase, ReplayEnded, Verdict, control_record::Event,
 };
-use headwater_service::{Node, Shutdown, status};
-use headwater_types::Remedy;
-use tokio::sync::mpsc;
+use headwater_service::{Node, Outage, Shutdown, status};
+use headwater_types::{Name, PartitionId, Remedy};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tonic::Status;
 
 use crate::{
-    Config,
+    Config, chain,
     diff::{self, Comparison},
     ledger::{Error, Ledger},
     metrics::Gauges,
-    office::{Answer, Office, Request},
+    office::{Answer, Office, Request, Standing},
+    seat::{End, Post},
 };
 
 /// A bound on the records that one look writes, so that requests are never kept waiting.
 const STEPS: usize = 256;
 
-pub(crate) struct Desk {
+/// How long a decision that rests on what nobody said waits for what was said last.
+const BOARD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Waits for the lead, and decides while it has it.
+pub(crate) struct Lead {
     office: Arc<Office>,
-    ledger: Ledger,
-    inbox: mpsc::Receiver<Request>,
+    post: Post,
     gauges: Gauges,
-    tick: std::time::Duration,
+    config: Config,
+    published: watch::Sender<Arc<headwater_control::ControlState>>,
+    /// Of a process that has led from its start.
+    first: Option<Ledger>,
+}
+
+impl Lead {
+    pub(crate) fn new(
+        config: &Config,
+        node: &Node,
+        office: Arc<Office>,
+        post: Post,
+        published: watch::Sender<Arc<headwater_control::ControlState>>,
+    ) -> Self {
+        let gauges = Gauges::new(&node.metrics);
+        Self { office, post, gauges, config: config.clone(), published, first: None }
+    }
+
+    /// Takes the lead now if nobody else can have it: what speaks against it is told at once.
+    pub(crate) async fn begin(&mut self) -> Result<(), Error> {
+        self.post.join().await?;
+        if self.post.is_alone() {
+            self.first = Some(Ledger::open(self.office.log.clone(), self.published.clone()).await?);
+            self.post.say(Standing::Leads);
+        }
+        Ok(())
+    }
+
+    /// Runs until shutdown. Fails when the topic is damaged, or when a process that is alone is fenced.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let end = loop {
+            if let Err(end) = self.post.stand_by().await {
+                break end;
+            }
+            let end = self.lead().await;
+            self.gauges.stand_down();
+            self.post.stop_deciding();
+            match end {
+                End::HandedOver => tracing::info!("standing by: another coordinator shall lead"),
+                End::Fenced(error) if self.post.is_alone() => break End::Fenced(error),
+                End::Fenced(_) => {
+                    tracing::warn!("another coordinator took over: standing by");
+                    if let Err(end) = self.post.disagree().await {
+                        break end;
+                    }
+                }
+                end @ (End::Shutdown | End::Failed(_)) => break end,
+            }
+        };
+        self.post.leave().await;
+        match end {
+            End::Shutdown | End::HandedOver => Ok(()),
+            End::Fenced(error) => Err(error.into()),
+            End::Failed(error) => Err(error),
+        }
+    }
+
+    /// From the claim to whatever ends it.
+    async fn lead(&mut self) -> End {
+        let ledger = loop {
+            if let Some(ledger) = self.first.take() {
+                break ledger;
+            }
+            match Ledger::open(self.office.log.clone(), self.published.clone()).await {
+                Ok(ledger) => break ledger,
+                Err(error) if error.remedy() == Remedy::Retry => {
+                    if let Err(end) = self.post.undecided(&error).await {
+                        return end;
+                    }
+                    // Much may have happened meanwhile.
+                    match self.post.confirm().await {
+                        Err(error) if error.remedy() != Remedy::Retry => return End::HandedOver,
+                        Ok(()) | Err(_) => {}
+                    }
+                }
+                Err(error) => return error.into(),
+            }
+        };
+        self.post.outage.over();
+        // Of a comparison that somebody did not finish.
+        if let Err(error) = headwater_state::layout::remove(&self.office.scratch) {
+            tracing::warn!(%error, "what a comparison left on the disk stays there");
+        }
+        self.gauges.lead();
+        self.post.say(Standing::Leads);
+        let mut desk =
+            Desk::new(&self.config, self.office.clone(), &mut self.post, &self.gauges, ledger);
+        let end = desk.run().await;
+        desk.running.values().for_each(|comparison| comparison.stop.store(true, Ordering::Relaxed));
+        end
+    }
+}
+
+struct Desk<'a> {
+    office: Arc<Office>,
+    post: &'a mut Post,
+    gauges: &'a Gauges,
+    ledger: Ledger,
+    shutdown: Shutdown,
+    tick: Duration,
     samples: usize,
-    /// Comparisons that run now, by what they compare; the flag ends one early.
-    running: HashMap<CheckpointId, (ReplayId, Arc<AtomicBool>)>,
+    /// Comparisons that run now, by what they compare.
+    running: HashMap<CheckpointId, Running>,
     compared: mpsc::Sender<Compared>,
     comparisons: mpsc::Receiver<Compared>,
+    /// Of the store of checkpoints, and of topics that are replayed.
+    store: Outage,
+    topics: Outage,
+}
+
+/// A comparison.
+struct Running {
+    replay: ReplayId,
+    /// Ends it early.
+    stop: Arc<AtomicBool>,
+    /// It failed because the store is away, and begins again then.
+    again: Option<Instant>,
 }
 
 /// How a comparison ended.
@@ -47,175 +167,294 @@ struct Compared {
     result: anyhow::Result<(DiffReport, Verdict)>,
 }
 
-impl Desk {
-    pub(crate) fn new(
+impl<'a> Desk<'a> {
+    fn new(
         config: &Config,
-        node: &Node,
         office: Arc<Office>,
+        post: &'a mut Post,
+        gauges: &'a Gauges,
         ledger: Ledger,
-        inbox: mpsc::Receiver<Request>,
     ) -> Self {
         let (compared, comparisons) = mpsc::channel(16);
         Self {
+            shutdown: post.shutdown.clone(),
             office,
+            post,
+            gauges,
             ledger,
-            inbox,
-            gauges: Gauges::new(&node.metrics),
             tick: config.decide_every,
             samples: config.diff_samples as usize,
             running: HashMap::new(),
             compared,
             comparisons,
+            store: Outage::new("the store of checkpoints"),
+            topics: Outage::new("a topic that is replayed"),
         }
     }
 
-    /// Runs until shutdown. Fails when another coordinator took over, or when the topic is damaged.
-    pub(crate) async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+    async fn run(&mut self) -> End {
         let mut view = self.office.view.clone();
-        let mut ticks = tokio::time::interval(self.tick.max(std::time::Duration::from_millis(1)));
+        let mut ticks = tokio::time::interval(self.tick.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let handed_over = self.post.handed_over();
+        tokio::pin!(handed_over);
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                request = self.inbox.recv() => match request {
-                    Some(request) => self.serve(request).await?,
-                    None => break,
+            let done = tokio::select! {
+                () = self.shutdown.cancelled() => Err(End::Shutdown),
+                () = &mut handed_over => Err(End::HandedOver),
+                request = self.post.inbox.recv() => match request {
+                    Some(request) => self.serve(request).await,
+                    None => Err(End::Shutdown),
                 },
-                Some(compared) = self.comparisons.recv() => self.record(compared).await?,
-                () = view.changed() => {}
-                _ = ticks.tick() => {}
+                Some(compared) = self.comparisons.recv() => self.record(compared).await,
+                () = view.changed() => Ok(()),
+                _ = ticks.tick() => Ok(()),
+            };
+            let done = match done {
+                Ok(()) => self.advance().await,
+                Err(end) => Err(end),
+            };
+            if let Err(end) = done {
+                return end;
             }
-            self.advance().await?;
         }
-        self.running.values().for_each(|(_, stop)| stop.store(true, Ordering::Relaxed));
-        Ok(())
     }
 
-    async fn serve(&mut self, request: Request) -> anyhow::Result<()> {
+    async fn serve(&mut self, request: Request) -> Result<(), End> {
         let Request { request_id, wish, answer } = request;
         let request_id = match request_id.as_str() {
             // What it did is found under its id.
             "" => format!("at-{}", self.ledger.state().position()),
             _ => request_id,
         };
-        if let Err(error) = self.ledger.catch_up() {
-            let refused = status(error.remedy(), chain(&error));
-            let _ = answer.send(Err(refused));
-            return survive(error);
-        }
-        if let Some(effects) = self.ledger.state().effects(&request_id) {
-            let (state, effects) = (Arc::new(self.ledger.state().clone()), effects.to_vec());
+        let state = self.ledger.state().clone();
+        if let Some(effects) = state.effects(&request_id) {
+            let effects = effects.to_vec();
             let _ = answer.send(Ok(Answer { state, effects }));
             return Ok(());
         }
-        let events = match wish(self.ledger.state()) {
+        // It may ask the log what there is, and have it create topics.
+        let events = match self.office.ask(move |_| wish(&state)).await {
             Ok(events) => events,
             Err(refused) => {
                 let _ = answer.send(Err(refused));
                 return Ok(());
             }
         };
-        match self.ledger.append(self.office.clock.now_millis(), &request_id, events).await {
-            Ok(effects) => {
-                let state = Arc::new(self.ledger.state().clone());
-                let _ = answer.send(Ok(Answer { state, effects }));
-                Ok(())
+        let (reply, end) = match self.write(&request_id, events).await {
+            Ok(Ok(effects)) => (Ok(Answer { state: self.ledger.state().clone(), effects }), None),
+            Ok(Err(error)) => (Err(refused(&error)), None),
+            Err(End::Fenced(error)) => (Err(refused(&error)), Some(End::Fenced(error))),
+            // Dropped without an answer, which says to try again.
+            Err(end @ (End::Shutdown | End::HandedOver | End::Failed(_))) => return Err(end),
+        };
+        let _ = answer.send(reply);
+        end.map_or(Ok(()), Err)
+    }
+
+    /// Writes events and returns what they did, or why they were not written.
+    async fn write(
+        &mut self,
+        request_id: &str,
+        events: Vec<Event>,
+    ) -> Result<Result<Vec<headwater_control::Effect>, Error>, End> {
+        let now = self.office.clock.now_millis();
+        let handed_over = self.post.handed_over();
+        let append = self.ledger.append(now, request_id, events);
+        let error = tokio::select! {
+            appended = append => match appended {
+                Ok(effects) => return Ok(Ok(effects)),
+                Err(error) => error,
+            },
+            // Whatever becomes of it, the successor's claim comes after it, and it reads it.
+            () = handed_over => return Err(End::HandedOver),
+        };
+        match &error {
+            Error::Impossible(_) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "a control record was refused before it was written"
+                );
+                return Ok(Err(error));
             }
-            Err(error) => {
-                let _ = answer.send(Err(status(error.remedy(), chain(&error))));
-                survive(error)
-            }
+            Error::Fenced(_) => return Err(error.into()),
+            Error::Log(_) | Error::Follow(_) => {}
+        }
+        self.recover(&error).await?;
+        match self.ledger.state().effects(request_id) {
+            Some(effects) if !request_id.is_empty() => Ok(Ok(effects.to_vec())),
+            Some(_) | None => Ok(Err(error)),
+        }
+    }
+
+    /// Nobody knows whether the last append was stored: claims the topic anew, which ends whatever was under
+    /// way, and looks.
+    async fn recover(&mut self, error: &Error) -> Result<(), End> {
+        self.post.outage.failed(&chain(error));
+        loop {
+            // Never against the membership: the claim would fence the one that leads.
+            let failure = match self.post.confirm().await {
+                Ok(()) => match self.ledger.claim_anew().await {
+                    Ok(()) => break,
+                    Err(error) if error.remedy() == Remedy::Retry => error,
+                    Err(error) => return Err(error.into()),
+                },
+                Err(error) if error.remedy() == Remedy::Retry => error.into(),
+                Err(_) => return Err(End::HandedOver),
+            };
+            self.post.undecided(&failure).await?;
+        }
+        self.post.outage.over();
+        self.post.say(Standing::Leads);
+        Ok(())
+    }
+
+    /// Writes what was decided here. What could not be written is decided again.
+    async fn append(&mut self, event: Event) -> Result<bool, End> {
+        match self.write("", vec![event]).await? {
+            Ok(_) => Ok(true),
+            Err(Error::Impossible(_)) => Ok(false),
+            Err(error) => match error.remedy() {
+                Remedy::Retry => Ok(false),
+                Remedy::StandDown | Remedy::Repair | Remedy::Correct => Err(error.into()),
+            },
         }
     }
 
     /// Takes all steps that can be taken now.
-    async fn advance(&mut self) -> anyhow::Result<()> {
+    async fn advance(&mut self) -> Result<(), End> {
+        let mut fresh = false;
         for _ in 0..STEPS {
-            let board = self.office.board();
-            let state = self.ledger.state();
-            let ends = match self.office.replayed_ends(state) {
-                Ok(ends) => ends,
-                Err(error) => {
-                    tracing::warn!(
-                        error = error.message(),
-                        "the ends of a replayed stream are not known"
-                    );
+            let Some(event) = self.next().await else { return Ok(()) };
+            // A swap may rest on a shard's having stopped, which whoever has taken it over may have denied.
+            if matches!(event, Event::Swapped(_)) && !fresh {
+                if !self.board_is_current().await {
                     return Ok(());
                 }
-            };
-            self.office.measure(state, &board);
-            self.gauges.show(state, &board, &ends);
-            self.running.retain(|checkpoint, (replay, stop)| {
-                let wanted = state.replays().get(replay).is_some_and(|replay| {
-                    replay.phase == Phase::Align && replay.checkpoint_id() == *checkpoint
-                });
-                stop.fetch_or(!wanted, Ordering::Relaxed);
-                wanted
-            });
-            let mut append = None;
-            for action in decide(state, &board, &ends, self.office.clock.now_millis()) {
-                match action {
-                    Action::Append(record) if append.is_none() => append = record.event,
-                    Action::Append(_) => {}
-                    Action::Diff { replay_id, checkpoint } => {
-                        if self.running.contains_key(&checkpoint) {
-                            continue;
-                        }
-                        let Some(replay) = state.replays().get(&replay_id) else { continue };
-                        match Comparison::prepare(state, &board, replay, self.samples) {
-                            Ok(comparison) => {
-                                let stop = Arc::new(AtomicBool::new(false));
-                                self.running
-                                    .insert(checkpoint.clone(), (replay_id.clone(), stop.clone()));
-                                compare(
-                                    comparison,
-                                    replay_id,
-                                    checkpoint,
-                                    stop,
-                                    self.compared.clone(),
-                                );
-                            }
-                            Err(error) => append = append.or(Some(failed(&replay_id, &error))),
-                        }
-                    }
-                }
+                fresh = true;
+                continue;
             }
-            let Some(event) = append else { return Ok(()) };
-            if let Err(error) =
-                self.ledger.append(self.office.clock.now_millis(), "", vec![event]).await
-            {
-                return survive(error);
+            fresh = false;
+            if !self.append(event).await? {
+                return Ok(());
             }
         }
         Ok(())
     }
 
+    /// The record that is to be written next. Begins comparisons.
+    async fn next(&mut self) -> Option<Event> {
+        let (board, state) = (self.office.board(), self.ledger.state().clone());
+        let ends = match self.office.replayed_ends(&state).await {
+            Ok(ends) => ends,
+            Err(error) => {
+                self.topics.failed(error.message());
+                return None;
+            }
+        };
+        for error in &ends.unknown {
+            self.topics.failed(&chain(error));
+        }
+        // A topic that is gone is the shards' to report; one that is away is waited for.
+        if let Some(away) = ends.unknown.iter().find(|error| error.remedy() == Remedy::Retry) {
+            self.post.trouble(&chain(away));
+            return None;
+        }
+        if ends.unknown.is_empty() {
+            self.topics.over();
+        }
+        self.post.say(Standing::Leads);
+        self.office.measure(&state, &board);
+        self.gauges.show(&state, &board, &ends.known);
+        self.running.retain(|checkpoint, running| {
+            let wanted = state.replays().get(&running.replay).is_some_and(|replay| {
+                replay.phase == Phase::Align && replay.checkpoint_id() == *checkpoint
+            });
+            running.stop.fetch_or(!wanted, Ordering::Relaxed);
+            wanted
+        });
+        let mut append = None;
+        for action in decide(&state, &board, &ends.known, self.office.clock.now_millis()) {
+            match action {
+                Action::Append(record) if append.is_none() => append = record.event,
+                Action::Append(_) => {}
+                Action::Diff { replay_id, checkpoint } => {
+                    let waits = |running: &Running| {
+                        running.again.is_none_or(|again| again > Instant::now())
+                    };
+                    if self.running.get(&checkpoint).is_some_and(waits) {
+                        continue;
+                    }
+                    let Some(replay) = state.replays().get(&replay_id) else { continue };
+                    match Comparison::prepare(&self.office, &state, &board, replay, self.samples) {
+                        Ok(comparison) => {
+                            let stop = Arc::new(AtomicBool::new(false));
+                            let running = Running {
+                                replay: replay_id.clone(),
+                                stop: stop.clone(),
+                                again: None,
+                            };
+                            self.running.insert(checkpoint.clone(), running);
+                            compare(comparison, replay_id, checkpoint, stop, self.compared.clone());
+                        }
+                        Err(error) => append = append.or(Some(failed(&replay_id, &error))),
+                    }
+                }
+            }
+        }
+        append
+    }
+
+    /// Waits until the board has all that was said until now.
+    async fn board_is_current(&self) -> bool {
+        let end = self.office.ask(|office| {
+            let topic = Name::new(STATUS_TOPIC).ok()?;
+            office.log.ends(&topic, PartitionId(0)).ok()
+        });
+        let Some(ends) = end.await else { return false };
+        let seen = tokio::time::timeout(BOARD_TIMEOUT, self.office.view.wait_board(ends.end)).await;
+        matches!(seen, Ok(Ok(_)))
+    }
+
     /// Records a comparison, unless the replay has gone another way meanwhile.
-    async fn record(&mut self, compared: Compared) -> anyhow::Result<()> {
+    async fn record(&mut self, compared: Compared) -> Result<(), End> {
         let Compared { replay_id, checkpoint, result } = compared;
-        let wanted =
-            self.running.get(&checkpoint).is_some_and(|(_, stop)| !stop.load(Ordering::Relaxed));
+        let running = self.running.get_mut(&checkpoint);
+        let Some(running) = running.filter(|running| !running.stop.load(Ordering::Relaxed)) else {
+            return Ok(());
+        };
         let current = self.ledger.state().replays().get(&replay_id).is_some_and(|replay| {
             is_open(replay.phase)
                 && replay.phase == Phase::Align
                 && replay.checkpoint_id() == checkpoint
         });
-        if !(wanted && current) {
+        if !current {
             return Ok(());
         }
         let event = match result {
-            Ok((report, verdict)) => Event::DiffRecorded(DiffRecorded {
-                replay_id: replay_id.to_string(),
-                report: Some(report),
-                verdict: verdict.into(),
-            }),
+            Ok((report, verdict)) => {
+                self.store.over();
+                Event::DiffRecorded(DiffRecorded {
+                    replay_id: replay_id.to_string(),
+                    report: Some(report),
+                    verdict: verdict.into(),
+                })
+            }
+            Err(error) if diff::may_succeed_later(&error) => {
+                self.store.failed(&format!("{error:#}"));
+                running.again = Some(Instant::now() + self.store.wait());
+                return Ok(());
+            }
             Err(error) => failed(&replay_id, &error),
         };
-        let appended = self.ledger.append(self.office.clock.now_millis(), "", vec![event]).await;
-        // If it could not be written, it is compared again: the checkpoints are there.
+        // If it cannot be written, it is compared again: the checkpoints are there.
         self.running.remove(&checkpoint);
-        appended.map(|_| ()).or_else(survive)
+        self.append(event).await.map(|_| ())
     }
+}
+
+fn refused(error: &Error) -> Status {
+    status(error.remedy(), chain(error))
 }
 
 /// Compares in the background: live shards go on meanwhile.
@@ -250,34 +489,4 @@ fn failed(replay_id: &ReplayId, error: &anyhow::Error) -> Event {
     tracing::warn!(replay = %replay_id, error = format!("{error:#}"), "the two generations cannot be compared");
     let reason = format!("the two generations cannot be compared: {error:#}");
     Event::ReplayEnded(ReplayEnded { replay_id: replay_id.to_string(), failed: true, reason })
-}
-
-/// What ends the desk, and what only this one attempt.
-fn survive(error: Error) -> anyhow::Result<()> {
-    match (&error, error.remedy()) {
-        (Error::Impossible(_), _) => {
-            tracing::error!(
-                error = chain(&error),
-                "a control record was refused before it was written"
-            );
-            Ok(())
-        }
-        (_, Remedy::Retry) => {
-            tracing::warn!(error = chain(&error), "a control record was not written, trying again");
-            Ok(())
-        }
-        (_, Remedy::StandDown | Remedy::Repair | Remedy::Correct) => Err(error.into()),
-    }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

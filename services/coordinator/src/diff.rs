@@ -1,6 +1,6 @@
 //! The comparison of two generations at the fence, row by row.
 //!
-//! Both sides are read from their checkpoints, in key order and a batch at a time, so that memory is
+//! Both sides are read from their checkpoints, which lie on this machine's disk or are fetched from the store, in key order and a batch at a time, so that memory is
 //! bounded and live shards are not touched. Rows are matched by their stored keys; that needs equal key
 //! columns. A row is the same if it is equal in every column that both sides have: exact types by value,
 //! doubles by their bits.
@@ -8,9 +8,12 @@
 mod cell;
 mod side;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context as _, bail};
@@ -19,14 +22,19 @@ use headwater_proto::{
     common::v1::Value,
     control::v1::{ColumnDiff, DiffReport, ReplayOptions, RowDiff, Verdict},
 };
+use headwater_state::Store;
 
+use crate::office::Office;
 use cell::Cell;
-use side::{Rows, Side};
+use side::{Fetched, Rows, Side};
 
 /// Two sides, ready to be compared.
 pub(crate) struct Comparison {
     old: Side,
     new: Side,
+    /// Where what is fetched lies.
+    scratch: PathBuf,
+    store: Option<Store>,
     options: ReplayOptions,
     samples: usize,
 }
@@ -34,6 +42,7 @@ pub(crate) struct Comparison {
 impl Comparison {
     /// Collects where both sides' checkpoints lie. Reads nothing yet.
     pub(crate) fn prepare(
+        office: &Office,
         state: &ControlState,
         board: &StatusBoard,
         replay: &ReplayEntry,
@@ -43,25 +52,36 @@ impl Comparison {
         let id: CheckpointId = replay.checkpoint_id();
         let side = |generation| {
             let entry = state.generations().get(&generation).context("a generation is unknown")?;
-            Side::new(entry, board, fence, &id)
+            Side::new(entry, board, fence, &id, office.store.as_ref())
         };
         Ok(Self {
             old: side(replay.old)?,
             new: side(replay.new)?,
+            scratch: office.scratch.join(id.as_str()),
+            store: office.store.clone(),
             options: replay.options.clone(),
             samples,
         })
     }
 }
 
-/// Compares, until done or told to stop. It computes and reads files.
+/// Whether the comparison failed for want of a store that may come back.
+pub(crate) fn may_succeed_later(error: &anyhow::Error) -> bool {
+    let away =
+        |cause: &headwater_state::Error| matches!(cause, headwater_state::Error::Store { .. });
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(away))
+}
+
+/// Compares, until done or told to stop. It computes and reads files, and needs a runtime for the store.
 pub(crate) fn compare(
     comparison: &Comparison,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<(DiffReport, Verdict)> {
-    let Comparison { old, new, options, samples } = comparison;
+    let Comparison { old, new, scratch, store, options, samples } = comparison;
     let (old_plan, new_plan) = (old.plan()?, new.plan()?);
-    let (old_readers, new_readers) = (old.open()?, new.open()?);
+    // Goes after the readers.
+    let fetched = Fetched::new(store.as_ref(), scratch, stop);
+    let (old_readers, new_readers) = (old.open(&fetched)?, new.open(&fetched)?);
     let mut old_rows = Rows::new(&old_plan, &old_readers)?;
     let mut new_rows = Rows::new(&new_plan, &new_readers)?;
     let mut tally = Tally::new(&old_rows, &new_rows, *samples);

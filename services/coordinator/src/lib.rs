@@ -15,11 +15,16 @@
 //!
 //! # Laws
 //!
-//! 1. One coordinator writes: a newer one fences it, and then it stops with an error that says so.
+//! 1. One coordinator writes. Of several the log's membership chooses the one that leads; the others stand
+//!    by: alive, not ready. One that is fenced by a newer claim writes nothing more: it stands by, too, or
+//!    stops with an error that says so if it was to be the only one.
 //! 2. A record that could not be folded is never written.
 //! 3. A request is carried out once, however often it is sent with the same id; and wholly or not at all:
 //!    its records are one batch.
 //! 4. Live shards are never stopped, and a swap is one record.
+//! 5. What became of an append is known before anything else is decided: if the log did not say, the topic is
+//!    claimed anew and read.
+//! 6. A log or a store that is away ends nothing: it is said once, and tried again.
 //!
 //! # Elsewhere
 //!
@@ -39,6 +44,8 @@ mod metrics;
 mod office;
 mod plan;
 mod replays;
+mod seat;
+mod service;
 mod verbs;
 
 #[cfg(test)]
@@ -46,14 +53,17 @@ mod tests;
 
 use std::sync::Arc;
 
+use headwater_control::ControlState;
 use headwater_proto::control::v1::{
     catalog_service_server::CatalogServiceServer, replay_service_server::ReplayServiceServer,
 };
-use headwater_service::{Node, follow::ControlView};
+use headwater_service::Node;
+use tokio::sync::watch;
 
 pub use config::Config;
-use desk::Desk;
-use office::Office;
+use desk::Lead;
+use office::{Office, Standing};
+use seat::Post;
 
 /// The coordinator: start it, then add it to a server.
 #[derive(Clone)]
@@ -62,23 +72,25 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Claims the control topic, folds it, and decides from then on. The condition `coordinator` is ready
-    /// when this returns.
+    /// Claims the control topic when it leads, folds it, and decides from then on. The condition `coordinator`
+    /// is ready while it leads. On a log that this process has for itself, it leads when this returns.
     ///
     /// # Errors
     ///
-    /// The control topic cannot be read, or holds what cannot be folded.
+    /// The store's URL is none, or a log of ours cannot be read, or holds what cannot be folded.
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         let ready = node.health.condition("coordinator");
-        ready.not_ready("reading the control topic");
-        let view = ControlView::start(&node.log, &node.tasks)?;
-        let log = node.log.clone();
-        let ledger = tokio::task::spawn_blocking(move || ledger::Ledger::open(log)).await??;
-        let (office, inbox) = Office::new(&config, node, view, ledger.published());
-        let desk = Desk::new(&config, node, office.clone(), ledger, inbox);
-        let shutdown = node.tasks.shutdown();
-        node.tasks.spawn_once("coordinator", desk.run(shutdown));
-        ready.ready();
+        let reason = "reading the control topic";
+        ready.not_ready(reason);
+        let (standing, stands) = watch::channel(Standing::Not(reason.into()));
+        let (published, publishes) = watch::channel(Arc::new(ControlState::default()));
+        let (office, inbox) = Office::new(&config, node, stands, publishes)?;
+        let post = Post::new(node, inbox, standing, ready);
+        let mut lead = Lead::new(&config, node, office.clone(), post, published);
+        if !node.log.is_remote() {
+            lead.begin().await?;
+        }
+        node.tasks.spawn_once("coordinator", lead.run());
         Ok(Self { office })
     }
 
@@ -87,4 +99,16 @@ impl Coordinator {
         routes.add_service(CatalogServiceServer::new(catalog::Catalog::new(self.office.clone())));
         routes.add_service(ReplayServiceServer::new(replays::Replays::new(self.office.clone())));
     }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

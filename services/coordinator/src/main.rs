@@ -1,6 +1,5 @@
+//! The coordinator as a process of its own.
+
 fn main() -> std::process::ExitCode {
-    headwater_service::service_main::<headwater_coordinator::Config>(
-        "coordinator",
-        "Holds the catalog and runs replays",
-    )
+    headwater_service::service_main::<headwater_coordinator::Coordinator>()
 }

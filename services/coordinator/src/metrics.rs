@@ -25,6 +25,7 @@ pub(crate) struct Gauges {
     eta: Floats,
     epoch: Integers,
     position: Gauge,
+    leading: Gauge,
 }
 
 impl Gauges {
@@ -61,7 +62,26 @@ impl Gauges {
                 "Records in the control topic",
                 Gauge::default(),
             ),
+            leading: metrics.register(
+                "coordinator_leading",
+                "Whether this coordinator leads: 1, or stands by: 0",
+                Gauge::default(),
+            ),
         }
+    }
+
+    pub(crate) fn lead(&self) {
+        self.leading.set(1);
+    }
+
+    /// What another coordinator shows from now on.
+    pub(crate) fn stand_down(&self) {
+        self.leading.set(0);
+        self.phase.clear();
+        self.progress.clear();
+        self.rate.clear();
+        self.eta.clear();
+        self.epoch.clear();
     }
 
     pub(crate) fn show(&self, state: &ControlState, board: &StatusBoard, ends: &LogEnds) {

@@ -1,13 +1,21 @@
 //! What the gRPC services share: the state as it was last written, and the way to ask for more.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
+use anyhow::Context as _;
 use headwater_control::{
-    ControlState, Effect, LogEnds, Reach, ReplayEntry, StatusBoard, is_open, replay_status,
+    ControlState, Effect, LogEnds, Reach, ReplayEntry, ReplayId, StatusBoard, is_open,
+    replay_status,
 };
 use headwater_log::Log;
 use headwater_proto::control::v1::{Replay, control_record::Event};
-use headwater_service::{Node, Shutdown, follow::ControlView, log_status};
+use headwater_service::{Node, Shutdown, follow::ControlView, log_status, status};
+use headwater_state::Store;
 use headwater_types::{Clock, Name, PartitionId, Remedy};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,41 +42,86 @@ pub(crate) struct Answer {
     pub(crate) effects: Vec<Effect>,
 }
 
+/// Whether this coordinator decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Leads,
+    /// Why it does not, for a person.
+    Not(String),
+}
+
 pub(crate) struct Office {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) data: PathBuf,
+    /// Where checkpoints from the store lie while they are compared.
+    pub(crate) scratch: PathBuf,
+    pub(crate) store: Option<Store>,
     pub(crate) view: ControlView,
     pub(crate) streams: Streams,
     pub(crate) config: Config,
     pub(crate) shutdown: Shutdown,
+    directory: String,
+    pub(crate) standing: watch::Receiver<Standing>,
     published: watch::Receiver<Arc<ControlState>>,
     inbox: mpsc::Sender<Request>,
     /// The fastest that all shards of a view were seen together, in records per second.
     rates: Mutex<HashMap<Name, f64>>,
+    /// What a remote log said last, and when.
+    ends: Mutex<Option<(Instant, Arc<Ends>)>>,
+}
+
+/// How far the log goes for the streams that are replayed, and why that is not known of some.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    pub(crate) known: LogEnds,
+    pub(crate) unknown: Vec<headwater_log::Error>,
 }
 
 impl Office {
     pub(crate) fn new(
         config: &Config,
         node: &Node,
-        view: ControlView,
+        standing: watch::Receiver<Standing>,
         published: watch::Receiver<Arc<ControlState>>,
-    ) -> (Arc<Self>, mpsc::Receiver<Request>) {
+    ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Request>)> {
         let (sender, inbox) = mpsc::channel(INBOX);
+        let store = node.checkpoints.as_deref().map(Store::open).transpose();
         let office = Self {
             log: node.log.clone(),
             clock: node.clock.clone(),
             data: node.data.clone(),
-            view,
+            scratch: node.data.join("diffs").join(&node.instance),
+            store: store.context("the store of checkpoints cannot be used")?,
+            view: ControlView::start(&node.log, &node.tasks)?,
             streams: Streams::default(),
             config: config.clone(),
             shutdown: node.tasks.shutdown(),
+            directory: node.directory.clone(),
+            standing,
             published,
             inbox: sender,
             rates: Mutex::default(),
+            ends: Mutex::default(),
         };
-        (Arc::new(office), inbox)
+        Ok((Arc::new(office), inbox))
+    }
+
+    /// Refuses everything unless this coordinator leads.
+    pub(crate) fn leads(&self) -> Result<(), Status> {
+        match &*self.standing.borrow() {
+            Standing::Leads => Ok(()),
+            Standing::Not(why) => Err(refusal(why)),
+        }
+    }
+
+    /// Does what may ask the log where it does not hold others up.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
+    ) -> T {
+        let office = self.clone();
+        off_worker(self.log.is_remote(), move || work(&office)).await
     }
 
     /// The state as it was last written.
@@ -91,11 +144,9 @@ impl Office {
         request_id: &str,
         wish: impl FnOnce(&ControlState) -> Result<Vec<Event>, Status> + Send + 'static,
     ) -> Result<Answer, Status> {
+        self.leads()?;
         let ending = || {
-            headwater_service::status(
-                Remedy::Retry,
-                "the coordinator is ending: try again in a moment",
-            )
+            status(Remedy::Retry, "the coordinator is ending or hands over: try again in a moment")
         };
         let (answer, answered) = oneshot::channel();
         let request = Request { request_id: request_id.to_owned(), wish: Box::new(wish), answer };
@@ -103,9 +154,28 @@ impl Office {
         answered.await.map_err(|_| ending())?
     }
 
-    /// How far the log goes for all streams that are replayed.
-    pub(crate) fn replayed_ends(&self, state: &ControlState) -> Result<LogEnds, Status> {
-        let mut ends = LogEnds::default();
+    /// How far the log goes for all streams that are replayed. A remote log is not asked more often than
+    /// decisions are due.
+    pub(crate) async fn replayed_ends(
+        self: &Arc<Self>,
+        state: &Arc<ControlState>,
+    ) -> Result<Arc<Ends>, Status> {
+        if !self.log.is_remote() {
+            return self.ends_now(state).map(Arc::new);
+        }
+        if let Some((at, ends)) = &*self.ends.lock()
+            && at.elapsed() < self.config.decide_every
+        {
+            return Ok(ends.clone());
+        }
+        let state = state.clone();
+        let ends = Arc::new(self.ask(move |office| office.ends_now(&state)).await?);
+        *self.ends.lock() = Some((Instant::now(), ends.clone()));
+        Ok(ends)
+    }
+
+    fn ends_now(&self, state: &ControlState) -> Result<Ends, Status> {
+        let mut ends = Ends::default();
         for replay in state.replays().values().filter(|replay| is_open(replay.phase)) {
             self.add_ends(state, replay, &mut ends)?;
         }
@@ -116,14 +186,18 @@ impl Office {
         &self,
         state: &ControlState,
         replay: &ReplayEntry,
-        ends: &mut LogEnds,
+        ends: &mut Ends,
     ) -> Result<(), Status> {
         let Some(generation) = state.generations().get(&replay.new) else { return Ok(()) };
         let stream = self.streams.parse(&generation.stream_sql)?;
         for partition in generation.partitions() {
-            let found =
-                self.log.ends(&stream.topic, partition).map_err(|error| log_status(&error))?;
-            ends.set(&generation.stream, partition, Reach { start: found.start, end: found.end });
+            match self.log.ends(&stream.topic, partition) {
+                Ok(found) => {
+                    let reach = Reach { start: found.start, end: found.end };
+                    ends.known.set(&generation.stream, partition, reach);
+                }
+                Err(error) => ends.unknown.push(error),
+            }
         }
         Ok(())
     }
@@ -134,9 +208,39 @@ impl Office {
         state: &ControlState,
         replay: &ReplayEntry,
     ) -> Result<Replay, Status> {
-        let mut ends = LogEnds::default();
+        let mut ends = Ends::default();
         self.add_ends(state, replay, &mut ends)?;
-        Ok(replay_status(state, &self.board(), &ends, replay))
+        match ends.unknown.first() {
+            Some(error) if error.remedy() == Remedy::Retry => Err(log_status(error)),
+            // A topic that is gone: what the shards say is what is known.
+            Some(_) | None => Ok(replay_status(state, &self.board(), &ends.known, replay)),
+        }
+    }
+
+    /// The same, of a replay that is in the state.
+    pub(crate) async fn replay_now(
+        self: &Arc<Self>,
+        state: Arc<ControlState>,
+        id: ReplayId,
+    ) -> Result<Replay, Status> {
+        self.ask(move |office| match state.replays().get(&id) {
+            Some(replay) => office.replay(&state, replay),
+            None => Err(Status::not_found(format!("replay {id} is gone"))),
+        })
+        .await
+    }
+
+    /// Bytes that are free where the state lies; 0 if nobody here knows, because the shards of a generation
+    /// lie on another machine's disk.
+    pub(crate) fn disk_free(&self, serving: headwater_types::GenerationId) -> u64 {
+        let board = self.board();
+        let mut shards = board.of(serving).peekable();
+        let nobody = shards.peek().is_none() && self.log.is_remote();
+        let elsewhere = |directory: &str| !directory.is_empty() && directory != self.directory;
+        if nobody || shards.any(|(_, status)| elsewhere(&status.directory)) {
+            return 0;
+        }
+        disk_free(&self.data)
     }
 
     /// The records of a stream that can be read now.
@@ -165,5 +269,33 @@ impl Office {
         let rates = self.rates.lock();
         let any = || rates.values().copied().reduce(f64::max);
         rates.get(view).copied().or_else(any).filter(|rate| *rate > 0.0)
+    }
+}
+
+/// Bytes that are free there, or 0 if the system does not say.
+fn disk_free(data: &Path) -> u64 {
+    rustix::fs::statvfs(data).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// What a coordinator answers that does not lead.
+pub(crate) fn refusal(why: &str) -> Status {
+    status(Remedy::Retry, why)
+}
+
+/// Does work that may block on a remote log, on a thread that may.
+pub(crate) async fn off_worker<T: Send + 'static>(
+    remote: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if !remote {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The process is ending.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use headwater_control::{ControlState, GenerationEntry, StatusBoard};
-use headwater_log::{Ends, Log};
+use headwater_log::{Cleanup, Ends, Log};
 use headwater_proto::{
     control::v1::{Generation, ReplayPlan},
     convert::positions_to_proto,
@@ -77,13 +77,19 @@ pub(crate) fn plan(
             .size(&stream.topic, partition, reach.start, reach.end)
             .map_err(|error| log_status(&error))?;
         if reach.start > Offset::ZERO {
+            let read = serving.floor.get(&partition).filter(|floor| **floor < reach.start);
+            let read =
+                read.map(|floor| format!("; the serving one has read from offset {floor} on"));
             warnings.push(format!(
                 "partition {partition} of topic {} begins at offset {}: what came before was trimmed and will be \
-                 missing from the new generation",
-                stream.topic, reach.start
+                 missing from the new generation{}",
+                stream.topic,
+                reach.start,
+                read.unwrap_or_default()
             ));
         }
     }
+    warnings.extend(losses(&*office.log, stream)?);
     if let Some(open) = state.views().get(&view.name).and_then(|entry| entry.open_replay.as_ref()) {
         warnings.push(format!(
             "replay {open} of this view is open: promote or abort it before another is started"
@@ -94,7 +100,7 @@ pub(crate) fn plan(
         format!("the serving generation has stopped in partition {partition}: {}", status.error)
     }));
     let disk_bytes = board.of(serving.id).map(|(_, status)| status.state_bytes).sum();
-    let disk_free_bytes = disk_free(&office.data);
+    let disk_free_bytes = office.disk_free(serving.id);
     if disk_free_bytes > 0 && disk_bytes > disk_free_bytes {
         warnings.push(format!(
             "the new generation will need about {disk_bytes} bytes of disk, and {disk_free_bytes} are free"
@@ -126,9 +132,21 @@ pub(crate) fn plan(
     })
 }
 
-/// Bytes that are free where the state lies, or 0 if the system does not say.
-fn disk_free(data: &std::path::Path) -> u64 {
-    rustix::fs::statvfs(data).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+/// What a topic that others made does with its records, if that limits what can be replayed.
+pub(crate) fn losses(log: &dyn Log, stream: &StreamDefinition) -> Result<Option<String>, Status> {
+    let topic = &stream.topic;
+    let found = log.topic(topic).map_err(|error| log_status(&error))?;
+    Ok(match found.map(|spec| spec.cleanup) {
+        Some(Cleanup::Expire) => Some(format!(
+            "topic {topic} deletes old records by a retention of its own: a replay can only go back as far as that, \
+             and one that is overtaken by it fails; set retention.ms=-1 and retention.bytes=-1 to keep them"
+        )),
+        Some(Cleanup::Compact) => Some(format!(
+            "topic {topic} is compacted: a replay no longer finds the records that have been replaced, and so its \
+             numbers may differ; set cleanup.policy=delete with retention.ms=-1 to keep them"
+        )),
+        Some(Cleanup::Keep) | None => None,
+    })
 }
 
 /// The stream of a view, and the generation that serves the view.

@@ -34,9 +34,9 @@ impl Replays {
     }
 
     /// The replay that a request was about: the one it names among its effects, else the one found now.
-    fn answer(
+    async fn answer(
         &self,
-        answer: &Answer,
+        answer: Answer,
         wanted: impl Fn(&ControlState) -> Option<ReplayId>,
     ) -> Result<Response<Replay>, Status> {
         let named = answer.effects.iter().find_map(|effect| match effect {
@@ -46,15 +46,13 @@ impl Replays {
             | Effect::ReplayEnded { replay } => Some(replay.clone()),
             Effect::StreamDeclared { .. } | Effect::ViewCreated { .. } => None,
         });
-        let replay =
-            named.or_else(|| wanted(&answer.state)).and_then(|id| answer.state.replays().get(&id));
-        let replay = replay.ok_or_else(|| {
+        let replay = named.or_else(|| wanted(&answer.state)).ok_or_else(|| {
             status(
                 Remedy::Correct,
                 "this request id was used for something else: choose another one",
             )
         })?;
-        self.office.replay(&answer.state, replay).map(Response::new)
+        self.office.replay_now(answer.state, replay).await.map(Response::new)
     }
 }
 
@@ -93,6 +91,7 @@ fn definition(
 #[tonic::async_trait]
 impl ReplayService for Replays {
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<ReplayPlan>, Status> {
+        self.office.leads()?;
         let PlanRequest { view, view_sql } = request.into_inner();
         let office = self.office.clone();
         blocking(move || {
@@ -129,19 +128,21 @@ impl ReplayService for Replays {
                 })])
             })
             .await?;
-        self.answer(&answer, |_| None)
+        self.answer(answer, |_| None).await
     }
 
     async fn get(&self, request: Request<GetReplayRequest>) -> Result<Response<Replay>, Status> {
+        self.office.leads()?;
         let state = self.office.state();
-        let replay = verbs::find(&state, &request.into_inner().replay)?;
-        self.office.replay(&state, replay).map(Response::new)
+        let replay = verbs::find(&state, &request.into_inner().replay)?.id.clone();
+        self.office.replay_now(state, replay).await.map(Response::new)
     }
 
     async fn list(
         &self,
         request: Request<ListReplaysRequest>,
     ) -> Result<Response<ListReplaysResponse>, Status> {
+        self.office.leads()?;
         let view = request.into_inner().view;
         let state = self.office.state();
         if !view.is_empty() && !state.views().contains_key(view.as_str()) {
@@ -149,12 +150,15 @@ impl ReplayService for Replays {
                 "there is no view {view:?}: `headwater get views` lists those there are"
             )));
         }
-        let of_view = |name: &Name| view.is_empty() || name.as_str() == view;
-        let mut replays: Vec<_> =
-            state.replays().values().filter(|replay| of_view(&replay.view)).collect();
-        replays.sort_by_key(|replay| std::cmp::Reverse(replay.started));
-        let replays = replays.into_iter().map(|replay| self.office.replay(&state, replay));
-        Ok(Response::new(ListReplaysResponse { replays: replays.collect::<Result<_, Status>>()? }))
+        let list = move |office: &Arc<Office>| {
+            let of_view = |name: &Name| view.is_empty() || name.as_str() == view;
+            let mut replays: Vec<_> =
+                state.replays().values().filter(|replay| of_view(&replay.view)).collect();
+            replays.sort_by_key(|replay| std::cmp::Reverse(replay.started));
+            replays.into_iter().map(|replay| office.replay(&state, replay)).collect::<Vec<_>>()
+        };
+        let replays = self.office.ask(list).await.into_iter().collect::<Result<_, Status>>()?;
+        Ok(Response::new(ListReplaysResponse { replays }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Replay, Status>> + Send>>;
@@ -163,6 +167,7 @@ impl ReplayService for Replays {
         &self,
         request: Request<GetReplayRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.office.leads()?;
         let office = self.office.clone();
         let id = verbs::find(&office.state(), &request.into_inner().replay)?.id.clone();
         Ok(Response::new(Box::pin(watch(office, id))))
@@ -174,7 +179,8 @@ impl ReplayService for Replays {
         let wish =
             move |state: &ControlState| verbs::promote(state, &replay, accept_failed, reason);
         let answer = self.office.request(&request_id, wish).await?;
-        self.answer(&answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
+        self.answer(answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
+            .await
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<Replay>, Status> {
@@ -182,7 +188,8 @@ impl ReplayService for Replays {
         let wanted = replay.clone();
         let wish = move |state: &ControlState| verbs::abort(state, &replay, reason);
         let answer = self.office.request(&request_id, wish).await?;
-        self.answer(&answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
+        self.answer(answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
+            .await
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<Replay>, Status> {
@@ -191,7 +198,7 @@ impl ReplayService for Replays {
         let wish = move |state: &ControlState| verbs::undo(state, &view, reason);
         let answer = self.office.request(&request_id, wish).await?;
         // Nothing was written: the undo is under way already.
-        self.answer(&answer, |state| {
+        self.answer(answer, |state| {
             state
                 .views()
                 .get(wanted.as_str())?
@@ -199,6 +206,7 @@ impl ReplayService for Replays {
                 .as_ref()
                 .map(|swap| swap.replay_id.clone())
         })
+        .await
     }
 }
 
@@ -224,10 +232,9 @@ fn watch(office: Arc<Office>, id: ReplayId) -> impl Stream<Item = Result<Replay,
             return None;
         }
         loop {
-            let state = office.state();
-            let found = match state.replays().get(&id) {
-                Some(replay) => office.replay(&state, replay),
-                None => Err(Status::not_found(format!("replay {id} is gone"))),
+            let found = match office.leads() {
+                Ok(()) => office.replay_now(office.state(), id.clone()).await,
+                Err(refused) => Err(refused),
             };
             match found {
                 Ok(replay) if last.as_ref() == Some(&replay) => {}

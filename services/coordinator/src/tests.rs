@@ -1,3 +1,5 @@
 mod applying;
 mod fixture;
+mod leading;
+mod remote;
 mod replaying;

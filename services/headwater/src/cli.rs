@@ -9,6 +9,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "headwater", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
+    #[command(flatten)]
+    pub servers: ServerArgs,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One address for everything, as `headwater dev` has it, or one per service.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Servers")]
+pub struct ServerArgs {
     /// Address of the server
     #[arg(
         long,
@@ -18,9 +29,15 @@ pub struct Cli {
         value_name = "URL"
     )]
     pub server: String,
-
-    #[command(subcommand)]
-    pub command: Command,
+    /// Address of ingest, where it is a process of its own
+    #[arg(long, global = true, env = "HEADWATER_INGEST_SERVER", value_name = "URL")]
+    pub ingest_server: Option<String>,
+    /// Address of the query service, where it is a process of its own
+    #[arg(long, global = true, env = "HEADWATER_QUERY_SERVER", value_name = "URL")]
+    pub query_server: Option<String>,
+    /// Address of the coordinator, where it is a process of its own
+    #[arg(long, global = true, env = "HEADWATER_COORDINATOR_SERVER", value_name = "URL")]
+    pub coordinator_server: Option<String>,
 }
 
 const EXIT_CODES: &str = "\
@@ -356,6 +373,28 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_service_has_its_own_address_or_that_of_all() {
+        use crate::client::Service::{Coordinator, Ingest, Query};
+        let address = |arguments: &[&str], service: crate::client::Service| {
+            let arguments = ["headwater"].iter().chain(arguments).chain(&["status"]);
+            let servers = Cli::try_parse_from(arguments).unwrap().servers;
+            let (url, option) = service.address(&servers);
+            (url.to_owned(), option)
+        };
+        // The environment of whoever runs the tests may have addresses too.
+        let all = ["--server", "a:1"];
+        for (service, option) in
+            [(Ingest, "--ingest-server"), (Query, "--query-server"), (Coordinator, "--coordinator-server")]
+        {
+            if std::env::var_os(service.variable()).is_none() {
+                assert_eq!(address(&all, service), ("a:1".into(), "--server"));
+            }
+            let own = [&all[..], &[option, "b:2"]].concat();
+            assert_eq!(address(&own, service), ("b:2".into(), option));
+        }
     }
 
     #[test]

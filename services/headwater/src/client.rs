@@ -14,57 +14,187 @@ use headwater_proto::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use crate::failure::{Exit, Failure, Result};
+use crate::{
+    cli::ServerArgs,
+    failure::{Exit, Failure, Result},
+};
 
 /// Answers may carry many rows; requests stay small.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// One connection, from which a client for each service is made.
+/// A service that a verb speaks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    Ingest,
+    Query,
+    Coordinator,
+}
+
+impl Service {
+    /// Its address, and the option that gave it.
+    pub fn address(self, servers: &ServerArgs) -> (&str, &'static str) {
+        let own = match self {
+            Self::Ingest => &servers.ingest_server,
+            Self::Query => &servers.query_server,
+            Self::Coordinator => &servers.coordinator_server,
+        };
+        match own {
+            Some(own) => (own, self.option()),
+            None => (&servers.server, "--server"),
+        }
+    }
+
+    fn option(self) -> &'static str {
+        match self {
+            Self::Ingest => "--ingest-server",
+            Self::Query => "--query-server",
+            Self::Coordinator => "--coordinator-server",
+        }
+    }
+
+    pub fn variable(self) -> &'static str {
+        match self {
+            Self::Ingest => "HEADWATER_INGEST_SERVER",
+            Self::Query => "HEADWATER_QUERY_SERVER",
+            Self::Coordinator => "HEADWATER_COORDINATOR_SERVER",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest service",
+            Self::Query => "query service",
+            Self::Coordinator => "coordinator",
+        }
+    }
+}
+
+/// One connection, from which clients are made.
 #[derive(Clone)]
-pub struct Server(Channel);
+pub struct Server {
+    channel: Channel,
+    service: Service,
+    url: String,
+    option: &'static str,
+}
 
 impl Server {
-    pub async fn connect(address: &str) -> Result<Self> {
+    pub async fn connect(service: Service, servers: &ServerArgs) -> Result<Self> {
+        let (address, option) = service.address(servers);
         let url =
             if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| {
-                Failure::usage(format!("--server {address:?} is no address: {error}"))
-            })?
+            .map_err(|error| Failure::usage(format!("{option} {address:?} is no address: {error}")))?
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| {
             let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
             Failure::new(
                 Exit::Unavailable,
-                format!("no server at {url} ({cause}); start `headwater dev`, or name another with --server"),
+                format!("no server at {url} ({cause}); start `headwater dev`, or name another with {option}"),
             )
         })?;
-        Ok(Self(channel))
+        Ok(Self { channel, service, url, option })
+    }
+
+    /// A failure of a call to this server. One that does not know the call is the wrong one.
+    pub fn explain(&self, failure: Failure) -> Failure {
+        if !failure.unimplemented {
+            return failure;
+        }
+        let Self { service, url, option, .. } = self;
+        let (name, own) = (service.name(), service.option());
+        let remedy = if *option == own {
+            format!("give the {name}'s address to {own}")
+        } else {
+            format!(
+                "where services are processes of their own, give the {name}'s address to {own} or {}",
+                service.variable()
+            )
+        };
+        Failure::usage(format!("the server at {url} is not the {name}; {remedy}"))
     }
 
     pub fn catalog(&self) -> CatalogServiceClient<Channel> {
-        CatalogServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        CatalogServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub fn replays(&self) -> ReplayServiceClient<Channel> {
-        ReplayServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        ReplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub fn ingest(&self) -> IngestServiceClient<Channel> {
-        IngestServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        IngestServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub fn dead_letters(&self) -> DeadLetterServiceClient<Channel> {
-        DeadLetterServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        DeadLetterServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub fn query(&self) -> QueryServiceClient<Channel> {
-        QueryServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        QueryServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 }
 
 /// Names this call, so that the server does it once even if it arrives twice.
 pub fn request_id() -> String {
     format!("{:016x}", rand::random::<u64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::wrappers::TcpListenerStream;
+
+    use super::*;
+
+    /// A server that has none of our services, and the arguments that lead to it.
+    async fn stranger(own: bool) -> Server {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (_, health) = tonic_health::server::health_reporter();
+        let server = tonic::transport::Server::builder().add_service(health);
+        tokio::runtime::Handle::current()
+            .spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let servers = ServerArgs {
+            server: if own { "127.0.0.1:1".into() } else { address.clone() },
+            ingest_server: None,
+            query_server: own.then_some(address),
+            coordinator_server: None,
+        };
+        Server::connect(Service::Query, &servers).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_wrong_server_is_said_to_be_wrong_with_the_option_that_names_the_right_one() {
+        for own in [false, true] {
+            let server = stranger(own).await;
+            let request = headwater_proto::query::v1::QueryRequest::default();
+            let status = server.query().query(request).await.unwrap_err();
+            let failure = server.explain(status.into());
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.message.contains("is not the query service"), "{}", failure.message);
+            assert!(failure.message.contains("--query-server"), "{}", failure.message);
+            assert_eq!(failure.message.contains("HEADWATER_QUERY_SERVER"), !own);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_without_a_server_is_named_with_its_option() {
+        let servers = ServerArgs {
+            server: "127.0.0.1:1".into(),
+            ingest_server: Some("http://127.0.0.1:2".into()),
+            query_server: None,
+            coordinator_server: Some("no address".into()),
+        };
+        for (service, exit, expected) in [
+            (Service::Ingest, Exit::Unavailable, "name another with --ingest-server"),
+            (Service::Query, Exit::Unavailable, "no server at http://127.0.0.1:1"),
+            (Service::Coordinator, Exit::Usage, "--coordinator-server \"no address\" is no address"),
+        ] {
+            let Err(failure) = Server::connect(service, &servers).await else { panic!("{service:?}") };
+            assert_eq!(failure.exit, exit);
+            assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+    }
 }

@@ -11,25 +11,54 @@ mod status;
 mod watch;
 
 use crate::{
-    cli::{Cli, Command},
-    client::Server,
+    cli::{Cli, Command, ServerArgs},
+    client::{Server, Service},
     dev,
     failure::Result,
 };
 
 /// Does what was typed.
 pub async fn run(cli: Cli) -> Result {
-    let server = || Server::connect(&cli.server);
+    let servers = &cli.servers;
     match cli.command {
         Command::Dev(args) => dev::run(args).await,
         Command::Completions { shell } => completions::run(shell),
-        Command::Apply(args) => apply::run(&server().await?, args).await,
-        Command::Get(args) => get::run(&server().await?, args).await,
-        Command::Ingest(args) => ingest::run(&server().await?, args).await,
-        Command::Query(args) => query::run(&server().await?, args).await,
-        Command::Watch(args) => watch::run(&server().await?, args).await,
-        Command::Replay(command) => replay::run(&cli.server, command).await,
-        Command::DeadLetters(command) => dead_letters::run(&server().await?, command).await,
-        Command::Status(args) => status::run(&server().await?, args).await,
+        Command::Apply(args) => {
+            on(Service::Coordinator, servers, async |server| apply::run(server, args).await).await
+        }
+        Command::Get(args) => {
+            on(Service::Coordinator, servers, async |server| get::run(server, args).await).await
+        }
+        Command::Ingest(args) => {
+            on(Service::Ingest, servers, async |server| ingest::run(server, args).await).await
+        }
+        Command::Query(args) => {
+            on(Service::Query, servers, async |server| query::run(server, args).await).await
+        }
+        Command::Watch(args) => {
+            on(Service::Query, servers, async |server| watch::run(server, args).await).await
+        }
+        Command::Replay(command) => {
+            replay::check(&command)?;
+            on(Service::Coordinator, servers, async |server| replay::run(server, command).await)
+                .await
+        }
+        Command::DeadLetters(command) => {
+            on(Service::Ingest, servers, async |server| dead_letters::run(server, command).await)
+                .await
+        }
+        Command::Status(args) => {
+            on(Service::Coordinator, servers, async |server| status::run(server, args).await).await
+        }
     }
+}
+
+/// Does it with a server of this kind.
+async fn on(
+    service: Service,
+    servers: &ServerArgs,
+    verb: impl AsyncFnOnce(&Server) -> Result,
+) -> Result {
+    let server = Server::connect(service, servers).await?;
+    verb(&server).await.map_err(|failure| server.explain(failure))
 }

@@ -11,17 +11,23 @@ use headwater_log::Log;
 use headwater_log_embedded::{EmbeddedLog, Options};
 use headwater_processor::Processor;
 use headwater_query::Query;
-use headwater_service::{DataDir, Node, admin_router, config::Layers, exit_code, telemetry};
+use headwater_service::{
+    BINARY_SECTIONS, DataDir, Node, Served, Servers, Service, Tasks,
+    config::{Layers, settings_in},
+    exit_code, telemetry,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::{net::TcpListener, runtime::Handle};
 use tonic::service::Routes;
 
 use crate::{
     cli::DevArgs,
     failure::{Exit, Failure, Result},
 };
+
+/// What the one process calls itself.
+pub(crate) const INSTANCE: &str = "dev";
 
 /// Long enough for the last commits and acknowledgements, short enough for an impatient person.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -39,31 +45,24 @@ pub struct DevConfig {
 
 /// Serves until a signal or a failure.
 pub async fn run(args: DevArgs) -> Result {
-    // The flags' own variables are no settings of a service.
-    let settings = std::env::vars().filter(|(name, _)| {
-        ![
-            "HEADWATER_DATA",
-            "HEADWATER_LISTEN",
-            "HEADWATER_HTTP",
-            "HEADWATER_CONFIG",
-            "HEADWATER_SERVER",
-        ]
-        .contains(&name.as_str())
-    });
+    // A file that the services' own binaries share has sections that mean nothing here.
     let config: DevConfig = Layers::new()
         .file(args.config.as_ref())
-        .environment(settings)
+        .environment(settings_in(std::env::vars()))
+        .foreign(BINARY_SECTIONS)
         .load()
         .map_err(Failure::usage)?;
-    let telemetry = telemetry::init(&config.telemetry, "dev", "dev").map_err(Failure::usage)?;
+    let telemetry = telemetry::init(&config.telemetry, "dev", INSTANCE).map_err(Failure::usage)?;
 
     // Taken before anything is opened: a second process must not touch the first one's files.
     let data = DataDir::open(&args.data).map_err(Failure::usage)?;
     let grpc = bind(args.listen, "--listen").await?;
     let http = bind(args.http, "--http").await?;
     let log = open_log(&data).await?;
-    let node = Node::new(log, data.path(), "dev");
-    node.tasks.stop_on_signals()?;
+    let outer = Tasks::new();
+    outer.stop_on_signals()?;
+    let mut node = Node::new(log, data.path(), INSTANCE);
+    node.tasks = Tasks::on(Handle::current(), outer.shutdown().child());
 
     let coordinator = Coordinator::start(config.coordinator, &node).await?;
     let processor = Processor::start(config.processor, &node).await?;
@@ -74,23 +73,9 @@ pub async fn run(args: DevArgs) -> Result {
     coordinator.add_to(&mut routes);
     query.add_to(&mut routes);
     ingest.add_to(&mut routes);
-    routes.add_service(node.health.serve(&node.tasks, &SERVICES));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(headwater_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(anyhow::Error::from)?;
-    routes.add_service(reflection);
-
-    let shutdown = node.tasks.shutdown();
-    let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .add_routes(routes.routes())
-        .serve_with_incoming_shutdown(nodelay(grpc), shutdown.cancelled_owned());
-    node.tasks.spawn_once("grpc", async move { Ok(server.await?) });
-    let router = ingest.http().merge(admin_router(&node.health, &node.metrics));
-    let server = axum::serve(http, router).with_graceful_shutdown(shutdown.cancelled_owned());
-    node.tasks.spawn_once("http", async move { Ok(server.await?) });
+    let services = [Ingest::GRPC, Query::GRPC, Coordinator::GRPC, Processor::GRPC].concat();
+    let served = Served { grpc: routes, services, http: ingest.http() };
+    let servers = Servers::start(&outer, (grpc, http), &node.health, &node.metrics, served)?;
 
     eprintln!(
         "headwater dev: data {}, gRPC on {}, HTTP on {}",
@@ -103,7 +88,7 @@ pub async fn run(args: DevArgs) -> Result {
         () = node.tasks.wait() => {}
     }
     node.tasks.wait().await;
-    let report = node.tasks.stop(STOP_DEADLINE).await;
+    let report = servers.drain(&node.tasks, STOP_DEADLINE).await;
     drop((coordinator, processor, query, ingest));
     telemetry.shutdown();
     drop(data);
@@ -120,28 +105,10 @@ pub async fn run(args: DevArgs) -> Result {
     }
 }
 
-/// The full names for the health service.
-const SERVICES: [&str; 5] = [
-    "headwater.ingest.v1.IngestService",
-    "headwater.ingest.v1.DeadLetterService",
-    "headwater.query.v1.QueryService",
-    "headwater.control.v1.CatalogService",
-    "headwater.control.v1.ReplayService",
-];
-
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::usage(format!("cannot listen on {address} ({error}); choose another {flag}"))
     })
-}
-
-/// Small answers must not wait for more to send.
-fn nodelay(
-    listener: TcpListener,
-) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
-    use tokio_stream::StreamExt;
-    TcpListenerStream::new(listener)
-        .map(|connection| connection.inspect(|stream| drop(stream.set_nodelay(true))))
 }
 
 async fn open_log(data: &DataDir) -> Result<Arc<dyn Log>> {

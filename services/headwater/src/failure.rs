@@ -18,11 +18,13 @@ pub enum Exit {
 pub struct Failure {
     pub exit: Exit,
     pub message: String,
+    /// The server does not have what was called.
+    pub unimplemented: bool,
 }
 
 impl Failure {
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self { exit, message: message.to_string() }
+        Self { exit, message: message.to_string(), unimplemented: false }
     }
 
     pub fn usage(message: impl fmt::Display) -> Self {
@@ -55,7 +57,7 @@ impl From<tonic::Status> for Failure {
             "" => format!("the server answered {}", status.code()),
             message => message.to_owned(),
         };
-        Self { exit, message }
+        Self { exit, message, unimplemented: status.code() == Code::Unimplemented }
     }
 }
 

@@ -1,16 +1,26 @@
 //! Events in, results out: the path that gRPC, HTTP and the replay of dead letters share.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, join_all};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use headwater_engine::decode::DecodeError;
-use headwater_log::{BatchBuilder, EncodedBatch, Error as LogError, Log, partition_for_key};
+use headwater_log::{Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, partition_for_key};
 use headwater_proto::ingest::v1::{
     Accepted, AppendResponse, AppendResult, Rejected, append_result::Outcome,
 };
-use headwater_service::{Node, follow::ControlView};
-use headwater_types::{Clock, EventTime, Offset, PartitionId, Remedy, Token};
+use headwater_service::{Node, Shutdown, follow::ControlView};
+use headwater_types::{Clock, EventTime, Name, PartitionId, Remedy, Token};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tracing::Instrument as _;
 
 use crate::{
@@ -38,6 +48,21 @@ pub(crate) struct Appender {
     clock: Arc<dyn Clock>,
     catalog: Catalog,
     budget: Budget,
+    shutdown: Shutdown,
+    /// The requests that the log has something of.
+    waiting: TaskTracker,
+    totals: Arc<Totals>,
+}
+
+/// Events since the start.
+#[derive(Default)]
+struct Totals {
+    accepted: AtomicU64,
+    rejected: AtomicU64,
+    /// Of the rejected ones those that may be stored nevertheless.
+    uncertain: AtomicU64,
+    /// Requests that were waiting for the log when shutdown began.
+    waited: AtomicU64,
 }
 
 impl Appender {
@@ -46,7 +71,39 @@ impl Appender {
         let budget =
             Budget::new(config.in_flight, metrics.in_flight_bytes.clone(), metrics.refused.clone());
         let catalog = Catalog::new(control, node.log.clone(), metrics);
-        Self { config, log: node.log.clone(), clock: node.clock.clone(), catalog, budget }
+        Self {
+            config,
+            log: node.log.clone(),
+            clock: node.clock.clone(),
+            catalog,
+            budget,
+            shutdown: node.tasks.shutdown(),
+            waiting: TaskTracker::new(),
+            totals: Arc::default(),
+        }
+    }
+
+    /// Waits until everything that the log was given is answered.
+    pub(crate) async fn answer_all(&self) {
+        self.totals.waited.store(self.waiting.len() as u64, Relaxed);
+        self.waiting.close();
+        self.waiting.wait().await;
+    }
+
+    /// What was done, for the last line of the process.
+    pub(crate) fn account(&self) -> String {
+        let Totals { accepted, rejected, uncertain, waited } = &*self.totals;
+        let mut text = format!(
+            "{} requests were waiting for the log and were answered; events since the start: {} accepted, {} rejected",
+            waited.load(Relaxed),
+            accepted.load(Relaxed),
+            rejected.load(Relaxed),
+        );
+        match uncertain.load(Relaxed) {
+            0 => {}
+            uncertain => text += &format!(", of which {uncertain} are perhaps stored"),
+        }
+        text
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -91,7 +148,7 @@ impl Appender {
         let topic = &stream.definition.topic;
         let appends = batches
             .into_iter()
-            .map(|(partition, batch)| (partition, self.log.append(topic, partition, batch)))
+            .map(|(partition, batch)| (partition, self.give(topic, partition, batch)))
             .collect();
         Ok(Pending {
             stream,
@@ -100,8 +157,27 @@ impl Appender {
             bytes,
             started: Instant::now(),
             span: tracing::Span::current(),
+            totals: self.totals.clone(),
+            _waiting: self.waiting.token(),
             _held: held,
         })
+    }
+
+    /// Hands a batch to the log. While the process ends, a log that does not answer is not waited for until
+    /// nobody can be told any more.
+    fn give(&self, topic: &Name, partition: PartitionId, batch: EncodedBatch) -> Append {
+        let append = self.log.append(topic, partition, batch);
+        let shutdown = self.shutdown.clone();
+        async move {
+            tokio::select! {
+                biased;
+                appended = append => appended,
+                () = shutdown.urged() => {
+                    Err(LogError::Uncertain("ingest is shutting down, and the log has not answered".into()))
+                }
+            }
+        }
+        .boxed()
     }
 
     /// All of it: finds the stream, checks, stores, and answers when it is durable.
@@ -116,24 +192,29 @@ impl Appender {
     }
 }
 
+type Append = BoxFuture<'static, Result<Appended, LogError>>;
+
 /// Events that the log has been given.
 #[must_use = "nothing is acknowledged until `finish` resolves"]
 pub(crate) struct Pending {
     stream: Arc<Stream>,
     // An accepted one holds the index of its append and its index in that batch, until both are known.
     results: Vec<AppendResult>,
-    appends: Vec<(PartitionId, BoxFuture<'static, Result<Offset, LogError>>)>,
+    appends: Vec<(PartitionId, Append)>,
     bytes: u64,
     started: Instant,
     // Of the request; the wait for the log belongs to it.
     span: tracing::Span,
+    totals: Arc<Totals>,
+    _waiting: TaskTrackerToken,
     _held: Held,
 }
 
 impl Pending {
     /// Resolves when every append is durable or has failed.
     pub(crate) async fn finish(self) -> AppendResponse {
-        let Self { stream, mut results, appends, bytes, started, span, _held } = self;
+        let Self { stream, mut results, appends, bytes, started, span, totals, _waiting, _held } =
+            self;
         let (partitions, appends): (Vec<_>, Vec<_>) = appends.into_iter().unzip();
         let stored = join_all(appends).instrument(span).await;
         if !stored.is_empty() {
@@ -142,44 +223,63 @@ impl Pending {
         let stored: Vec<_> = stored
             .into_iter()
             .zip(partitions)
-            .map(|(base, p)| (p, base.map_err(failure)))
+            .map(|(appended, p)| (p, appended.map_err(Failure::from)))
             .collect();
-        for (partition, base) in &stored {
-            if let Err(Rejected { reason, .. }) = base {
-                tracing::warn!(stream = %stream.definition.name, %partition, reason, "append failed");
-            }
+        if !stored.is_empty() {
+            let failure = stored.iter().find_map(|(_, appended)| appended.as_ref().err());
+            stream.note(failure.map(|failure| failure.rejected.reason.as_str()));
         }
-
         let mut token = Token::new(stream.definition.name.clone());
-        let mut accepted = 0;
+        let (mut accepted, mut uncertain) = (0, 0);
         for result in &mut results {
             let Some(Outcome::Accepted(place)) = &mut result.outcome else { continue };
             match &stored[place.partition as usize] {
-                (partition, Ok(base)) => {
-                    *place = Accepted { partition: partition.0, offset: base.0 + place.offset };
-                    token.cover(*partition, Offset(place.offset));
+                (partition, Ok(appended)) => {
+                    // It was counted from a u32 in its batch.
+                    let offset = appended.offset(place.offset as u32);
+                    *place = Accepted { partition: partition.0, offset: offset.0 };
+                    token.cover(*partition, offset);
                     accepted += 1;
                 }
-                (_, Err(rejected)) => result.outcome = Some(Outcome::Rejected(rejected.clone())),
+                (_, Err(failure)) => {
+                    uncertain += u64::from(failure.uncertain);
+                    result.outcome = Some(Outcome::Rejected(failure.rejected.clone()));
+                }
             }
         }
         let rejected = results.len() as u64 - accepted;
         stream.metrics.accepted.inc_by(accepted);
         stream.metrics.rejected.inc_by(rejected);
-        if stored.iter().all(|(_, base)| base.is_ok()) {
+        totals.accepted.fetch_add(accepted, Relaxed);
+        totals.rejected.fetch_add(rejected, Relaxed);
+        totals.uncertain.fetch_add(uncertain, Relaxed);
+        if stored.iter().all(|(_, appended)| appended.is_ok()) {
             stream.metrics.bytes.inc_by(bytes);
         }
         AppendResponse { results, token: token.to_string(), accepted, rejected }
     }
 }
 
-/// What each event of a failed append is told.
-fn failure(error: LogError) -> Rejected {
-    let retryable = match error.remedy() {
-        Remedy::Retry | Remedy::StandDown => true,
-        Remedy::Correct | Remedy::Repair => false,
-    };
-    Rejected { field: String::new(), reason: format!("not stored: {}", chain(&error)), retryable }
+/// An append that failed.
+struct Failure {
+    /// What each of its events is told.
+    rejected: Rejected,
+    /// Whether they may be stored nevertheless.
+    uncertain: bool,
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        let retryable = match error.remedy() {
+            Remedy::Retry | Remedy::StandDown => true,
+            Remedy::Correct | Remedy::Repair => false,
+        };
+        // To send it again may store it twice, and who sends it should know.
+        let uncertain = matches!(error, LogError::Uncertain(_));
+        let what = if uncertain { "perhaps not stored" } else { "not stored" };
+        let reason = format!("{what}: {}", chain(&error));
+        Self { rejected: Rejected { field: String::new(), reason, retryable }, uncertain }
+    }
 }
 
 /// The outcome of checking.

@@ -1,10 +1,11 @@
 //! What could not be processed: read back, and appended again.
 
 use std::{
+    cell::Cell,
     collections::{HashSet, VecDeque},
     ops::ControlFlow,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ use crate::{append::Appender, body::Budget, catalog::Stream, refusal::Refusal};
 const QUEUE: usize = 16;
 const READ_BYTES: usize = 256 << 10;
 const READ_WAIT: Duration = Duration::from_millis(100);
+/// How long a remote log may keep us waiting for what it says it has.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A batch of `Replay`: as many as this or as large as this.
 const BATCH: usize = 1000;
@@ -60,20 +63,24 @@ impl DeadLetters {
         let (log, shutdown) = (self.appender.log().clone(), self.shutdown.clone());
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
-            let read = scan(&*log, &topic, &selection, |letter| {
-                if shutdown.is_cancelled() {
-                    let _ = sender.blocking_send(Err(Refusal::Stopping.into()));
-                    return ControlFlow::Break(());
-                }
+            let cut_short = Cell::new(false);
+            let ended = || {
+                let ended = shutdown.is_cancelled() || sender.is_closed();
+                cut_short.set(ended);
+                ended
+            };
+            let read = scan(&*log, &topic, &selection, ended, |letter| {
                 match sender.blocking_send(Ok(letter)) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
                 }
             });
-            if let Err(error) = read {
-                // A receiver that has gone needs no error.
-                let _ = sender.blocking_send(Err(headwater_service::log_status(&error)));
-            }
+            // A receiver that has gone needs no error.
+            let _ = match read {
+                Err(error) => sender.blocking_send(Err(headwater_service::log_status(&error))),
+                Ok(()) if cut_short.get() => sender.blocking_send(Err(Refusal::Stopping.into())),
+                Ok(()) => Ok(()),
+            };
         });
         Ok((stream, receiver))
     }
@@ -224,6 +231,7 @@ fn scan(
     log: &dyn Log,
     topic: &Name,
     selection: &Selection,
+    ended: impl Fn() -> bool,
     mut found: impl FnMut(DeadLetter) -> ControlFlow<()>,
 ) -> Result<(), LogError> {
     // No topic yet: nothing was ever put aside.
@@ -234,14 +242,14 @@ fn scan(
     }
     for _ in 0..selection.limit {
         for source in &mut sources {
-            source.fill(selection)?;
+            source.fill(selection, &ended)?;
         }
         let oldest = sources
             .iter_mut()
             .filter(|source| !source.letters.is_empty())
             .min_by_key(|source| source.letters.front().map(|letter| letter.timestamp_ms));
         let Some(letter) = oldest.and_then(|source| source.letters.pop_front()) else { break };
-        if found(letter).is_break() {
+        if ended() || found(letter).is_break() {
             break;
         }
     }
@@ -251,6 +259,8 @@ fn scan(
 /// One partition of the dead-letter topic.
 struct Source {
     reader: Box<dyn Reader>,
+    /// The log, if it is one that takes its time.
+    remote: Option<String>,
     end: Offset,
     letters: VecDeque<DeadLetter>,
     done: bool,
@@ -260,22 +270,38 @@ impl Source {
     fn open(log: &dyn Log, topic: &Name, partition: PartitionId) -> Result<Self, LogError> {
         let ends = log.ends(topic, partition)?;
         let reader = log.reader(topic, partition, ends.start)?;
-        Ok(Self { reader, end: ends.end, letters: VecDeque::new(), done: false })
+        let remote = log.is_remote().then(|| format!("{topic}[{partition}]"));
+        Ok(Self { reader, remote, end: ends.end, letters: VecDeque::new(), done: false })
     }
 
     /// Reads on until there is a selected letter or nothing is left.
-    fn fill(&mut self, selection: &Selection) -> Result<(), LogError> {
-        while self.letters.is_empty() && !self.done {
+    fn fill(
+        &mut self,
+        selection: &Selection,
+        ended: &impl Fn() -> bool,
+    ) -> Result<(), LogError> {
+        let mut waited = Instant::now();
+        while self.letters.is_empty() && !self.done && !ended() {
             let from = self.reader.position();
             if from >= self.end {
                 self.done = true;
                 break;
             }
-            // Below the end there is something to read, or a gap up to the end.
             let Some(chunk) = self.reader.read(READ_BYTES, READ_WAIT)? else {
-                self.done = true;
-                break;
+                match &self.remote {
+                    // Below the end there is something to read, or a gap up to the end.
+                    None => self.done = true,
+                    Some(_) if self.reader.position() > from => waited = Instant::now(),
+                    // It is on its way.
+                    Some(_) if waited.elapsed() < PATIENCE => {}
+                    Some(partition) => {
+                        let what = format!("nothing of {partition} arrived for {PATIENCE:?}");
+                        return Err(LogError::Unavailable(what.into()));
+                    }
+                }
+                continue;
             };
+            waited = Instant::now();
             for record in chunk.records(from) {
                 let record = record?;
                 if record.offset >= self.end {

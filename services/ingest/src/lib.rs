@@ -13,6 +13,8 @@
 //! 3. What is stored is what came: the event's own bytes, under the bytes of its key.
 //! 4. Events of one request, and of the requests of one `AppendStream`, keep their order within a key.
 //! 5. Memory is bounded: sizes are checked before a body is read, and what is in flight has a limit.
+//! 6. What is not known to be stored is said to be not stored, or perhaps not stored, also when the process
+//!    ends while the log does not answer.
 //!
 //! An answer that got lost says nothing about its events: who sends them again may store them twice.
 //!
@@ -30,6 +32,7 @@ mod grpc;
 mod http;
 mod metrics;
 mod refusal;
+mod service;
 
 #[cfg(test)]
 mod tests;
@@ -77,6 +80,13 @@ impl Ingest {
             Ok(())
         });
         let appender = Arc::new(Appender::new(config, node, control));
+        // Servers end when nothing else runs: what was given to the log is answered before that.
+        let (waits, shutdown) = (appender.clone(), node.tasks.shutdown());
+        node.tasks.spawn_once("ingest-requests", async move {
+            shutdown.cancelled().await;
+            waits.answer_all().await;
+            Ok(())
+        });
         let dead_letters = Arc::new(DeadLetters::new(appender.clone(), node.tasks.shutdown()));
         Ok(Self { appender, dead_letters, shutdown: node.tasks.shutdown() })
     }
@@ -92,6 +102,11 @@ impl Ingest {
                 .max_encoding_message_size(usize::MAX),
         );
         routes.add_service(DeadLetterServiceServer::from_arc(self.dead_letters.clone()));
+    }
+
+    /// How many events were taken, in a few words.
+    fn account(&self) -> String {
+        self.appender.account()
     }
 
     /// `POST /v1/streams/{stream}/events`.

@@ -4,4 +4,5 @@ mod appending;
 mod dead_letters;
 mod fixture;
 mod http;
+mod remote;
 mod streaming;

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use anyhow::ensure;
 use headwater_service::config::ByteSize;
@@ -34,6 +34,39 @@ pub struct Config {
     #[schemars(with = "String")]
     pub sync_interval: Duration,
 
+    /// How long a shard that goes to another processor, or the end of this one, may take to commit, to leave
+    /// a checkpoint in the store and to close. The group waits for that long; afterwards nothing is written
+    /// any more, whatever is not done yet.
+    ///
+    /// * **Handing over**: the next owner reads less of the log when the checkpoint is whole.
+    /// * **Rebalances**: a processor that hangs holds all the others up for this long.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub hand_over_timeout: Duration,
+
+    /// A process that stood still for longer asks its groups whether its shards are still its own, before it
+    /// writes anything that others see. Shorter than the session after which the group gives them away.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub session_guard: Duration,
+
+    /// How often a shard that goes on leaves a checkpoint in the store, where there is one.
+    ///
+    /// * **Recovery**: after a crash the next owner reads at most this much of the log again.
+    /// * **Cost**: every checkpoint uploads the files that are new since the last.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub checkpoint_interval: Duration,
+
+    /// Checkpoints that are uploaded at the same time.
+    pub uploads: NonZeroU16,
+
+    /// How often a topic is asked whether it still has the partitions that its stream declares. Records that
+    /// come to other partitions until then are in the wrong shards.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub topic_interval: Duration,
+
     /// Memory per shard for groups that were touched lately.
     pub groups: ByteSize,
 
@@ -53,6 +86,11 @@ impl Default for Config {
             read_bytes: ByteSize::mib(1),
             report_interval: Duration::from_millis(200),
             sync_interval: Duration::from_secs(60),
+            hand_over_timeout: Duration::from_secs(20),
+            session_guard: Duration::from_secs(5),
+            checkpoint_interval: Duration::from_secs(60),
+            uploads: const { NonZeroU16::new(4).expect("4 > 0") },
+            topic_interval: Duration::from_secs(10),
             groups: ByteSize::mib(16),
             write_buffer: ByteSize::mib(16),
             block_cache: ByteSize::mib(16),
@@ -73,6 +111,16 @@ impl Config {
             self.write_buffer
         );
         ensure!(self.read_bytes.0 > 0, "processor.read-bytes is 0 B: nothing could be read");
+        ensure!(
+            self.hand_over_timeout >= Duration::from_secs(1),
+            "processor.hand-over-timeout is {:?}: no shard is closed that fast; at least 1s is needed",
+            self.hand_over_timeout
+        );
+        ensure!(
+            self.session_guard >= Duration::from_millis(100),
+            "processor.session-guard is {:?}: the group would be asked all the time; at least 100ms is needed",
+            self.session_guard
+        );
         Ok(())
     }
 }

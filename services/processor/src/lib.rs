@@ -12,6 +12,15 @@
 //! that fails for a while goes on from its last commit; one that cannot go on says so in its status
 //! and leaves the others alone.
 //!
+//! # Several processors
+//!
+//! They share the shards of every generation through its group (`membership`): a shard has one owner at a
+//! time. Who gets one takes the copy of its state that is furthest along, on its disk or in the store of
+//! checkpoints (`restore`), claims it, and finds out what the former owner said last (`claim`). Who gives one
+//! up commits, leaves a checkpoint in the store and says nothing more (`lease`, `handover`). A process that
+//! stood still while its shards were given away writes nothing when it goes on: the group tells it, its
+//! writer is fenced, and the epoch of its statuses is outdated.
+//!
 //! # Laws
 //!
 //! 1. *One code path*: a live shard and a replaying one differ in their orders only.
@@ -20,165 +29,135 @@
 //! 3. *Converging*: after a crash at any moment the shard's database, its checkpoints and the control
 //!    topic say together what is left to be done.
 //! 4. *Muted once*: the position from which on a shard publishes nothing during a swap is decided
-//!    once, also across restarts: it may be the fence already.
+//!    once, also across restarts and owners: it may be the fence already.
+//! 5. *One owner*: what others see of a shard comes from its owner alone.
 //!
 //! # Elsewhere
 //!
 //! What a record does to a row is `headwater-engine`'s, what a shard has to do `headwater-control`'s.
 
+mod claim;
 mod config;
+mod fleet;
+mod handover;
+mod lease;
+mod membership;
 mod metrics;
+mod outage;
 mod outbox;
 mod plans;
 mod rate;
 mod reports;
+mod restore;
+mod service;
 #[cfg(test)]
 mod testing;
+mod topics;
 mod trouble;
 mod work;
 mod worker;
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
-use headwater_control::{ControlState, ShardDuty};
-use headwater_service::{Node, OnFailure, Shutdown, Tasks, follow::ControlView};
-use headwater_state::{Cache, Identity, Options};
+use headwater_control::STATUS_TOPIC;
+use headwater_service::{Node, follow::ControlView};
+use headwater_state::{Cache, Options, Store};
+use headwater_types::Name;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
 pub use config::Config;
+use fleet::Fleet;
+use handover::Uploads;
+use membership::Terms;
 use metrics::ProcessorMetrics;
+use outage::Outage;
 use plans::Plans;
 use reports::Reports;
-use worker::{End, Shared, Worker};
+use topics::Topics;
+use worker::Shared;
 
 /// The running processor. It serves nothing: its work is seen in the state and on the status topic.
-#[derive(Debug)]
-pub struct Processor {}
+#[derive(Clone, Debug)]
+pub struct Processor {
+    account: Arc<Mutex<Option<String>>>,
+}
 
 impl Processor {
-    /// Starts to run shards below `node.data`.
+    /// Starts to run shards below `node.data`: those that the groups of the generations give this process.
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
-        let control = ControlView::start(&node.log, &node.tasks)?;
-        let reports = Reports::start(node)?;
         let condition = node.health.condition("processor");
-        // Both as they are now: older orders could ask for what was taken back meanwhile, and a shard
-        // that was muted must know from where on.
+        let (log, tasks) = (node.log.clone(), node.tasks.clone());
+        // It asks the log, which may be far away.
+        let control =
+            tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
+        // Both as they are now: older orders could ask for what was taken back meanwhile, and of a shard
+        // that nobody has said anything about nothing is left.
         control.wait_current().await?;
+        let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
+        let ends = tokio::task::spawn_blocking(move || log.ends(&topic, reports::ONLY)).await??;
+        control.wait_board(ends.end).await?;
+
+        let metrics = ProcessorMetrics::new(&node.metrics);
+        let uploads = match &node.checkpoints {
+            Some(url) => {
+                let (store, instance) = (Store::open(url)?, node.instance.clone());
+                let at_once = usize::from(config.uploads.get());
+                let (every, tasks) = (config.checkpoint_interval, node.tasks.clone());
+                let metrics = metrics.clone();
+                Some(Arc::new(Uploads::new(store, at_once, every, instance, tasks, metrics)))
+            }
+            None => None,
+        };
+        let topics = Arc::new(Topics::new(config.topic_interval));
+        let terms = Terms {
+            membership: node.membership.clone(),
+            hand_over: config.hand_over_timeout,
+            guard: config.session_guard,
+            topics: topics.clone(),
+            metrics: metrics.clone(),
+            changed: Arc::new(Notify::new()),
+        };
+        let account = Arc::new(Mutex::new(None));
         let shared = Arc::new(Shared {
             log: node.log.clone(),
-            last_words: reports::read_board(&*node.log)?,
-            reports,
+            reports: Reports::start(node)?,
             plans: Plans::default(),
             options: Options {
                 expire: true,
                 write_buffer_bytes: usize::try_from(config.write_buffer.0)?,
                 cache: Cache::new(usize::try_from(config.block_cache.0)?),
             },
-            metrics: ProcessorMetrics::new(&node.metrics),
+            metrics,
             health: node.health.clone(),
+            topics,
+            outage: Outage::new(node.health.clone()),
+            uploads,
             data: node.data.clone(),
             instance: node.instance.clone(),
+            directory: node.directory.clone(),
             runtime: Handle::current(),
+            account: account.clone(),
             control,
             config,
         });
-        let fleet = Fleet {
-            shared,
-            tasks: node.tasks.clone(),
-            running: Arc::default(),
-            deleted: Arc::default(),
-            ended: Arc::default(),
-        };
-        fleet.launch();
-        condition.ready();
-        node.tasks.spawn("processor", OnFailure::Stop, move |shutdown| {
-            let fleet = fleet.clone();
-            async move { fleet.run(&shutdown).await }
+        let fleet = Fleet::new(shared, terms, node.tasks.clone());
+        node.tasks.spawn_thread_once("processor", move |shutdown| {
+            fleet.run(&shutdown);
+            Ok(())
         });
-        Ok(Self {})
+        condition.ready();
+        Ok(Self { account })
     }
 
     /// The processor has no gRPC services of its own.
     #[allow(clippy::unused_self, reason = "every service is added alike")]
     pub fn add_to(&self, _routes: &mut tonic::service::RoutesBuilder) {}
-}
 
-/// The shards that this instance runs: today all of them. Consumer groups will take its place.
-fn assigned(state: &ControlState) -> impl Iterator<Item = Identity> + '_ {
-    state.generations().values().flat_map(|entry| {
-        entry.partitions().map(|partition| Identity { generation: entry.id, partition })
-    })
-}
-
-/// Sees to it that every assigned shard with something to do has a thread.
-#[derive(Clone)]
-struct Fleet {
-    shared: Arc<Shared>,
-    tasks: Tasks,
-    running: Arc<Mutex<HashSet<Identity>>>,
-    deleted: Arc<Mutex<HashSet<Identity>>>,
-    ended: Arc<Notify>,
-}
-
-impl Fleet {
-    async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
-        let mut control = self.shared.control.clone();
-        loop {
-            self.launch();
-            tokio::select! {
-                () = control.control_changed() => {}
-                () = self.ended.notified() => {}
-                () = shutdown.cancelled() => return Ok(()),
-            }
-        }
-    }
-
-    fn launch(&self) {
-        let state = self.shared.control.current();
-        for identity in assigned(&state) {
-            let wanted = match state.shard_duty(identity.generation, identity.partition) {
-                ShardDuty::Run { .. } => true,
-                ShardDuty::Stop => false,
-                ShardDuty::Delete => self.remains(&identity),
-            };
-            if wanted && self.running.lock().insert(identity) {
-                self.spawn(identity);
-            }
-        }
-        self.shared.plans.retain(|id| {
-            state.generations().get(&id).is_some_and(|entry| {
-                use headwater_control::Role::{Ended, Replaying, Retained, Retired, Serving};
-                match entry.role {
-                    Serving | Replaying | Retained => true,
-                    Ended | Retired => false,
-                }
-            })
-        });
-    }
-
-    /// Whether there is anything of the shard to be deleted: on the disk, or what it said of itself.
-    fn remains(&self, identity: &Identity) -> bool {
-        let said =
-            self.shared.control.board().get(identity.generation, identity.partition).is_some();
-        (said || worker::exists(&self.shared.data, identity))
-            && !self.deleted.lock().contains(identity)
-    }
-
-    fn spawn(&self, identity: Identity) {
-        let mut worker = Worker::new(self.shared.clone(), identity);
-        let (running, ended) = (self.running.clone(), self.ended.clone());
-        let deleted = self.deleted.clone();
-        let name = format!("shard-{}-{}", identity.generation, identity.partition);
-        self.tasks.spawn_thread(name, OnFailure::restart(), move |shutdown| {
-            if worker.run(&shutdown) == End::Deleted {
-                deleted.lock().insert(identity);
-            }
-            running.lock().remove(&identity);
-            ended.notify_one();
-            Ok(())
-        });
+    /// How its shards were given up, in a few words, once they are.
+    pub fn account(&self) -> Option<String> {
+        self.account.lock().clone()
     }
 }
 

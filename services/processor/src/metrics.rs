@@ -10,7 +10,7 @@ use prometheus_client::{
         histogram::{Histogram, exponential_buckets},
     },
 };
-use std::sync::atomic::AtomicU64;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Shard {
@@ -41,6 +41,28 @@ pub(crate) struct ProcessorMetrics {
     rate: Family<Shard, FloatGauge>,
     published: Family<Shard, Counter>,
     stopped: Family<Shard, Gauge>,
+    restored_bytes: Counter,
+    restore_seconds: Histogram,
+    uploaded_bytes: Counter,
+    upload_seconds: Histogram,
+    failed_uploads: Counter,
+    hand_overs: Family<Outcomes, Counter>,
+}
+
+/// How a shard left this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandOver {
+    /// It was closed in time.
+    Closed,
+    /// It was not.
+    Late,
+    /// The group had given it away.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcomes {
+    outcome: &'static str,
 }
 
 const OUTCOMES: [&str; 5] = ["applied", "filtered", "late", "duplicate", "dead_lettered"];
@@ -93,7 +115,60 @@ impl ProcessorMetrics {
                 "1 if the shard has stopped for an error",
                 Family::default(),
             ),
+            restored_bytes: metrics.register(
+                "processor_restored_bytes",
+                "Bytes of checkpoints that were fetched from the store",
+                Counter::default(),
+            ),
+            restore_seconds: metrics.register(
+                "processor_restore_seconds",
+                "How long it takes to fetch a shard's checkpoint and to open it",
+                Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            ),
+            uploaded_bytes: metrics.register(
+                "processor_uploaded_bytes",
+                "Bytes of checkpoints that were sent to the store; what it had already is not sent",
+                Counter::default(),
+            ),
+            upload_seconds: metrics.register(
+                "processor_upload_seconds",
+                "How long it takes to store a checkpoint",
+                Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            ),
+            failed_uploads: metrics.register(
+                "processor_failed_uploads",
+                "Checkpoints that could not be stored, each try counted",
+                Counter::default(),
+            ),
+            hand_overs: metrics.register(
+                "processor_hand_overs",
+                "Shards that this process gave up: closed in time, late, or lost to another owner",
+                Family::default(),
+            ),
         }
+    }
+
+    pub(crate) fn restored(&self, bytes: u64, took: Duration) {
+        self.restored_bytes.inc_by(bytes);
+        self.restore_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn uploaded(&self, bytes: u64, took: Duration) {
+        self.uploaded_bytes.inc_by(bytes);
+        self.upload_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn upload_failed(&self) {
+        self.failed_uploads.inc();
+    }
+
+    pub(crate) fn handed_over(&self, how: HandOver) {
+        let outcome = match how {
+            HandOver::Closed => "closed",
+            HandOver::Late => "late",
+            HandOver::Lost => "lost",
+        };
+        self.hand_overs.get_or_create(&Outcomes { outcome }).inc();
     }
 
     /// The metrics of one shard.

@@ -2,23 +2,26 @@
 //!
 //! A record lies in the outbox before it is published, and leaves it after. If the process ends between
 //! the two, or the log does not say whether it took a batch, the publisher does not know what was
-//! published. Then it claims its writer anew, so that nothing can come from an older one any more, and
-//! reads the topic from where it knows all: what it finds there of its own was published. Its records
+//! published. Then it claims the shard's writer anew, so that nothing can come from an older claim any more,
+//! and reads the topic from where it knows all: what it finds there of its own was published. Its records
 //! are published in the order of their sequence, so the last one it finds is all it has to know. A
 //! power cut may take commits away, and with them the outbox: the same records lead to the same
-//! sequence again, and are found.
+//! sequence again, and are found. The same goes for the shard's next owner, which may begin from an older
+//! checkpoint.
+//!
+//! Only the owner claims: the group confirms before every claim that the shard is still ours.
 
 use std::{sync::Arc, time::Duration};
 
 use headwater_control::OutputWindow;
 use headwater_engine::DeadLetter;
-use headwater_log::{BatchBuilder, FencedWriter, Log, Record, TopicSpec, WriterId};
+use headwater_log::{BatchBuilder, Cleanup, Error, FencedWriter, Log, Record, TopicSpec};
 use headwater_proto::headers;
 use headwater_state::{Identity, OutboxKey, ShardDb};
-use headwater_types::{Name, Offset, Remedy, StreamDefinition};
+use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition};
 use tokio::runtime::Handle;
 
-use crate::trouble::Trouble;
+use crate::{claim::writer_id, lease::Lease, trouble::Trouble};
 
 /// What is published at once.
 const BATCH_BYTES: usize = 1 << 20;
@@ -69,19 +72,27 @@ impl Permit {
 pub(crate) struct Publisher {
     log: Arc<dyn Log>,
     runtime: Handle,
+    lease: Arc<Lease>,
     identity: Identity,
     view: Name,
     stream: Name,
     topic: Name,
     partitions: u32,
-    claim: Option<Claim>,
+    /// The right to publish, unless there is a doubt.
+    writer: Option<Arc<dyn FencedWriter>>,
+    /// Of the latest claim.
+    epoch: Option<Epoch>,
+    /// What was published already, once it was found out under this claim.
+    known: Option<Known>,
+    /// The topic is there, and as it has to be.
+    topic_seen: bool,
     /// All before it has left the outbox.
     next: OutboxKey,
 }
 
-/// The right to publish, and what was published already.
-struct Claim {
-    writer: Arc<dyn FencedWriter>,
+/// What is in the topic.
+#[derive(Clone, Copy)]
+struct Known {
     /// The last record of ours that is in the topic, if one was found.
     published: Option<OutboxKey>,
     /// All of ours before it in the topic is accounted for.
@@ -92,21 +103,41 @@ impl Publisher {
     pub(crate) fn new(
         log: Arc<dyn Log>,
         runtime: Handle,
-        identity: Identity,
+        lease: Arc<Lease>,
         view: Name,
         stream: &StreamDefinition,
     ) -> Self {
         Self {
             log,
             runtime,
-            identity,
+            identity: lease.identity(),
+            lease,
             view,
             stream: stream.name.clone(),
             topic: stream.dead_letter_topic(),
             partitions: stream.partitions,
-            claim: None,
+            writer: None,
+            epoch: None,
+            known: None,
+            topic_seen: false,
             next: OutboxKey::default(),
         }
+    }
+
+    /// The shard was claimed with this writer.
+    pub(crate) fn claimed(&mut self, writer: Arc<dyn FencedWriter>) {
+        self.epoch = Some(writer.epoch());
+        (self.writer, self.known) = (Some(writer), None);
+    }
+
+    /// Of the latest claim.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// How many records wait; a long outbox is counted in part.
+    pub(crate) fn waiting(&self, db: &ShardDb) -> Result<usize, Trouble> {
+        Ok(db.outbox(self.next, BATCH_BYTES)?.len())
     }
 
     /// The position before which nothing waits.
@@ -119,13 +150,8 @@ impl Publisher {
     /// shard back to before it; a swap's fence must not lie there, or the next owner of the outputs
     /// would publish these again.
     pub(crate) fn frontier(&mut self, db: &ShardDb) -> Result<Offset, Trouble> {
-        let claim = match self.claim.take() {
-            Some(claim) => claim,
-            None => self.claim(db)?,
-        };
-        let frontier = claim.published.map_or(Offset::ZERO, |key| key.position.next());
-        self.claim = Some(claim);
-        Ok(frontier)
+        let known = self.know(db)?;
+        Ok(known.published.map_or(Offset::ZERO, |key| key.position.next()))
     }
 
     /// Publishes what may be published, a few batches at most, and returns how many records that were.
@@ -172,39 +198,61 @@ impl Publisher {
         db: &ShardDb,
         entries: &[&&(OutboxKey, Vec<u8>)],
     ) -> Result<(u64, Option<Offset>), Trouble> {
-        // Taken out: unless it is put back, an error has left a doubt.
-        let mut claim = match self.claim.take() {
-            Some(claim) => claim,
-            None => self.claim(db)?,
-        };
+        let mut known = self.know(db)?;
         let mut batch = BatchBuilder::new();
         for (key, bytes) in entries.iter().map(|entry| (entry.0, &entry.1)) {
-            if claim.published.is_some_and(|published| key <= published) {
+            if known.published.is_some_and(|published| key <= published) {
                 continue;
             }
             let letter = DeadLetter::decode(bytes).map_err(|error| {
                 Trouble::new(Remedy::Repair, format!("outbox entry {key:?}: {error}"))
             })?;
             self.push(&mut batch, key, &letter);
-            claim.published = Some(key);
+            known.published = Some(key);
         }
         let Some(batch) = batch.build() else {
             let last = entries.last().map(|entry| entry.0);
-            let cursor = (claim.published <= last).then_some(claim.cursor);
-            self.claim = Some(claim);
+            let cursor = (known.published <= last).then_some(known.cursor);
             return Ok((0, cursor));
         };
+        self.require_topic()?;
+        self.lease.check()?;
         let count = u64::from(batch.records());
-        let append = claim.writer.append(&self.topic, self.identity.partition, batch);
+        // Taken out: unless they are put back, an error has left a doubt.
+        self.known = None;
+        let Some(writer) = self.writer.take() else {
+            return Err(Trouble::new(Remedy::Retry, "the shard is not claimed"));
+        };
+        let append = writer.append(&self.topic, self.identity.partition, batch);
         let deadline = async { tokio::time::timeout(APPEND_DEADLINE, append).await };
-        let base = self.runtime.block_on(deadline).map_err(|_| {
+        let appended = self.runtime.block_on(deadline).map_err(|_| {
             let reason = format!("{} takes no records for now", self.topic);
-            Trouble::new(Remedy::Retry, reason)
+            Trouble { away: true, ..Trouble::new(Remedy::Retry, reason) }
         })??;
-        claim.cursor = Offset(base.0 + count);
-        let cursor = claim.cursor;
-        self.claim = Some(claim);
-        Ok((count, Some(cursor)))
+        known.cursor = appended.end();
+        (self.writer, self.known) = (Some(writer), Some(known));
+        Ok((count, Some(known.cursor)))
+    }
+
+    /// Nobody has to make the topic of dead letters before there is one.
+    fn require_topic(&mut self) -> Result<(), Trouble> {
+        if self.topic_seen {
+            return Ok(());
+        }
+        let requested = TopicSpec::keep(self.partitions);
+        let topic = self.topic.clone();
+        match self.log.topic(&topic)? {
+            None => self.log.create_topic(&topic, requested)?,
+            Some(existing) => {
+                // Whoever made it may let old letters go. One letter must not replace another.
+                let lossy = existing.cleanup == Cleanup::Compact;
+                if lossy || existing.partitions < self.partitions {
+                    return Err(Error::TopicDiffers { topic, existing, requested }.into());
+                }
+            }
+        }
+        self.topic_seen = true;
+        Ok(())
     }
 
     fn push(&self, batch: &mut BatchBuilder, key: OutboxKey, letter: &DeadLetter<'_>) {
@@ -230,11 +278,26 @@ impl Publisher {
         );
     }
 
-    /// Claims the writer, and then reads what older claims have published.
-    fn claim(&self, db: &ShardDb) -> Result<Claim, Trouble> {
-        let Identity { generation, partition } = self.identity;
-        self.log.create_topic(&self.topic, TopicSpec::keep(self.partitions))?;
-        let writer = self.log.writer(&WriterId(format!("outputs/{generation}/{partition}")))?;
+    /// What is in the topic of ours, all that older claims have published included.
+    fn know(&mut self, db: &ShardDb) -> Result<Known, Trouble> {
+        if self.writer.is_none() {
+            self.lease.confirm()?;
+            self.claimed(self.log.writer(&writer_id(self.identity))?);
+        }
+        let known = match self.known {
+            Some(known) => known,
+            None => self.find_out(db)?,
+        };
+        self.known = Some(known);
+        Ok(known)
+    }
+
+    /// Reads what older claims have published. Nothing can come from them any more.
+    fn find_out(&self, db: &ShardDb) -> Result<Known, Trouble> {
+        let partition = self.identity.partition;
+        if self.log.topic(&self.topic)?.is_none() {
+            return Ok(Known { published: None, cursor: Offset::ZERO });
+        }
         let ends = self.log.ends(&self.topic, partition)?;
         let cursor = db.outbox_cursor()?.and_then(|bytes| self.decode_cursor(&bytes));
         // A topic that was trimmed beyond the cursor, or made anew, holds nothing to be found there.
@@ -244,6 +307,11 @@ impl Publisher {
         let mut reader = self.log.reader(&self.topic, partition, cursor)?;
         while cursor < ends.end {
             let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
+                // Some offsets hold no record.
+                if reader.position() > cursor {
+                    cursor = reader.position();
+                    continue;
+                }
                 let reason =
                     format!("{} ends at {}, and cannot be read at {cursor}", self.topic, ends.end);
                 return Err(Trouble::new(Remedy::Retry, reason));
@@ -253,7 +321,7 @@ impl Publisher {
             }
             cursor = chunk.end();
         }
-        Ok(Claim { writer, published, cursor })
+        Ok(Known { published, cursor })
     }
 
     /// The sequence of a record that this shard published.

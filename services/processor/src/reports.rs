@@ -1,53 +1,118 @@
 //! Shard statuses on their way to the status topic.
+//!
+//! Most of them are news that the next one replaces: they are gathered and appended together
+//! ([`Reports::send`]). On some of them others decide something: these are appended by the shard's thread
+//! itself ([`Reports::write`]). Either way nothing leaves for a shard that is not ours any more.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use headwater_control::{STATUS_TOPIC, StatusBoard, status_key};
-use headwater_log::{BatchBuilder, Log};
+use headwater_control::{STATUS_TOPIC, status_key};
+use headwater_log::{Appended, BatchBuilder, Log};
 use headwater_proto::status::v1::ShardStatus;
-use headwater_service::{Node, OnFailure, Shutdown, follow};
-use headwater_types::{Clock, GenerationId, Name, PartitionId};
+use headwater_service::{Node, OnFailure, Shutdown};
+use headwater_state::Identity;
+use headwater_types::{Clock, Name, PartitionId, Remedy};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::{runtime::Handle, sync::Notify};
 
-const ONLY: PartitionId = PartitionId(0);
-const RETRY: Duration = Duration::from_millis(250);
-const READ_BYTES: usize = 1 << 20;
+use crate::{lease::Lease, trouble::Trouble};
+
+pub(crate) const ONLY: PartitionId = PartitionId(0);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// A log that takes longer is away.
+const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Takes statuses of all shards and appends them together. What waits is at most one status per shard:
 /// a newer one takes the place of an older one that the log has not taken yet.
 #[derive(Clone)]
 pub(crate) struct Reports {
+    log: Arc<dyn Log>,
+    clock: Arc<dyn Clock>,
+    topic: Name,
+    runtime: Handle,
     waiting: Arc<Mutex<Waiting>>,
     more: Arc<Notify>,
+    /// The last shard has said its last word.
+    closing: Shutdown,
 }
 
-/// By key; `None` says that the shard is no more.
-type Waiting = BTreeMap<String, Option<Vec<u8>>>;
+/// By key.
+type Waiting = BTreeMap<String, Entry>;
+
+struct Entry {
+    lease: Arc<Lease>,
+    status: Vec<u8>,
+}
 
 impl Reports {
     pub(crate) fn start(node: &Node) -> anyhow::Result<Self> {
-        follow::create_topics(&*node.log)?;
-        let reports = Self { waiting: Arc::default(), more: Arc::new(Notify::new()) };
-        let (own, log, clock) = (reports.clone(), node.log.clone(), node.clock.clone());
-        node.tasks.spawn("shard-statuses", OnFailure::restart(), move |shutdown| {
-            let (reports, log, clock) = (own.clone(), log.clone(), clock.clone());
-            async move { reports.run(&*log, &*clock, &shutdown).await }
+        let reports = Self {
+            log: node.log.clone(),
+            clock: node.clock.clone(),
+            topic: Name::new(STATUS_TOPIC)?,
+            runtime: Handle::current(),
+            waiting: Arc::default(),
+            more: Arc::new(Notify::new()),
+            closing: Shutdown::new(),
+        };
+        let own = reports.clone();
+        node.tasks.spawn("shard-statuses", OnFailure::restart(), move |_| {
+            let reports = own.clone();
+            async move { reports.run().await }
         });
         Ok(reports)
     }
 
-    pub(crate) fn send(&self, status: &ShardStatus) {
-        let key = format!("{}/{}", status.generation, status.partition);
-        self.waiting.lock().insert(key, Some(status.encode_to_vec()));
+    pub(crate) fn topic(&self) -> &Name {
+        &self.topic
+    }
+
+    /// Appends the status with others, soon.
+    pub(crate) fn send(&self, lease: &Arc<Lease>, status: &ShardStatus) {
+        let entry = Entry { lease: lease.clone(), status: status.encode_to_vec() };
+        self.waiting.lock().insert(key(&lease.identity()), entry);
         self.more.notify_one();
     }
 
-    /// The shard was deleted, and so is its status.
-    pub(crate) fn forget(&self, generation: GenerationId, partition: PartitionId) {
-        self.waiting.lock().insert(status_key(generation, partition), None);
-        self.more.notify_one();
+    /// Appends the status now; without one it says that the shard is no more. It blocks.
+    pub(crate) fn write(
+        &self,
+        lease: &Lease,
+        status: Option<&ShardStatus>,
+        until: Option<Instant>,
+    ) -> Result<Appended, Trouble> {
+        let key = key(&lease.identity());
+        let status = status.map(Message::encode_to_vec);
+        let mut batch = BatchBuilder::new();
+        batch.push(self.clock.now_millis(), Some(key.as_bytes()), status.as_deref(), &[]);
+        let Some(batch) = batch.build() else {
+            return Err(Trouble::new(Remedy::Repair, "a batch of one record is empty"));
+        };
+        lease.check()?;
+        // What waits is older.
+        self.waiting.lock().remove(&key);
+        let limit = until.map_or(WRITE_DEADLINE, |until| {
+            until.saturating_duration_since(Instant::now()).min(WRITE_DEADLINE)
+        });
+        let append = self.log.append(&self.topic, ONLY, batch);
+        let appended = self.runtime.block_on(async { tokio::time::timeout(limit, append).await });
+        let appended = appended.map_err(|_| Trouble {
+            remedy: Remedy::Retry,
+            reason: format!("{} takes no records for now", self.topic),
+            away: true,
+        })?;
+        Ok(appended?)
+    }
+
+    /// Appends what waits, and nothing after it.
+    pub(crate) fn close(&self) {
+        self.closing.begin();
     }
 
     /// What came meanwhile is newer.
@@ -56,61 +121,54 @@ impl Reports {
         for (key, status) in statuses {
             waiting.entry(key).or_insert(status);
         }
-        self.more.notify_one();
     }
 
-    async fn run(
-        &self,
-        log: &dyn Log,
-        clock: &dyn Clock,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<()> {
-        let topic = Name::new(STATUS_TOPIC)?;
+    async fn run(&self) -> anyhow::Result<()> {
+        let mut retry = FIRST_RETRY;
+        let mut held = false;
         loop {
             tokio::select! {
                 () = self.more.notified() => {}
-                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(FIRST_RETRY), if held => {}
+                () = self.closing.cancelled() => {}
             }
-            let ending = shutdown.is_cancelled();
-            let statuses = std::mem::take(&mut *self.waiting.lock());
+            let closing = self.closing.is_cancelled();
+            let mut statuses = std::mem::take(&mut *self.waiting.lock());
+            statuses.retain(|_, entry| !entry.lease.is_over());
+            // Held back until the group has confirmed that the shard is still ours.
+            let doubtful: Waiting = statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
+            held = !doubtful.is_empty();
+            self.put_back(doubtful);
             let mut batch = BatchBuilder::new();
-            for (key, status) in &statuses {
-                batch.push(clock.now_millis(), Some(key.as_bytes()), status.as_deref(), &[]);
+            for (key, entry) in &statuses {
+                batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&entry.status), &[]);
             }
-            if let Some(batch) = batch.build()
-                && let Err(error) = log.append(&topic, ONLY, batch).await
-            {
-                tracing::warn!(%error, "shard statuses cannot be written");
-                self.put_back(statuses);
-                if !ending {
-                    tokio::time::sleep(RETRY).await;
+            if let Some(batch) = batch.build() {
+                match self.log.append(&self.topic, ONLY, batch).await {
+                    Ok(_) => retry = FIRST_RETRY,
+                    Err(error) => {
+                        if retry == FIRST_RETRY {
+                            tracing::warn!(%error, "shard statuses cannot be written, trying again");
+                        }
+                        self.put_back(statuses);
+                        held = true;
+                        if !closing {
+                            tokio::select! {
+                                () = tokio::time::sleep(retry) => {}
+                                () = self.closing.cancelled() => {}
+                            }
+                        }
+                        retry = (retry * 2).min(LONGEST_RETRY);
+                    }
                 }
             }
-            if ending {
+            if closing {
                 return Ok(());
             }
         }
     }
 }
 
-/// What the shards said last, as of now: all that is in the status topic at this moment.
-pub(crate) fn read_board(log: &dyn Log) -> anyhow::Result<StatusBoard> {
-    let topic = Name::new(STATUS_TOPIC)?;
-    let ends = log.ends(&topic, ONLY)?;
-    let mut reader = log.reader(&topic, ONLY, ends.start)?;
-    let mut board = StatusBoard::default();
-    while reader.position() < ends.end {
-        let from = reader.position();
-        let Some(chunk) = reader.read(READ_BYTES, Duration::ZERO)? else { break };
-        for record in chunk.records(from) {
-            let record = record?;
-            match record.value.map(ShardStatus::decode) {
-                Some(Ok(status)) => board.fold(status),
-                // It is derived, and the next one says it again.
-                Some(Err(_)) => {}
-                None => board.forget(&String::from_utf8_lossy(record.key.unwrap_or_default())),
-            }
-        }
-    }
-    Ok(board)
+fn key(identity: &Identity) -> String {
+    status_key(identity.generation, identity.partition)
 }

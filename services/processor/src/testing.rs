@@ -1,21 +1,30 @@
 //! What the tests have in common: a stream, a view and a log that can be made to fail.
 
+mod groups;
+
 use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use futures::FutureExt;
+use headwater_control::{STATUS_TOPIC, StatusBoard};
 use headwater_engine::ViewPlan;
 use headwater_log::{
-    BatchBuilder, BoxFuture, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader,
-    TopicSpec, WriterId,
+    Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
+    MemoryLog, Reader, TopicSpec, WriterId,
 };
+use headwater_proto::status::v1::ShardStatus;
 use headwater_sql::{parse_stream, parse_view, plan_view};
 use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId};
+use parking_lot::{Condvar, Mutex};
+use prost::Message;
+
+pub(crate) use groups::Groups;
 
 pub(crate) const STREAM_SQL: &str = "
     CREATE STREAM orders (
@@ -37,29 +46,102 @@ pub(crate) fn generation(number: u64) -> GenerationId {
 }
 
 pub(crate) fn plan() -> Arc<ViewPlan> {
-    let stream = parse_stream(STREAM_SQL).unwrap();
+    plan_of(1)
+}
+
+/// The same over so many partitions.
+pub(crate) fn plan_of(partitions: u32) -> Arc<ViewPlan> {
+    let stream = parse_stream(&stream_sql(partitions)).unwrap();
     Arc::new(plan_view(&parse_view(VIEW_SQL).unwrap(), &stream).unwrap())
 }
 
-/// A memory log whose fenced writers can be made to store a batch and then fail, or to fail before.
+pub(crate) fn stream_sql(partitions: u32) -> String {
+    STREAM_SQL.replace("partitions = 1", &format!("partitions = {partitions}"))
+}
+
+/// How a process reaches the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Line {
+    #[default]
+    Open,
+    /// Every call stands still, as in a process that is stopped.
+    Frozen,
+    /// Every call fails, as when the log is away, or for a process that is dead to the others.
+    Cut,
+}
+
+/// A process's view of a memory log. Its fenced writers can be made to store a batch and then fail, or to
+/// fail before.
 pub(crate) struct TestLog {
     pub(crate) memory: MemoryLog,
     /// So many appends of fenced writers are stored, but not acknowledged.
     pub(crate) doubtful: Arc<AtomicU32>,
     /// So many are not stored.
     pub(crate) refused: Arc<AtomicU32>,
+    line: Arc<(Mutex<Line>, Condvar)>,
+    /// How often ends of the topic of orders were asked for.
+    pub(crate) ends_asked: AtomicU32,
+    /// Where readers of the topic of orders began.
+    pub(crate) begun: Mutex<Vec<(PartitionId, Offset)>>,
+    /// So many partitions more than there are.
+    pub(crate) added: AtomicU32,
+    /// Offsets that hold no record in partition 0 of the topic of orders; batches must end and begin there.
+    pub(crate) gap: Mutex<Option<(u64, u64)>>,
+    pub(crate) remote: AtomicBool,
+    /// All that any process ever appended to the status topic, which forgets.
+    pub(crate) said: Arc<Mutex<Vec<Said>>>,
 }
+
+/// A status, and its offset.
+pub(crate) type Said = (u64, ShardStatus);
 
 impl TestLog {
     pub(crate) fn new() -> Arc<Self> {
-        let log =
-            Self { memory: MemoryLog::new(), doubtful: Arc::default(), refused: Arc::default() };
-        log.memory.create_topic(&name("orders"), TopicSpec::keep(1)).unwrap();
-        Arc::new(log)
+        Self::with(1)
+    }
+
+    /// Its topic of orders has so many partitions.
+    pub(crate) fn with(partitions: u32) -> Arc<Self> {
+        let memory = MemoryLog::new();
+        memory.create_topic(&name("orders"), TopicSpec::keep(partitions)).unwrap();
+        Self::over(memory, Arc::default())
+    }
+
+    /// Another process's view of the same log.
+    pub(crate) fn another(&self) -> Arc<Self> {
+        Self::over(self.memory.clone(), self.said.clone())
+    }
+
+    fn over(memory: MemoryLog, said: Arc<Mutex<Vec<Said>>>) -> Arc<Self> {
+        Arc::new(Self {
+            memory,
+            doubtful: Arc::default(),
+            refused: Arc::default(),
+            line: Arc::default(),
+            ends_asked: AtomicU32::new(0),
+            begun: Mutex::default(),
+            added: AtomicU32::new(0),
+            gap: Mutex::default(),
+            remote: AtomicBool::new(false),
+            said,
+        })
+    }
+
+    pub(crate) fn set(&self, line: Line) {
+        *self.line.0.lock() = line;
+        self.line.1.notify_all();
+    }
+
+    pub(crate) fn line(&self) -> Line {
+        *self.line.0.lock()
     }
 
     /// Appends records in one batch. An odd number is an order of user 1 to 7, the others are no JSON.
     pub(crate) fn orders(&self, numbers: impl IntoIterator<Item = u64>) {
+        self.orders_to(P0, numbers);
+    }
+
+    pub(crate) fn orders_to(&self, partition: PartitionId, numbers: impl IntoIterator<Item = u64>) {
         let mut batch = BatchBuilder::new();
         for number in numbers {
             let (user, second) = (number % 7 + 1, number % 60);
@@ -74,40 +156,70 @@ impl TestLog {
                 &[],
             );
         }
-        futures::executor::block_on(self.memory.append(
-            &name("orders"),
-            P0,
-            batch.build().unwrap(),
-        ))
-        .unwrap();
+        let batch = batch.build().unwrap();
+        futures::executor::block_on(self.memory.append(&name("orders"), partition, batch)).unwrap();
     }
 
-    /// Generation, sequence and value of every dead letter, in the order of the topic.
+    /// Generation, sequence and value of every dead letter, partition by partition in the order of the
+    /// topic.
     pub(crate) fn dead_letters(&self) -> Vec<(GenerationId, String, String)> {
         let topic = name("orders.dead-letters");
-        let Some(_) = self.memory.topic(&topic).unwrap() else { return Vec::new() };
-        let ends = self.memory.ends(&topic, P0).unwrap();
-        let mut reader = self.memory.reader(&topic, P0, ends.start).unwrap();
+        let Some(spec) = self.memory.topic(&topic).unwrap() else { return Vec::new() };
         let mut letters = Vec::new();
-        while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
-            for record in chunk.records(ends.start) {
-                let record = record.unwrap();
-                let text = |name| std::str::from_utf8(record.headers.get(name).unwrap()).unwrap();
-                letters.push((
-                    text("headwater.generation").parse().unwrap(),
-                    text("headwater.sequence").into(),
-                    String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
-                ));
+        for partition in (0..spec.partitions).map(PartitionId) {
+            let ends = self.memory.ends(&topic, partition).unwrap();
+            let mut reader = self.memory.reader(&topic, partition, ends.start).unwrap();
+            while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
+                for record in chunk.records(ends.start) {
+                    let record = record.unwrap();
+                    let text =
+                        |name| std::str::from_utf8(record.headers.get(name).unwrap()).unwrap();
+                    letters.push((
+                        text("headwater.generation").parse().unwrap(),
+                        text("headwater.sequence").into(),
+                        String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
+                    ));
+                }
             }
         }
         letters
     }
 }
 
+/// Stands still or fails, as the line is.
+fn pass(line: &(Mutex<Line>, Condvar)) -> Result<(), Error> {
+    let mut state = line.0.lock();
+    while *state == Line::Frozen {
+        line.1.wait(&mut state);
+    }
+    match *state {
+        Line::Open => Ok(()),
+        Line::Frozen | Line::Cut => Err(Error::Unavailable("the line is cut".into())),
+    }
+}
+
+/// What the shards said last: all that is in the status topic at this moment.
+pub(crate) fn read_board(log: &dyn Log) -> StatusBoard {
+    let topic = name(STATUS_TOPIC);
+    let ends = log.ends(&topic, P0).unwrap();
+    let mut reader = log.reader(&topic, P0, ends.start).unwrap();
+    let mut board = StatusBoard::default();
+    while reader.position() < ends.end {
+        let from = reader.position();
+        let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() else { break };
+        for record in chunk.records(from) {
+            let record = record.unwrap();
+            board.fold_record(record.key.unwrap(), record.value).unwrap();
+        }
+    }
+    board
+}
+
 struct TestWriter {
     inner: Arc<dyn FencedWriter>,
     doubtful: Arc<AtomicU32>,
     refused: Arc<AtomicU32>,
+    line: Arc<(Mutex<Line>, Condvar)>,
 }
 
 fn take(count: &AtomicU32) -> bool {
@@ -124,8 +236,11 @@ impl FencedWriter for TestWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         let failure = || Error::Unavailable("the test wants it".into());
+        if let Err(error) = pass(&self.line) {
+            return Box::pin(async move { Err(error) });
+        }
         if take(&self.refused) {
             return Box::pin(async move { Err(failure()) });
         }
@@ -138,16 +253,62 @@ impl FencedWriter for TestWriter {
     }
 }
 
+struct TestReader {
+    log: MemoryLog,
+    inner: Box<dyn Reader>,
+    line: Arc<(Mutex<Line>, Condvar)>,
+    topic: Name,
+    partition: PartitionId,
+    gap: Option<(u64, u64)>,
+}
+
+impl Reader for TestReader {
+    fn position(&self) -> Offset {
+        self.inner.position()
+    }
+
+    fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
+        pass(&self.line)?;
+        if let Some((from, to)) = self.gap
+            && (from..to).contains(&self.position().0)
+        {
+            self.inner = self.log.reader(&self.topic, self.partition, Offset(to))?;
+            return Ok(None);
+        }
+        // A batch at a time, so that none of the gap is handed out with what is before it.
+        let bytes = if self.gap.is_some() { 1 } else { max_bytes };
+        let chunk = self.inner.read(bytes, wait)?;
+        pass(&self.line)?;
+        Ok(chunk)
+    }
+}
+
 impl Log for TestLog {
     fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
+        pass(&self.line)?;
         self.memory.create_topic(topic, spec)
     }
 
     fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.memory.topic(topic)
+        pass(&self.line)?;
+        let mut spec = self.memory.topic(topic)?;
+        if let Some(spec) = &mut spec
+            && topic.as_str() == "orders"
+        {
+            spec.partitions += self.added.load(Ordering::Relaxed);
+        }
+        Ok(spec)
+    }
+
+    fn is_remote(&self) -> bool {
+        self.remote.load(Ordering::Relaxed)
     }
 
     fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
+        pass(&self.line)?;
+        if topic.as_str() == "orders" {
+            self.ends_asked.fetch_add(1, Ordering::Relaxed);
+        }
         self.memory.ends(topic, partition)
     }
 
@@ -156,8 +317,30 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
-        self.memory.append(topic, partition, batch)
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
+        let (line, log, topic) = (self.line.clone(), self.memory.clone(), topic.clone());
+        let said = self.said.clone();
+        Box::pin(async move {
+            // Not `pass`: a task of the runtime must not stand still.
+            while *line.0.lock() == Line::Frozen {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            pass(&line)?;
+            if topic.as_str() != STATUS_TOPIC {
+                return log.append(&topic, partition, batch).await;
+            }
+            let records = batch.walk().map(|record| record.unwrap().value.map(<[u8]>::to_vec));
+            let values: Vec<_> = records.collect();
+            // The order of the topic.
+            let mut said = said.lock();
+            let appended = log.append(&topic, partition, batch).now_or_never().unwrap()?;
+            for (index, value) in (0..).zip(values) {
+                if let Some(Ok(status)) = value.as_deref().map(ShardStatus::decode) {
+                    said.push((appended.offset(index).0, status));
+                }
+            }
+            Ok(appended)
+        })
     }
 
     fn reader(
@@ -166,13 +349,28 @@ impl Log for TestLog {
         partition: PartitionId,
         from: Offset,
     ) -> Result<Box<dyn Reader>, Error> {
-        self.memory.reader(topic, partition, from)
+        pass(&self.line)?;
+        let inner = self.memory.reader(topic, partition, from)?;
+        let orders = topic.as_str() == "orders";
+        if orders {
+            self.begun.lock().push((partition, from));
+        }
+        let gap = *self.gap.lock();
+        Ok(Box::new(TestReader {
+            log: self.memory.clone(),
+            inner,
+            line: self.line.clone(),
+            topic: topic.clone(),
+            partition,
+            gap: gap.filter(|_| orders && partition == P0),
+        }))
     }
 
     fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
+        pass(&self.line)?;
         let inner = self.memory.writer(id)?;
         let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
-        Ok(Arc::new(TestWriter { inner, doubtful, refused }))
+        Ok(Arc::new(TestWriter { inner, doubtful, refused, line: self.line.clone() }))
     }
 
     fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
@@ -186,6 +384,7 @@ impl Log for TestLog {
         from: Offset,
         to: Offset,
     ) -> Result<u64, Error> {
+        pass(&self.line)?;
         self.memory.size(topic, partition, from, to)
     }
 }

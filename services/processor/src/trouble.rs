@@ -6,11 +6,13 @@ pub(crate) struct Trouble {
     pub(crate) remedy: Remedy,
     /// For a person: the error and its causes.
     pub(crate) reason: String,
+    /// The log is away: what is open may stay open until it is back.
+    pub(crate) away: bool,
 }
 
 impl Trouble {
     pub(crate) fn new(remedy: Remedy, reason: impl Into<String>) -> Self {
-        Self { remedy, reason: reason.into() }
+        Self { remedy, reason: reason.into(), away: false }
     }
 
     fn of(remedy: Remedy, error: &dyn std::error::Error) -> Self {
@@ -21,7 +23,7 @@ impl Trouble {
             reason.push_str(&cause.to_string());
             source = cause.source();
         }
-        Self { remedy, reason }
+        Self::new(remedy, reason)
     }
 }
 
@@ -35,4 +37,17 @@ macro_rules! from {
     )*};
 }
 
-from!(headwater_engine::Error, headwater_log::Error, headwater_state::Error);
+from!(headwater_engine::Error, headwater_state::Error);
+
+macro_rules! from_log {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Trouble {
+            fn from(error: $error) -> Self {
+                let trouble = Self::of(error.remedy(), &error);
+                Self { away: trouble.remedy == Remedy::Retry, ..trouble }
+            }
+        }
+    )*};
+}
+
+from_log!(headwater_log::Error, headwater_service::follow::Error);

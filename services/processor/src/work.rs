@@ -3,9 +3,10 @@
 //! It holds nothing that a crash could take away for good: whatever it knows beyond its database is
 //! read again from the log, from the directory of checkpoints or from the control topic.
 
+mod checkpoints;
+
 use std::{
     collections::BTreeMap,
-    fs,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,15 +14,19 @@ use std::{
 
 use headwater_control::{CheckpointAt, CheckpointDuty};
 use headwater_engine::{Limits, Shard, ViewPlan};
-use headwater_log::{Ends, Log, Reader};
-use headwater_state::{Identity, Options, Progress, ShardDb, ShardReader, layout};
-use headwater_types::{Name, Offset, Remedy, Tallies};
+use headwater_log::{Ends, FencedWriter, Log, Reader};
+use headwater_state::{Identity, Options, Progress, layout};
+use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition, Tallies};
+use checkpoints::{Taken, find_checkpoints};
 use tokio::runtime::Handle;
 
 use crate::{
     Config,
+    handover::{Uploader, Uploads},
+    lease::Lease,
     metrics::ShardMetrics,
     outbox::{Permit, Publisher},
+    restore::Opened,
     trouble::Trouble,
 };
 
@@ -41,13 +46,16 @@ pub(crate) struct Setup {
     pub(crate) floor: Offset,
     pub(crate) data: PathBuf,
     pub(crate) log: Arc<dyn Log>,
+    pub(crate) lease: Arc<Lease>,
+    /// `None`: there is no store.
+    pub(crate) uploads: Option<Arc<Uploads>>,
     pub(crate) runtime: Handle,
     pub(crate) options: Options,
     pub(crate) config: Config,
 }
 
 impl Setup {
-    fn shard_dir(&self) -> PathBuf {
+    pub(crate) fn shard_dir(&self) -> PathBuf {
         layout::shard_dir(&self.data, self.identity.generation, self.identity.partition)
     }
 
@@ -74,27 +82,41 @@ pub(crate) struct Work {
     reader: Option<Box<dyn Reader>>,
     publisher: Publisher,
     publish_again: Option<Instant>,
-    checkpoints: BTreeMap<String, Offset>,
+    /// Publishing failed, and that was said.
+    unpublished: bool,
+    checkpoints: BTreeMap<String, Taken>,
+    uploader: Option<Uploader>,
     commits: u64,
     committed_at: Instant,
     synced_at: Instant,
 }
 
 impl Work {
-    pub(crate) fn open(setup: Setup, metrics: ShardMetrics) -> Result<Self, Trouble> {
-        let db = ShardDb::open(&setup.shard_dir(), &setup.identity, &setup.options)?;
+    pub(crate) fn open(
+        setup: Setup,
+        opened: Opened,
+        metrics: ShardMetrics,
+    ) -> Result<Self, Trouble> {
+        let Opened { db, newest, .. } = opened;
         let limits = Limits { cached_bytes: bytes(setup.config.groups.0), ..Limits::default() };
         let mut shard = Shard::open_with(setup.plan.clone(), db, limits)?;
         shard.skip_to(setup.floor);
         let publisher = Publisher::new(
             setup.log.clone(),
             setup.runtime.clone(),
-            setup.identity,
+            setup.lease.clone(),
             setup.view.clone(),
             &setup.plan.stream,
         );
         let now = Instant::now();
         let checkpoints = find_checkpoints(&setup)?;
+        let uploader = match &setup.uploads {
+            Some(uploads) => {
+                let (uploads, lease) = (uploads.clone(), setup.lease.clone());
+                Some(Uploader::new(uploads, lease, &setup.data, newest)?)
+            }
+            None => None,
+        };
         Ok(Self {
             setup,
             metrics,
@@ -102,11 +124,23 @@ impl Work {
             reader: None,
             publisher,
             publish_again: None,
+            unpublished: false,
             checkpoints,
+            uploader,
             commits: 0,
             committed_at: now,
             synced_at: now,
         })
+    }
+
+    /// The shard was claimed with this writer.
+    pub(crate) fn claimed(&mut self, writer: Arc<dyn FencedWriter>) {
+        self.publisher.claimed(writer);
+    }
+
+    /// Of the latest claim.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.publisher.epoch()
     }
 
     /// One round: reads what is there, or waits a moment for it, and does what the orders say. Returns
@@ -128,7 +162,8 @@ impl Work {
         if !more || full || late || at_limit(self.shard.position()) {
             self.commit()?;
         }
-        let happened = self.keep_checkpoints(orders)?;
+        let mut happened = self.keep_checkpoints(orders)?;
+        happened |= self.upload(orders)?;
         self.publish(&orders.permit)?;
         self.sync()?;
         Ok(happened)
@@ -141,7 +176,15 @@ impl Work {
             CheckpointAt::Now => None,
             CheckpointAt::Exactly(at) => Some(at).filter(|at| *at >= position),
         });
-        exact.chain(orders.hold_at).min()
+        // A position beyond a checkpoint that nobody can see yet would say that it was missed.
+        let uploading = orders.checkpoints.iter().filter_map(|duty| match duty.at {
+            CheckpointAt::Now => None,
+            CheckpointAt::Exactly(at) => {
+                self.checkpoints.get(duty.id.as_str()).filter(|taken| taken.location.is_none())?;
+                Some(at)
+            }
+        });
+        exact.chain(uploading).chain(orders.hold_at).min()
     }
 
     /// Returns whether there may be more to read at once.
@@ -156,7 +199,10 @@ impl Work {
         let wait = if self.shard.has_uncommitted() { LINGER } else { IDLE_WAIT };
         let chunk = reader.read(bytes(self.setup.config.read_bytes.0), wait).map_err(trimmed)?;
         let Some(chunk) = chunk else {
-            self.reader = Some(reader);
+            // Some offsets hold no record.
+            let passed = limit.map_or(reader.position(), |limit| limit.min(reader.position()));
+            self.shard.skip_to(passed);
+            self.reader = Some(reader).filter(|reader| reader.position() == passed);
             return Ok(false);
         };
         self.shard.apply(&chunk, limit)?;
@@ -186,44 +232,6 @@ impl Work {
         Ok(())
     }
 
-    fn wanted<'a>(&self, orders: &'a Orders) -> impl Iterator<Item = &'a CheckpointDuty> {
-        orders.checkpoints.iter().filter(|duty| !self.checkpoints.contains_key(duty.id.as_str()))
-    }
-
-    /// A checkpoint that is to be taken at this very position.
-    fn due<'a>(&self, orders: &'a Orders) -> Option<&'a CheckpointDuty> {
-        let position = self.shard.position();
-        self.wanted(orders).find(|duty| match duty.at {
-            CheckpointAt::Now => true,
-            CheckpointAt::Exactly(at) => at == position,
-        })
-    }
-
-    /// Takes the checkpoints that are due and removes those that nobody needs.
-    fn keep_checkpoints(&mut self, orders: &Orders) -> Result<bool, Trouble> {
-        let mut happened = false;
-        while let Some(duty) = self.due(orders) {
-            self.commit()?;
-            let directory = self.setup.checkpoint_dir(duty.id.as_str());
-            let progress = self.shard.db().checkpoint(&directory)?;
-            tracing::info!(
-                shard = %self.setup.identity,
-                checkpoint = %duty.id,
-                position = progress.position.0,
-                "checkpoint taken"
-            );
-            self.checkpoints.insert(duty.id.to_string(), progress.position);
-            happened = true;
-        }
-        let needed = |id: &str| orders.checkpoints.iter().any(|duty| duty.id.as_str() == id);
-        while let Some(id) = self.checkpoints.keys().find(|id| !needed(id)).cloned() {
-            layout::remove(&self.setup.checkpoint_dir(&id))?;
-            self.checkpoints.remove(&id);
-            happened = true;
-        }
-        Ok(happened)
-    }
-
     /// State never waits for the outputs: what cannot be published for now is tried again later.
     fn publish(&mut self, permit: &Permit) -> Result<(), Trouble> {
         if self.publish_again.is_some_and(|again| Instant::now() < again) {
@@ -231,13 +239,18 @@ impl Work {
         }
         self.publish_again = None;
         match self.publisher.publish(self.shard.db(), permit) {
-            Ok(0) => Ok(()),
             Ok(count) => {
-                self.metrics.published(count);
+                if count > 0 {
+                    self.metrics.published(count);
+                    self.unpublished = false;
+                }
                 Ok(())
             }
             Err(trouble) if trouble.remedy == Remedy::Retry => {
-                tracing::warn!(shard = %self.setup.identity, reason = trouble.reason, "outputs cannot be published, trying again");
+                if !self.unpublished {
+                    tracing::warn!(shard = %self.setup.identity, reason = trouble.reason, "outputs cannot be published, trying again");
+                    self.unpublished = true;
+                }
                 self.publish_again = Some(Instant::now() + PUBLISH_RETRY);
                 Ok(())
             }
@@ -276,17 +289,17 @@ impl Work {
         self.publisher.published(self.shard.db())
     }
 
-    /// By id, with the position of each.
-    pub(crate) fn checkpoints(&self) -> &BTreeMap<String, Offset> {
-        &self.checkpoints
-    }
-
-    pub(crate) fn checkpoint_dir(&self, id: &str) -> PathBuf {
-        self.setup.checkpoint_dir(id)
+    /// How many outputs wait; see [`Publisher::waiting`].
+    pub(crate) fn waiting(&self) -> Result<usize, Trouble> {
+        self.publisher.waiting(self.shard.db())
     }
 
     pub(crate) fn commits(&self) -> u64 {
         self.commits
+    }
+
+    pub(crate) fn stream(&self) -> &StreamDefinition {
+        &self.setup.plan.stream
     }
 
     pub(crate) fn ends(&self) -> Result<Ends, Trouble> {
@@ -300,33 +313,6 @@ impl Work {
     pub(crate) fn metrics(&self) -> &ShardMetrics {
         &self.metrics
     }
-}
-
-/// The checkpoints that are there since an earlier life.
-fn find_checkpoints(setup: &Setup) -> Result<BTreeMap<String, Offset>, Trouble> {
-    let mut found = BTreeMap::new();
-    let Ok(entries) = fs::read_dir(setup.checkpoint_dir("").as_path()) else { return Ok(found) };
-    for entry in entries.flatten() {
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        match ShardReader::open_checkpoint_with(&entry.path(), &setup.identity, &setup.options) {
-            Ok(reader) => {
-                found.insert(id, reader.progress().position);
-            }
-            Err(error) if error.remedy() == Remedy::Retry && !is_missing(&error) => {
-                return Err(error.into());
-            }
-            // One that a crash left half done, or damage: another can be taken, this one cannot be used.
-            Err(error) => {
-                tracing::info!(path = %entry.path().display(), %error, "removing what is no checkpoint");
-                layout::remove(&entry.path())?;
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn is_missing(error: &headwater_state::Error) -> bool {
-    matches!(error, headwater_state::Error::Missing { .. })
 }
 
 /// Says what was lost and what to do, which the log cannot know.

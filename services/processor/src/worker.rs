@@ -1,98 +1,135 @@
-//! The thread of one shard: does its duty until it has none, whatever goes wrong meanwhile.
+//! The thread of one shard: does its duty for as long as it has one and the shard is ours, whatever goes
+//! wrong meanwhile.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use headwater_control::{ControlState, ShardDuty, StatusBoard, SwapId};
-use headwater_log::Log;
-use headwater_proto::status::v1::{Checkpoint, ShardStatus};
+use headwater_control::{ControlState, ShardDuty, SwapId};
+use headwater_log::{Ends, Log};
+use headwater_proto::status::v1::ShardStatus;
 use headwater_service::{Condition, Health, Shutdown, follow::ControlView};
 use headwater_state::{Identity, Options, layout};
-use headwater_types::{ENGINE_VERSION, Offset, Remedy};
+use headwater_types::{ENGINE_VERSION, Epoch, Offset, Remedy};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
     Config,
+    claim::{claim, superseded},
+    handover::{self, Uploads},
+    lease::{Closed, Lease},
+    membership::Group,
     metrics::{ProcessorMetrics, ShardMetrics},
+    outage::Outage,
     outbox::Permit,
     plans::Plans,
     rate::Rate,
     reports::Reports,
+    restore,
+    topics::Topics,
     trouble::Trouble,
     work::{Orders, Setup, Work},
 };
+
+mod ending;
+mod telling;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// How often a shard that waits looks whether its duty has changed.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often the state's size is measured.
-const MEASURE: Duration = Duration::from_secs(2);
 
 /// What all workers share.
 pub(crate) struct Shared {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) control: ControlView,
-    /// What the shards had said when this process started.
-    pub(crate) last_words: StatusBoard,
     pub(crate) reports: Reports,
     pub(crate) plans: Plans,
     pub(crate) options: Options,
     pub(crate) config: Config,
     pub(crate) metrics: ProcessorMetrics,
     pub(crate) health: Health,
+    pub(crate) topics: Arc<Topics>,
+    pub(crate) outage: Outage,
+    /// `None`: there is no store of checkpoints.
+    pub(crate) uploads: Option<Arc<Uploads>>,
     pub(crate) data: PathBuf,
     pub(crate) instance: String,
+    pub(crate) directory: String,
     pub(crate) runtime: Handle,
+    /// What was done at the end, in a few words.
+    pub(crate) account: Arc<Mutex<Option<String>>>,
 }
 
 /// Why a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Shutdown, or nothing to do for now.
+    /// Shutdown, another owner, or nothing to do for now.
     Stopped,
     /// Nothing is left of the shard.
     Deleted,
 }
 
-/// One shard's thread. What it holds outlives a panic and a new beginning.
+/// One shard's thread, for one lease. What it holds outlives a panic and a new beginning.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    group: Arc<Group>,
+    lease: Arc<Lease>,
     identity: Identity,
+    /// Of our claim, once there is one.
+    epoch: Option<Epoch>,
     /// For which swap it publishes nothing more, and from where on. It must not be decided twice: the
     /// coordinator may have made it the fence already.
     muted: Option<(SwapId, Offset)>,
     reported: ShardStatus,
     reported_at: Option<Instant>,
+    sent_at: Option<Instant>,
+    /// Where the partition ended, and when that was asked.
+    ends: Option<(Instant, Ends)>,
+    /// The state's size, and when it was measured.
+    measured: Option<(Instant, u64)>,
     condition: Option<Condition>,
     /// Says that the shard has stopped, while it has.
     halted: Option<ShardMetrics>,
 }
 
+/// What a shard at work goes by from round to round.
+struct Course {
+    state: Arc<ControlState>,
+    orders: Option<Orders>,
+    rate: Rate,
+    looked: Instant,
+}
+
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> Self {
-        let last = shared.last_words.get(identity.generation, identity.partition);
-        let muted = last
-            .filter(|status| !status.muted_for.is_empty())
-            .map(|status| (SwapId::from(status.muted_for.as_str()), Offset(status.muted_at)));
+    pub(crate) fn new(shared: Arc<Shared>, group: Arc<Group>, lease: Arc<Lease>) -> Self {
         Self {
             shared,
-            identity,
-            muted,
+            group,
+            identity: lease.identity(),
+            lease,
+            epoch: None,
+            muted: None,
             reported: ShardStatus::default(),
             reported_at: None,
+            sent_at: None,
+            ends: None,
+            measured: None,
             condition: None,
             halted: None,
         }
     }
 
-    /// Works until shutdown, or until the shard has no duty any more.
+    /// Works until the shard is not ours any more, or has no duty.
     pub(crate) fn run(&mut self, shutdown: &Shutdown) -> End {
         let mut backoff = FIRST_BACKOFF;
         let end = loop {
+            if self.leaving(shutdown).is_some() || self.lease.is_over() {
+                break End::Stopped;
+            }
             let begun = Instant::now();
             let trouble = match self.live(shutdown) {
                 Ok(end) => break end,
@@ -101,30 +138,65 @@ impl Worker {
             if begun.elapsed() > LONGEST_BACKOFF {
                 backoff = FIRST_BACKOFF;
             }
-            let Trouble { remedy, reason } = trouble;
-            let wait = if remedy == Remedy::Retry {
-                tracing::warn!(shard = %self.identity, reason, "shard interrupted, going on from its last commit");
-                Some(backoff)
-            } else {
-                tracing::error!(shard = %self.identity, reason, ?remedy, "shard stopped");
-                self.stopped(&reason);
-                None
+            let wait = match self.after(&trouble) {
+                After::Again => Some(backoff),
+                After::Halt => None,
+                After::End => break End::Stopped,
             };
             if !self.wait(shutdown, wait) {
                 break End::Stopped;
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         };
+        self.shared.outage.over(self.identity);
         if let Some(condition) = self.condition.take() {
             condition.remove();
         }
         end
     }
 
+    /// What follows from an error that ended a life.
+    fn after(&mut self, trouble: &Trouble) -> After {
+        let (shard, reason) = (self.identity, &trouble.reason);
+        match trouble.remedy {
+            Remedy::Retry if trouble.away => {
+                self.shared.outage.met(shard, reason);
+                After::Again
+            }
+            Remedy::Retry => {
+                tracing::warn!(%shard, reason, "shard interrupted, going on from its last commit");
+                After::Again
+            }
+            // Whether there is another owner is for the group to say.
+            Remedy::StandDown => match self.lease.confirm() {
+                Ok(()) => {
+                    tracing::warn!(%shard, reason, "somebody claimed the shard, and the group says that it is ours: claiming it again");
+                    After::Again
+                }
+                Err(trouble) if trouble.remedy == Remedy::StandDown => {
+                    tracing::warn!(%shard, reason, "the shard is another processor's now; nothing more is written for it here");
+                    After::End
+                }
+                Err(_) => After::Again,
+            },
+            Remedy::Correct | Remedy::Repair => match self.stopped(reason) {
+                Ok(()) => {
+                    tracing::error!(%shard, reason, remedy = ?trouble.remedy, "shard stopped");
+                    After::Halt
+                }
+                Err(trouble) => {
+                    tracing::debug!(%shard, reason = trouble.reason, "cannot say yet that the shard has stopped");
+                    After::Again
+                }
+            },
+        }
+    }
+
     /// Waits before a new beginning; without a time it waits for another duty. Returns whether to go on.
     fn wait(&self, shutdown: &Shutdown, wait: Option<Duration>) -> bool {
         let begun = Instant::now();
-        while !shutdown.is_cancelled() {
+        while self.leaving(shutdown).is_none() && !self.lease.is_over() {
+            self.lease.beat();
             let over = match wait {
                 Some(wait) => begun.elapsed() >= wait,
                 None => !matches!(self.duty(&self.shared.control.current()), ShardDuty::Run { .. }),
@@ -132,9 +204,17 @@ impl Worker {
             if over {
                 return true;
             }
-            std::thread::sleep(LOOK);
+            self.lease.pause(LOOK);
         }
         false
+    }
+
+    /// By when the shard shall be handed over, if it shall.
+    fn leaving(&self, shutdown: &Shutdown) -> Option<Instant> {
+        if shutdown.is_cancelled() {
+            self.lease.leave(Instant::now() + self.shared.config.hand_over_timeout);
+        }
+        self.lease.leaving()
     }
 
     fn duty(&self, state: &ControlState) -> ShardDuty {
@@ -143,55 +223,97 @@ impl Worker {
 
     /// From opening the database to its end.
     fn live(&mut self, shutdown: &Shutdown) -> Result<End, Trouble> {
-        let mut state = self.shared.control.current();
+        let state = self.shared.control.current();
         let mut work = match self.duty(&state) {
-            ShardDuty::Run { .. } => self.open(&state)?,
+            ShardDuty::Run { .. } => self.open(&state, shutdown)?,
             ShardDuty::Stop => return Ok(End::Stopped),
             ShardDuty::Delete => return self.delete(&state, shutdown),
         };
-        let mut rate = Rate::new(Instant::now(), work.progress().tallies.read());
-        let mut measured = None;
-        let mut orders = None;
+        let now = Instant::now();
+        let rate = Rate::new(now, work.progress().tallies.read());
+        let mut course = Course { state, orders: None, rate, looked: now };
+        let mut backoff = FIRST_BACKOFF;
         loop {
-            if shutdown.is_cancelled() {
-                work.close()?;
-                return Ok(End::Stopped);
+            if self.lease.is_over() {
+                return Ok(self.abandon(work));
             }
-            let current = self.shared.control.current();
-            let unchanged = current.position() == state.position();
-            state = current;
-            if !unchanged || orders.is_none() {
-                orders = match self.duty(&state) {
-                    ShardDuty::Run { hold_at, checkpoints, muted_for } => {
-                        let permit = self.permit(&state, muted_for, &mut work)?;
-                        Some(Orders { hold_at, checkpoints, permit })
-                    }
-                    ShardDuty::Stop => {
-                        work.close()?;
-                        return Ok(End::Stopped);
-                    }
-                    ShardDuty::Delete => {
-                        work.close()?;
-                        return self.delete(&state, shutdown);
-                    }
-                };
+            if let Some(until) = self.leaving(shutdown) {
+                return Ok(self.hand_over(work, until, shutdown));
             }
-            let Some(orders) = &orders else { continue };
-            let happened = match work.step(orders) {
-                Ok(happened) => happened,
+            match self.round(&mut work, &mut course) {
+                Ok(Next::Round) => {
+                    if backoff != FIRST_BACKOFF {
+                        backoff = FIRST_BACKOFF;
+                        self.shared.outage.over(self.identity);
+                    }
+                }
+                Ok(Next::Stop) => {
+                    work.close()?;
+                    return Ok(End::Stopped);
+                }
+                Ok(Next::Delete) => {
+                    work.close()?;
+                    return self.delete(&self.shared.control.current(), shutdown);
+                }
+                // What is open stays open: all that is lacking is the log.
+                Err(trouble) if trouble.away => {
+                    self.shared.outage.met(self.identity, &trouble.reason);
+                    work.commit()?;
+                    self.lease.pause(backoff);
+                    self.lease.beat();
+                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                }
                 Err(trouble) => {
                     // All before an unreadable record counts. If this fails too, the log is read again.
                     let _ = work.commit();
-                    let _ = self.report(&work, &mut rate, &mut measured, true);
+                    if trouble.remedy != Remedy::StandDown {
+                        let _ = self.report(&work, &mut course.rate, true);
+                    }
                     return Err(trouble);
                 }
-            };
-            self.report(&work, &mut rate, &mut measured, happened || !unchanged)?;
+            }
         }
     }
 
-    fn open(&mut self, state: &ControlState) -> Result<Work, Trouble> {
-        let shared = &self.shared;
+    /// One round of a shard at work.
+    fn round(&mut self, work: &mut Work, course: &mut Course) -> Result<Next, Trouble> {
+        // After a pause that was too long this asks the group, before anything else is written.
+        self.lease.beat();
+        self.lease.check()?;
+        let state = self.shared.control.current();
+        let unchanged = state.position() == course.state.position();
+        course.state = state;
+        if !unchanged || course.orders.is_none() {
+            course.orders = match self.duty(&course.state) {
+                ShardDuty::Run { hold_at, checkpoints, muted_for } => {
+                    let permit = self.permit(&course.state, muted_for, work)?;
+                    Some(Orders { hold_at, checkpoints, permit })
+                }
+                ShardDuty::Stop => return Ok(Next::Stop),
+                ShardDuty::Delete => return Ok(Next::Delete),
+            };
+        }
+        if course.looked.elapsed() >= self.shared.config.report_interval {
+            course.looked = Instant::now();
+            self.look_around(work)?;
+        }
+        let Some(orders) = &course.orders else { return Ok(Next::Round) };
+        let happened = work.step(orders)?;
+        self.group.committed(self.identity.partition, work.progress().position);
+        self.report(work, &mut course.rate, happened || !unchanged)?;
+        Ok(Next::Round)
+    }
+
+    /// Whether anything has changed around the shard that forbids it to go on.
+    fn look_around(&self, work: &Work) -> Result<(), Trouble> {
+        self.shared.topics.check(&*self.shared.log, work.stream())?;
+        let Some(epoch) = work.epoch() else { return Ok(()) };
+        let board = self.shared.control.board();
+        superseded(board.get(self.identity.generation, self.identity.partition), epoch)
+    }
+
+    fn open(&mut self, state: &ControlState, shutdown: &Shutdown) -> Result<Work, Trouble> {
+        let shared = self.shared.clone();
         let Identity { generation, partition } = self.identity;
         let entry = state.generations().get(&generation).ok_or_else(|| {
             Trouble::new(Remedy::Retry, format!("generation {generation} is not known yet"))
@@ -211,174 +333,111 @@ impl Worker {
             floor: entry.floor.get(&partition).copied().unwrap_or_default(),
             data: shared.data.clone(),
             log: shared.log.clone(),
+            lease: self.lease.clone(),
+            uploads: shared.uploads.clone(),
             runtime: shared.runtime.clone(),
             options: shared.options.clone(),
             config: shared.config.clone(),
         };
+        shared.topics.check(&*shared.log, &setup.plan.stream)?;
+        let opened = restore::open(&setup, shutdown, |reason| self.wait_for(reason))?;
+        if let Some((bytes, took)) = opened.fetched {
+            shared.metrics.restored(bytes, took);
+        }
         // Before the shard's new metrics: it takes its own away.
         self.halted = None;
-        let work = Work::open(setup, shared.metrics.shard(&entry.view, &self.identity))?;
+        let mut work = Work::open(setup, opened, shared.metrics.shard(&entry.view, &self.identity))?;
+
+        let (own, lease) = (self.muted.clone(), self.lease.clone());
+        let (writer, status) = claim(&shared, &lease, |epoch, former| {
+            if let Some(former) = former {
+                work.inherit(former)?;
+            }
+            self.muted = former.and_then(muted).or(own.clone());
+            self.status(&work, Some(epoch), 0.0)
+        })?;
+        self.epoch = Some(writer.epoch());
+        work.claimed(writer);
+        self.reported = status;
+        (self.reported_at, self.sent_at) = (Some(Instant::now()), Some(Instant::now()));
+        shared.outage.over(self.identity);
         if let Some(condition) = self.condition.take() {
             condition.remove();
         }
-        self.reported.error.clear();
         work.metrics().stopped(false);
-        let position = work.progress().position.0;
-        tracing::info!(shard = %self.identity, view = %entry.view, position, "shard opened");
+        let position = work.progress().position;
+        self.group.committed(partition, position);
+        tracing::info!(
+            shard = %self.identity,
+            view = %entry.view,
+            position = position.0,
+            epoch = ?self.epoch.map(|epoch| epoch.0),
+            "shard opened"
+        );
         Ok(work)
     }
 
+    /// The process is not ready for this reason, though alive.
+    fn wait_for(&mut self, reason: String) {
+        let Identity { generation, partition } = self.identity;
+        let name = format!("shard-{generation}-{partition}");
+        let health = &self.shared.health;
+        self.condition.get_or_insert_with(|| health.condition(name)).not_ready(reason);
+    }
+
     /// What may be published now. A shard that is asked to mute does so from what it has committed, or
-    /// from what it has published if a power cut took commits away since.
+    /// from what it has published if a power cut, or a new owner, took commits away since.
     fn permit(
         &mut self,
         state: &ControlState,
         muted_for: Option<SwapId>,
         work: &mut Work,
     ) -> Result<Permit, Trouble> {
-        self.muted = match (muted_for, self.muted.take()) {
-            (Some(swap), Some((same, at))) if same == swap => Some((same, at)),
-            (Some(swap), _) => Some((swap, work.progress().position.max(work.frontier()?))),
-            (None, _) => None,
-        };
-        Ok(Permit {
-            windows: state.output_windows(self.identity.generation, self.identity.partition),
-            muted_at: self.muted.as_ref().map(|(_, at)| *at),
-        })
-    }
-
-    /// Tells the others, at once if they wait for it, and else now and then if something is new.
-    fn report(
-        &mut self,
-        work: &Work,
-        rate: &mut Rate,
-        measured: &mut Option<(Instant, u64)>,
-        at_once: bool,
-    ) -> Result<(), Trouble> {
-        let early =
-            self.reported_at.is_some_and(|at| at.elapsed() < self.shared.config.report_interval);
-        if early && !at_once {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let state_bytes = match *measured {
-            Some((at, bytes)) if now - at < MEASURE => bytes,
-            Some(_) | None => {
-                let bytes = work.state_bytes();
-                *measured = Some((now, bytes));
-                bytes
+        let windows = state.output_windows(self.identity.generation, self.identity.partition);
+        match muted_for {
+            Some(swap) if self.muted.as_ref().is_none_or(|(muted, _)| *muted != swap) => {
+                let at = work.progress().position.max(work.frontier()?);
+                self.muted = Some((swap, at));
             }
-        };
-        let progress = work.progress();
-        let ends = work.ends()?;
-        let records_per_second = rate.at(now, progress.tallies.read());
-        work.metrics().lag(ends.end.0.saturating_sub(progress.position.0));
-        work.metrics().measured(state_bytes, records_per_second);
-        let checkpoint = |(id, position): (&String, &Offset)| Checkpoint {
-            replay_id: id.clone(),
-            position: position.0,
-            location: format!("file://{}", work.checkpoint_dir(id).display()),
-        };
-        let (muted_for, muted_at) = match &self.muted {
-            Some((swap, at)) => (swap.to_string(), at.0),
-            None => (String::new(), 0),
-        };
-        let status = ShardStatus {
-            generation: self.identity.generation.to_string(),
-            partition: self.identity.partition.0,
-            position: progress.position.0,
-            log_end: ends.end.0,
-            log_start: ends.start.0,
-            watermark_micros: progress.watermark.known().map(|time| time.0),
-            tallies: Some(progress.tallies.into()),
-            records_per_second,
-            state_bytes,
-            checkpoints: work.checkpoints().iter().map(checkpoint).collect(),
-            muted_for,
-            muted_at,
-            error: String::new(),
-            processor: self.shared.instance.clone(),
-            published: work.published()?.0,
-            commits: work.commits(),
-        };
-        self.reported_at = Some(now);
-        if status != self.reported {
-            self.shared.reports.send(&status);
-            self.reported = status;
+            Some(_) => {}
+            None => self.muted = None,
         }
-        Ok(())
-    }
-
-    /// Says why it goes on no more.
-    fn stopped(&mut self, reason: &str) {
-        let Identity { generation, partition } = self.identity;
-        let shared = &self.shared;
-        let status = &mut self.reported;
-        if status.generation.is_empty() {
-            let last = shared.last_words.get(generation, partition);
-            *status = last.cloned().unwrap_or_default();
-            status.generation = generation.to_string();
-            status.partition = partition.0;
-            status.processor.clone_from(&shared.instance);
-        }
-        status.records_per_second = 0.0;
-        status.error = reason.to_owned();
-        let name = format!("shard-{generation}-{partition}");
-        let state = shared.control.current();
-        if let Some(entry) = state.generations().get(&generation) {
-            let metrics = shared.metrics.shard(&entry.view, &self.identity);
-            metrics.stopped(true);
-            self.halted = Some(metrics);
-        }
-        let condition = self.condition.get_or_insert_with(|| shared.health.condition(name));
-        condition.not_ready(format!("{} has stopped: {reason}", self.identity));
-        shared.reports.send(status);
-    }
-
-    /// Publishes what this generation owns and has not published: nobody else ever will.
-    fn drain(&mut self, state: &ControlState, shutdown: &Shutdown) -> Result<(), Trouble> {
-        let Identity { generation, partition } = self.identity;
-        let windows = state.output_windows(generation, partition);
-        let until = windows.last().and_then(|window| window.until);
-        let Some(until) =
-            until.filter(|_| layout::shard_dir(&self.shared.data, generation, partition).exists())
-        else {
-            return Ok(());
-        };
-        let mut work = self.open(state)?;
-        let permit = Permit { windows, muted_at: None };
-        let orders = Orders { hold_at: Some(until), checkpoints: Vec::new(), permit };
-        while !shutdown.is_cancelled() && work.published()? < until {
-            work.step(&orders)?;
-        }
-        work.close()
-    }
-
-    fn delete(&mut self, state: &ControlState, shutdown: &Shutdown) -> Result<End, Trouble> {
-        match self.drain(state, shutdown) {
-            Err(trouble) if trouble.remedy == Remedy::Retry => return Err(trouble),
-            // It will not get better, and the shard is to go.
-            Err(trouble) => {
-                tracing::error!(shard = %self.identity, reason = trouble.reason, "shard deleted before all of its outputs were published");
-            }
-            Ok(()) if shutdown.is_cancelled() => return Ok(End::Stopped),
-            Ok(()) => {}
-        }
-        let (data, Identity { generation, partition }) = (&self.shared.data, self.identity);
-        layout::remove(&layout::checkpoint_dir(data, generation, partition, ""))?;
-        layout::remove(&layout::shard_dir(data, generation, partition))?;
-        // The last shard to go takes the generation's directories along; the others find them full.
-        let _ = std::fs::remove_dir(layout::state_dir(data, generation));
-        let _ = std::fs::remove_dir(layout::checkpoints_dir(data, generation));
-        self.shared.reports.forget(generation, partition);
-        tracing::info!(shard = %self.identity, "shard deleted");
-        Ok(End::Deleted)
+        Ok(Permit { windows, muted_at: self.muted.as_ref().map(|(_, at)| *at) })
     }
 }
 
-/// Whether there is anything of the shard to be deleted.
-pub(crate) fn exists(data: &std::path::Path, identity: &Identity) -> bool {
-    let Identity { generation, partition } = *identity;
-    layout::shard_dir(data, generation, partition).exists()
-        || layout::checkpoint_dir(data, generation, partition, "").exists()
+/// What follows an error.
+enum After {
+    Again,
+    /// Nothing, until a person acts or the shard is somebody else's.
+    Halt,
+    End,
+}
+
+/// What follows a round.
+enum Next {
+    Round,
+    Stop,
+    Delete,
+}
+
+/// For which swap the shard publishes nothing more, by its status, and from where on.
+fn muted(status: &ShardStatus) -> Option<(SwapId, Offset)> {
+    let swap = Some(status.muted_for.as_str()).filter(|swap| !swap.is_empty())?;
+    Some((SwapId::from(swap), Offset(status.muted_at)))
+}
+
+/// Removes what this disk has of the shard.
+pub(crate) fn remove_local(data: &Path, shard: &Identity) -> Result<(), headwater_state::Error> {
+    let Identity { generation, partition } = *shard;
+    layout::remove(&layout::checkpoint_dir(data, generation, partition, ""))?;
+    layout::remove(&handover::directory(data, shard))?;
+    restore::remove_copies(&layout::shard_dir(data, generation, partition))?;
+    // The last shard to go takes the generation's directories along; the others find them full.
+    let _ = std::fs::remove_dir(layout::state_dir(data, generation));
+    let _ = std::fs::remove_dir(layout::checkpoints_dir(data, generation));
+    if let Some(uploads) = handover::directory(data, shard).parent() {
+        let _ = std::fs::remove_dir(uploads);
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `[query]`: how fresh, how long and how much.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use headwater_service::config::ByteSize;
@@ -56,6 +56,11 @@ pub struct Config {
     /// Scans at a time, those of SQL queries and watchers included. Each holds a thread.
     pub max_scans: NonZeroUsize,
 
+    /// Scans that this instance reads for other instances at a time: of shards that are on its disk and not
+    /// on theirs. Each holds a thread. One more is refused, and its asker tries another instance that shares
+    /// the directory, or again until its deadline.
+    pub max_forwarded: NonZeroUsize,
+
     /// The longest SQL text.
     pub max_sql: ByteSize,
 
@@ -66,6 +71,10 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub watch_interval: Duration,
+
+    /// A directory for what readers write beside the shards: small log files. Set it where the data directory,
+    /// which belongs to a processor, cannot be written. Without it they lie below the data directory.
+    pub scratch: Option<PathBuf>,
 }
 
 const fn nonzero(number: usize) -> NonZeroUsize {
@@ -84,9 +93,11 @@ impl Default for Config {
             write_buffer: ByteSize::mib(16),
             max_queries: nonzero(16),
             max_scans: nonzero(64),
+            max_forwarded: nonzero(128),
             max_sql: ByteSize::kib(64),
             batch_rows: nonzero(1024),
             watch_interval: Duration::from_millis(100),
+            scratch: None,
         }
     }
 }

@@ -2,15 +2,23 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use headwater_engine::read::{MergedScan, OutputBatch};
-use headwater_state::{KeyRange, RowScan, ShardReader};
+use headwater_engine::{
+    ViewPlan,
+    read::{MergedScan, OutputBatch, ShardRows},
+};
+use headwater_state::{Row, RowScan};
 use headwater_types::{GenerationId, Offset, PartitionId};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
-use crate::{error::Error, generation::Generation, shard::Held};
+use crate::{
+    error::Error,
+    generation::Generation,
+    session::PeerRows,
+    shard::{Held, Reads, Rest},
+};
 
 /// Batches that wait for whoever reads slower than the thread scans.
 const READ_AHEAD: usize = 2;
@@ -44,6 +52,12 @@ impl Scans {
         Self { what, permits: Arc::new(Semaphore::new(limit)), limit }
     }
 
+    /// A permit, if there is one now.
+    pub(crate) fn permit_now(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let busy = |_| Error::Busy { what: self.what, limit: self.limit };
+        self.permits.clone().try_acquire_owned().map_err(busy)
+    }
+
     /// A permit for each of `count` cursors, all or none: two requests never wait for each other.
     pub(crate) async fn permits(
         &self,
@@ -64,11 +78,13 @@ impl Scans {
 /// What a cursor reads.
 pub(crate) struct Selection {
     pub generation: Arc<Generation>,
-    pub range: KeyRange,
+    /// What the shards were held for.
+    pub reads: Arc<Reads>,
+    /// Which of its scans has the rows.
+    pub scan: usize,
+    /// Which of its scans says the rows that changed, if only those are wanted.
+    pub changes: Option<usize>,
     pub batch_rows: usize,
-    /// Only rows that a record at or behind the position of its partition changed; one position per
-    /// shard.
-    pub changed_since: Option<Vec<Offset>>,
     /// When the thread gives up, whether or not somebody still wants the rows.
     pub until: Instant,
 }
@@ -80,14 +96,13 @@ impl Cursor {
         selection: Selection,
         held: &[Held],
     ) -> Result<Self, Error> {
-        let readers: Readers =
-            held.iter().map(|held| (held.partition, held.reader.clone())).collect();
+        let shards: Shards = held.iter().map(|held| (held.partition, held.rest())).collect();
         let (opened, is_open) = oneshot::channel();
         let (sender, batches) = mpsc::channel(READ_AHEAD);
         let (handle, until) = (Handle::current(), selection.until);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            scan(&selection, &readers, opened, &Sender { sender, handle, until });
+            scan(&selection, &shards, opened, &Sender { sender, handle, until });
         });
         is_open.await.map_err(|_| Error::Panicked)?;
         Ok(Self { batches, until, ended: false })
@@ -138,25 +153,72 @@ impl Sender {
     }
 }
 
-type Readers = Vec<(PartitionId, Arc<ShardReader>)>;
+type Shards = Vec<(PartitionId, Rest)>;
 
-fn scan(selection: &Selection, readers: &Readers, opened: oneshot::Sender<()>, sender: &Sender) {
-    let open = || {
-        readers
-            .iter()
-            .map(|(_, reader)| reader.view().scan(selection.range.clone()))
-            .collect::<Vec<_>>()
+/// The rows of one shard, wherever it is.
+enum ShardScan<'a> {
+    Disk { rows: RowScan<'a>, generation: GenerationId, partition: PartitionId },
+    Peer(PeerRows),
+}
+
+impl ShardScan<'_> {
+    fn next(&mut self) -> Option<Result<Row<'_>, Error>> {
+        match self {
+            Self::Disk { rows, generation, partition } => {
+                let (generation, partition) = (*generation, *partition);
+                let failed = |source| Error::State { generation, partition, source };
+                rows.next().map(|row| row.map_err(failed))
+            }
+            Self::Peer(rows) => rows.next(),
+        }
+    }
+}
+
+/// Why rows cannot be merged.
+enum ScanError {
+    Rows(Error),
+    Merge(headwater_engine::Error),
+}
+
+impl From<headwater_engine::Error> for ScanError {
+    fn from(error: headwater_engine::Error) -> Self {
+        Self::Merge(error)
+    }
+}
+
+impl ShardRows for ShardScan<'_> {
+    type Error = ScanError;
+
+    fn next_row(&mut self, _: &ViewPlan) -> Option<Result<Row<'_>, ScanError>> {
+        self.next().map(|row| row.map_err(ScanError::Rows))
+    }
+}
+
+fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sender: &Sender) {
+    let Selection { generation, reads, until, .. } = selection;
+    let open = |number: usize| -> Vec<ShardScan<'_>> {
+        let shards = shards.iter().map(|(partition, rest)| match rest {
+            Rest::Disk(reader) => ShardScan::Disk {
+                rows: reader.view().scan(reads.scans[number].range.clone()),
+                generation: generation.id,
+                partition: *partition,
+            },
+            Rest::Peer(session) => {
+                let (session, handle) = (session.clone(), sender.handle.clone());
+                ShardScan::Peer(PeerRows::new(session, number, handle, *until))
+            }
+        });
+        shards.collect()
     };
-    let scans = open();
-    let changes = selection.changed_since.as_ref().map(|since| (since, open()));
+    let scans = open(selection.scan);
+    let changes = selection.changes.map(|number| (number, open(number)));
     if opened.send(()).is_err() {
         return;
     }
-    let generation = &selection.generation;
-    let changed = match changes
-        .map(|(since, scans)| changed_keys(generation.id, readers, since, scans))
-        .transpose()
-    {
+    let changed = changes.map(|(number, scans)| {
+        changed_keys(reads.scans[number].changed_since.as_deref().unwrap_or_default(), scans)
+    });
+    let changed = match changed.transpose() {
         Ok(changed) => changed,
         Err(error) => {
             sender.send(Err(error));
@@ -181,7 +243,8 @@ fn scan(selection: &Selection, readers: &Readers, opened: oneshot::Sender<()>, s
                 Ok(Some(Batch { rows, changed }))
             }
             Ok(None) => Ok(None),
-            Err(source) => Err(Error::engine(&generation.view, source)),
+            Err(ScanError::Rows(error)) => Err(error),
+            Err(ScanError::Merge(source)) => Err(Error::engine(&generation.view, source)),
         };
         let last = !matches!(item, Ok(Some(_)));
         if !sender.send(item) || last {
@@ -191,17 +254,11 @@ fn scan(selection: &Selection, readers: &Readers, opened: oneshot::Sender<()>, s
 }
 
 /// A merged row has changed if one of its parts has, each judged by the positions of its own shard.
-fn changed_keys(
-    generation: GenerationId,
-    readers: &Readers,
-    since: &[Offset],
-    scans: Vec<RowScan<'_>>,
-) -> Result<HashSet<Vec<u8>>, Error> {
+fn changed_keys(since: &[Offset], scans: Vec<ShardScan<'_>>) -> Result<HashSet<Vec<u8>>, Error> {
     let mut changed = HashSet::new();
-    for (((partition, _), since), mut rows) in readers.iter().zip(since).zip(scans) {
-        let failed = |source| Error::State { generation, partition: *partition, source };
+    for (since, mut rows) in since.iter().zip(scans) {
         while let Some(row) = rows.next() {
-            let (key, header, _) = row.map_err(failed)?;
+            let (key, header, _) = row?;
             if header.last_offset >= *since && !changed.contains(key) {
                 changed.insert(key.to_vec());
             }

@@ -77,6 +77,45 @@ pub(crate) enum Error {
         source: headwater_state::Error,
     },
 
+    #[error(
+        "partition {partition} of generation {generation} of view {view} is not on the disk of this instance: \
+         {processor} said last that it keeps it in data directory {directory}, but {problem}; check that {processor} \
+         runs, and that a query instance which shares its data directory runs and can be reached from here at the \
+         address that it advertises"
+    )]
+    Elsewhere {
+        view: String,
+        generation: GenerationId,
+        partition: PartitionId,
+        processor: String,
+        directory: String,
+        problem: String,
+    },
+
+    /// For other instances: they look again where the shard is.
+    #[error("partition {partition} of generation {generation} has moved to another data directory")]
+    Moved { generation: GenerationId, partition: PartitionId },
+
+    /// For other instances: what they know of this one is outdated.
+    #[error("this instance shares data directory {ours:?}, not {asked:?}")]
+    OtherDirectory { asked: String, ours: String },
+
+    #[error("a request to read a shard is wrong: {0}")]
+    ReadShard(String),
+
+    /// Another instance failed, or its answer cannot be used.
+    #[error(
+        "partition {partition} of generation {generation} is read by {instance} at {address}, which says: {message}"
+    )]
+    Peer {
+        generation: GenerationId,
+        partition: PartitionId,
+        instance: String,
+        address: String,
+        code: Code,
+        message: String,
+    },
+
     #[error("partition {partition} of generation {generation}: {source}")]
     State {
         generation: GenerationId,
@@ -147,6 +186,17 @@ impl Error {
         Self::Engine { view: view.to_string(), source }
     }
 
+    /// Whether the same shard may be read a moment later: its processor may be about to create it, its
+    /// directory may be about to go or to come, or the instance that has it.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "all others say no")]
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::NoState { .. } | Self::Elsewhere { .. } => true,
+            Self::State { source, .. } => source.remedy() == Remedy::Retry,
+            _ => false,
+        }
+    }
+
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::UnknownView { .. } | Self::UnknownGeneration { .. } => Code::NotFound,
@@ -161,12 +211,18 @@ impl Error {
             | Self::PageTokenOutdated { .. }
             | Self::NotASelect { .. }
             | Self::SqlTooLong { .. }
+            | Self::ReadShard(_)
             | Self::Sql(_) => Code::InvalidArgument,
             Self::NotReached { .. } | Self::TooLong => Code::DeadlineExceeded,
-            Self::NoState { .. } | Self::Control(_) | Self::ShuttingDown => Code::Unavailable,
+            Self::NoState { .. }
+            | Self::Elsewhere { .. }
+            | Self::Moved { .. }
+            | Self::Control(_)
+            | Self::ShuttingDown => Code::Unavailable,
+            Self::OtherDirectory { .. } => Code::NotFound,
             Self::State { source, .. } => remedy_code(source.remedy()),
             Self::Engine { source, .. } => remedy_code(source.remedy()),
-            Self::Carried { code, .. } => *code,
+            Self::Carried { code, .. } | Self::Peer { code, .. } => *code,
             Self::Definition { .. } | Self::Encode(_) | Self::Panicked => Code::Internal,
             Self::Memory(_) | Self::Busy { .. } => Code::ResourceExhausted,
         }

@@ -14,13 +14,15 @@ use headwater_control::{ControlState, GenerationEntry, Role};
 use headwater_engine::plan::ViewPlan;
 use headwater_log::Log;
 use headwater_proto::common::v1::Column;
-use headwater_state::{Identity, Options, layout};
+use headwater_state::{Identity, Options};
 use headwater_types::{GenerationId, Name, Offset, PartitionId, StreamDefinition};
 use parking_lot::{Mutex, RwLock};
-use prometheus_client::metrics::histogram::Histogram;
 
 use crate::{
     error::Error,
+    metrics::Metrics,
+    peers::Peers,
+    places::Places,
     shard::LiveShard,
     value::{self, KeyShape},
 };
@@ -97,12 +99,17 @@ impl Served {
 
 /// Where shards are, and what they are read with.
 pub(crate) struct Source {
+    /// The directory whose shards are on our disk.
     pub data: PathBuf,
+    /// For what readers write.
+    pub scratch: PathBuf,
     pub instance: String,
     pub options: Options,
     /// What shards are made from: a shard that has all of it cannot be behind.
     pub log: Arc<dyn Log>,
-    pub catch_up_seconds: Histogram,
+    pub places: Arc<Places>,
+    pub peers: Peers,
+    pub metrics: Metrics,
 }
 
 /// Every generation that was asked for and is not retired, and what was served of each view.
@@ -115,9 +122,9 @@ pub(crate) struct Library {
 }
 
 impl Library {
-    pub(crate) fn new(source: Source) -> Self {
+    pub(crate) fn new(source: Arc<Source>) -> Self {
         Self {
-            source: Arc::new(source),
+            source,
             generations: RwLock::default(),
             planning: tokio::sync::Mutex::default(),
             served: Mutex::default(),
@@ -165,10 +172,18 @@ impl Library {
             tracing::info!(view = %generation.view, generation = %generation.id, "generation closed");
             for shard in &generation.shards {
                 shard.close();
-                let Source { data, instance, .. } = &*self.source;
-                let scratch = layout::reader_dir(data, instance, generation.id, shard.partition());
-                // What is left is a few log files of RocksDB; the next start removes them.
-                let _ = std::fs::remove_dir_all(scratch);
+            }
+        }
+    }
+
+    /// Closes the readers of copies that were left behind; all of them if our directory is another one now.
+    pub(crate) fn close_moved(&self, all: bool) {
+        let generations: Vec<_> = self.generations.read().values().cloned().collect();
+        for shard in generations.iter().flat_map(|generation| &generation.shards) {
+            if all {
+                shard.close();
+            } else {
+                shard.close_if_moved();
             }
         }
     }

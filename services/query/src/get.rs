@@ -3,7 +3,13 @@
 use headwater_engine::read;
 use headwater_proto::query::v1::{DescribeRequest, DescribeResponse, GetRequest, GetResponse};
 
-use crate::{Service, error::Error, pin::Pin, shard::Held, value};
+use crate::{
+    Service,
+    error::Error,
+    pin::Pin,
+    shard::{Held, Reads},
+    value,
+};
 
 impl Service {
     pub(crate) async fn get(&self, request: &GetRequest) -> Result<GetResponse, Error> {
@@ -13,9 +19,11 @@ impl Service {
         let parts = pin.generation.key.whole(&request.key)?;
         let key = read::encode_key(plan, &parts)?;
         // A row whose key names its partition is in one shard: the others need not even be fresh.
-        let held = pin.hold(read::stream_key_partition(plan, &parts)).await?;
+        let only = read::stream_key_partition(plan, &parts);
+        let reads = Reads { key: Some(key), ..Reads::default() };
+        let held = pin.hold(only, &reads).await?;
         self.metrics.staleness(&held);
-        row(&pin, &key, &held)
+        row(&pin, &reads.key.unwrap_or_default(), &held)
     }
 
     pub(crate) async fn describe(
@@ -24,13 +32,13 @@ impl Service {
     ) -> Result<DescribeResponse, Error> {
         let wish = self.wish(request.freshness.as_ref())?;
         let pin = self.pin(&request.view, &wish).await?;
-        let held = pin.hold(None).await?;
+        let held = pin.hold(None, &Reads::default()).await?;
         Ok(DescribeResponse {
             columns: pin.generation.columns.clone(),
             key: pin.generation.key.names(),
             stream: pin.generation.stream.name.to_string(),
             sql: pin.generation.view_sql.clone(),
-            provenance: Some(pin.provenance_of(&held)),
+            provenance: Some(pin.provenance(&held)),
         })
     }
 }
@@ -39,15 +47,8 @@ impl Service {
 fn row(pin: &Pin, key: &[u8], held: &[Held]) -> Result<GetResponse, Error> {
     let generation = &pin.generation;
     let mut payloads = Vec::with_capacity(held.len());
-    let mut reached = Vec::with_capacity(held.len());
-    for Held { partition, reader, .. } in held {
-        let view = reader.view();
-        reached.push((*partition, view.progress()));
-        let found = view.get(key).map_err(|source| Error::State {
-            generation: generation.id,
-            partition: *partition,
-            source,
-        })?;
+    for held in held {
+        let found = held.row(generation.id, key)?;
         payloads.extend(found.map(|(header, payload)| (header.last_offset, payload)));
     }
     let row = if payloads.is_empty() {
@@ -59,6 +60,6 @@ fn row(pin: &Pin, key: &[u8], held: &[Held]) -> Result<GetResponse, Error> {
             .map_err(|source| Error::engine(&generation.view, source))?;
         value::rows(&merged.batch)?.pop()
     };
-    let provenance = pin.provenance(&reached);
+    let provenance = pin.provenance(held);
     Ok(GetResponse { columns: generation.columns.clone(), row, provenance: Some(provenance) })
 }

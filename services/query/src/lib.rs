@@ -1,13 +1,16 @@
 //! The query service: answers from the state of the views, and says how fresh each answer is.
 //!
 //! It reads the shard databases as secondaries, so a heavy query cannot stall processing, and an answer
-//! does not need the processor to be running.
+//! does not need the processor to be running. It has the data directory of one processor on its disk; shards
+//! that other processors own it asks of an instance that shares their directory, one hop and never two.
 //!
 //! ```text
 //!  control topic ─► which generation serves a view
 //!                          │ pinned once per request
 //!  Get, Scan, Query, ──► pin ──► hold every shard at a commit ──► merge by key ──► rows, provenance
 //!  Describe, Watch                 (caught up on demand)
+//!                           ▲                  ▲
+//!  status topic ─► where each shard is    ReadShard of peers
 //! ```
 //!
 //! # Laws
@@ -17,7 +20,8 @@
 //! 2. *One state*: all that an answer reads of a shard, however often it reads it, is the state at the
 //!    one offset that it names.
 //! 3. *Asked and served*: an answer contains every event of the tokens that its request presented.
-//!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived.
+//!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived, by
+//!    whichever processor owned the shard then: a copy that was left behind is not read.
 //! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never falls,
 //!    across swaps and undos too, for as long as this instance runs. After a restart, tokens do the
 //!    same. Answers for which a generation was named do not count and are not bound.
@@ -27,34 +31,46 @@
 //! What rows are visible is `headwater-state`'s business, how partial rows merge `headwater-engine`'s.
 //! This crate and `headwater-sql` alone know DataFusion.
 
+mod announce;
 mod config;
 mod cursor;
 mod error;
 mod generation;
 mod get;
 mod metrics;
+mod peers;
 mod pin;
+mod places;
 mod rpc;
 mod scan;
+mod serve;
+mod service;
+mod session;
 mod shard;
 mod sql;
 mod table;
 mod value;
 mod watch;
+mod wire;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use datafusion::execution::SessionState;
-use headwater_proto::query::v1::query_service_server::QueryServiceServer;
+use headwater_proto::query::v1::{
+    query_service_server::QueryServiceServer, shard_service_server::ShardServiceServer,
+};
 use headwater_service::{Node, OnFailure, Shutdown, follow::ControlView};
 use headwater_state::{Cache, Options, layout};
 
 pub use crate::config::Config;
 use crate::{
+    announce::Announcement,
     cursor::Scans,
     generation::{Library, Source},
     metrics::Metrics,
+    peers::Peers,
+    places::Places,
     rpc::Rpc,
 };
 
@@ -70,17 +86,22 @@ pub struct Query {
 struct Service {
     config: Config,
     control: ControlView,
+    places: Arc<Places>,
+    source: Arc<Source>,
     library: Library,
     session: Arc<SessionState>,
     scans: Scans,
     queries: Scans,
+    /// Scans for other instances.
+    forwarded: Scans,
     metrics: Metrics,
     shutdown: Shutdown,
     instance: Arc<str>,
 }
 
 impl Query {
-    /// Follows the control plane and answers from the shards below `node.data`.
+    /// Follows the control plane and answers from the shards below `node.data`, and through other instances
+    /// from those that are elsewhere.
     ///
     /// # Errors
     ///
@@ -88,13 +109,18 @@ impl Query {
     #[allow(clippy::unused_async, reason = "every service starts alike")]
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
+        let began = Instant::now();
+        let scratch = config.scratch.clone().unwrap_or_else(|| node.data.clone());
         // What readers keep beside the primary's files is of no use to the next process.
-        layout::remove(&layout::readers_dir(&node.data, &node.instance))
+        layout::remove(&layout::readers_dir(&scratch, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
         let control = ControlView::start(&node.log, &node.tasks)?;
         let metrics = Metrics::new(&node.metrics);
-        let source = Source {
+        let places = Arc::new(Places::new(node, control.clone(), began));
+        let instance: Arc<str> = node.instance.as_str().into();
+        let source = Arc::new(Source {
             data: node.data.clone(),
+            scratch,
             instance: node.instance.clone(),
             options: Options {
                 cache: Cache::new(config.block_cache.bytes()),
@@ -102,17 +128,22 @@ impl Query {
                 ..Options::default()
             },
             log: node.log.clone(),
-            catch_up_seconds: metrics.catch_up.clone(),
-        };
+            places: places.clone(),
+            peers: Peers::new(instance.clone()),
+            metrics: metrics.clone(),
+        });
         let service = Arc::new(Service {
-            control,
-            library: Library::new(source),
+            control: control.clone(),
+            places,
+            library: Library::new(source.clone()),
+            source,
             session: Arc::new(sql::session(&config)?),
             scans: Scans::new("scans", config.max_scans.get()),
             queries: Scans::new("SQL queries", config.max_queries.get()),
+            forwarded: Scans::new("scans for other instances", config.max_forwarded.get()),
             metrics,
             shutdown: node.tasks.shutdown(),
-            instance: node.instance.as_str().into(),
+            instance,
             config,
         });
         let condition = node.health.condition("query");
@@ -126,16 +157,28 @@ impl Query {
                 }
             }
         });
+        if !service.places.alone() {
+            let (service, node) = (service.clone(), node.clone());
+            node.clone().tasks.spawn("query-neighbours", OnFailure::restart(), move |shutdown| {
+                let announcement = Announcement::new(&node, control.clone());
+                service.clone().keep_neighbours(announcement, shutdown)
+            });
+        }
         Ok(Self { service })
     }
 
     /// Adds the gRPC services.
     pub fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
         routes.add_service(QueryServiceServer::new(Rpc(self.service.clone())));
+        routes.add_service(ShardServiceServer::new(Rpc(self.service.clone())));
     }
 }
 
 impl Service {
+    fn peers(&self) -> &Peers {
+        &self.source.peers
+    }
+
     /// Plans what serves before it is asked for, and closes what is retired.
     async fn follow(&self, ready: impl Fn()) -> anyhow::Result<()> {
         let mut control = self.control.clone();

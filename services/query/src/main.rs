@@ -1,8 +1,5 @@
 //! The query service as a process of its own.
 
 fn main() -> std::process::ExitCode {
-    headwater_service::service_main::<headwater_query::Config>(
-        "query",
-        "Answers queries from the state of the views",
-    )
+    headwater_service::service_main::<headwater_query::Query>()
 }

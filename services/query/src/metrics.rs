@@ -9,7 +9,7 @@ use prometheus_client::{
         histogram::{Histogram, exponential_buckets},
     },
 };
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::shard::Held;
 
@@ -24,6 +24,11 @@ struct Outcome {
     code: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ForwardedOutcome {
+    code: &'static str,
+}
+
 /// What the query service counts and measures.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -31,6 +36,8 @@ pub(crate) struct Metrics {
     seconds: Family<Method, Histogram>,
     rows: Family<Method, Counter>,
     staleness: Histogram,
+    forwarded: Family<ForwardedOutcome, Counter>,
+    forwarded_seconds: Histogram,
     pub catch_up: Histogram,
 }
 
@@ -55,6 +62,17 @@ impl Metrics {
                 "Time that a shard's reader took to catch up with its processor",
                 Histogram::new(exponential_buckets(0.000_05, 2.0, 16)),
             ),
+            forwarded: registry.register(
+                "query_forwarded_reads",
+                "Shards that another instance was asked for, by outcome; what it answers others counts as its \
+                 requests of the method read_shard",
+                Family::default(),
+            ),
+            forwarded_seconds: registry.register(
+                "query_forwarded_read_seconds",
+                "Time until another instance had opened a shard or refused, its waits included",
+                Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
+            ),
             staleness: registry.register(
                 "query_staleness_seconds",
                 "How long before an answer its shards had last been caught up with, per shard read",
@@ -64,9 +82,16 @@ impl Metrics {
     }
 
     pub(crate) fn staleness(&self, held: &[Held]) {
-        for held in held {
-            self.staleness.observe(held.caught_up.elapsed().as_secs_f64());
+        for caught_up in held.iter().filter_map(Held::caught_up) {
+            self.staleness.observe(caught_up.elapsed().as_secs_f64());
         }
+    }
+
+    /// A read was forwarded, and its shard opened or not.
+    pub(crate) fn forwarded(&self, began: Instant, outcome: Result<(), &Status>) {
+        let code = outcome.map_or_else(Status::code, |()| Code::Ok);
+        self.forwarded.get_or_create(&ForwardedOutcome { code: code_name(code) }).inc();
+        self.forwarded_seconds.observe(began.elapsed().as_secs_f64());
     }
 
     pub(crate) fn begin(&self, method: &'static str) -> Measured {

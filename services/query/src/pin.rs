@@ -9,14 +9,13 @@ use std::{
 
 use headwater_control::ControlState;
 use headwater_proto::query::v1::{Freshness, PartitionFreshness, Provenance};
-use headwater_state::Progress;
 use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId, Token};
 
 use crate::{
     Service,
     error::Error,
     generation::{Generation, Served, is_readable},
-    shard::{Held, Wanted},
+    shard::{Held, Reads, Wanted},
 };
 
 /// A request's freshness, checked and with its times fixed.
@@ -41,9 +40,6 @@ pub(crate) struct Pin {
     instance: Arc<str>,
 }
 
-/// How far each shard of an answer is, by partition.
-pub(crate) type Reached = Vec<(PartitionId, Progress)>;
-
 impl Service {
     pub(crate) fn wish(&self, freshness: Option<&Freshness>) -> Result<Wish, Error> {
         let now = Instant::now();
@@ -65,19 +61,30 @@ impl Service {
         Ok(wish)
     }
 
-    /// The control plane as of now: a swap that was answered before this call is in it.
-    pub(crate) async fn control(&self, deadline: Instant) -> Result<Arc<ControlState>, Error> {
-        let current = tokio::time::timeout_at(deadline.into(), self.control.wait_current());
-        match current.await {
-            Ok(Ok(state)) => Ok(state),
-            Ok(Err(error)) => Err(Error::Control(error.to_string())),
+    /// Waits for all that there is now until a deadline that somebody else has set.
+    pub(crate) fn wish_until(&self, deadline: Instant) -> Wish {
+        Wish { tokens: Vec::new(), generation: None, since: Instant::now(), deadline }
+    }
+
+    /// The control plane as of now: a swap that was answered before this call is in it. And so is, for whoever
+    /// looks at places from now on, each move of a shard that the wish has to see.
+    pub(crate) async fn control(&self, wish: &Wish) -> Result<Arc<ControlState>, Error> {
+        let current = async {
+            let current = async {
+                let state = self.control.wait_current().await;
+                state.map_err(|error| Error::Control(error.to_string()))
+            };
+            tokio::try_join!(current, self.places.know(wish.since))
+        };
+        match tokio::time::timeout_at(wish.deadline.into(), current).await {
+            Ok(outcome) => outcome.map(|(state, ())| state),
             Err(_) => Err(Error::Control("its end was not reached in time".into())),
         }
     }
 
     /// Pins a view's generation and checks that the tokens are for its stream.
     pub(crate) async fn pin(&self, view: &str, wish: &Wish) -> Result<Pin, Error> {
-        let state = self.control(wish.deadline).await?;
+        let state = self.control(wish).await?;
         let pin = self.pin_in(&state, view, wish).await?;
         check_streams(wish, std::slice::from_ref(&pin))?;
         Ok(pin)
@@ -175,27 +182,50 @@ fn named_generation(state: &ControlState, view: &Name, text: &str) -> Result<Gen
 
 impl Pin {
     /// Holds one shard, or all of them in the order of their partitions, each as fresh as was asked for.
-    pub(crate) async fn hold(&self, only: Option<PartitionId>) -> Result<Vec<Held>, Error> {
+    pub(crate) async fn hold(
+        &self,
+        only: Option<PartitionId>,
+        reads: &Reads,
+    ) -> Result<Vec<Held>, Error> {
         let shards = &self.generation.shards;
-        if let Some(shard) = only.and_then(|partition| shards.get(partition.0 as usize)) {
-            return Ok(vec![shard.hold(self.wanted(shard.partition())).await?]);
+        let one = match only {
+            Some(partition) => shards.get(partition.0 as usize),
+            None => shards.first().filter(|_| shards.len() == 1),
+        };
+        if let Some(shard) = one {
+            return Ok(vec![shard.hold(self.wanted(shard.partition()), reads).await?]);
         }
-        let hold = || shards.iter().map(|shard| shard.hold(self.wanted(shard.partition())));
-        if shards.len() > 1 {
-            // First each for itself, so that none is held while another one is waited for.
-            let each = hold().map(|hold| async { hold.await.map(drop) });
-            futures::future::try_join_all(each).await?;
-        }
-        let mut all = Vec::with_capacity(shards.len());
-        for hold in hold() {
-            all.push(hold.await?);
-        }
-        Ok(all)
+        let reached = self.reach(reads).await?;
+        self.hold_reached(reached, reads).await
     }
 
-    /// Waits until [`Pin::hold`] would not have to.
-    pub(crate) async fn reach(&self) -> Result<(), Error> {
-        self.hold(None).await.map(drop)
+    /// Waits for each shard by itself, so that none of our own is held while another one is waited for. Those
+    /// at peers are held from now on: that holds nobody up.
+    pub(crate) async fn reach(&self, reads: &Reads) -> Result<Vec<Option<Held>>, Error> {
+        let each = self.generation.shards.iter().map(|shard| async {
+            let held = shard.hold(self.wanted(shard.partition()), reads).await?;
+            Ok(Some(held).filter(Held::is_elsewhere))
+        });
+        futures::future::try_join_all(each).await
+    }
+
+    /// Holds all shards, once each has been [`Pin::reach`]ed.
+    pub(crate) async fn hold_reached(
+        &self,
+        reached: Vec<Option<Held>>,
+        reads: &Reads,
+    ) -> Result<Vec<Held>, Error> {
+        let mut all = Vec::with_capacity(reached.len());
+        for (shard, reached) in self.generation.shards.iter().zip(reached) {
+            let wanted = self.wanted(shard.partition());
+            let held = match reached {
+                // Another answer may have shown more in the meantime.
+                Some(held) if held.position >= wanted.position => held,
+                Some(_) | None => shard.hold(wanted, reads).await?,
+            };
+            all.push(held);
+        }
+        Ok(all)
     }
 
     fn wanted(&self, partition: PartitionId) -> Wanted {
@@ -210,17 +240,18 @@ impl Pin {
     }
 
     /// Says where an answer comes from. From now on no answer of this view is older.
-    pub(crate) fn provenance(&self, reached: &Reached) -> Provenance {
-        let partitions = reached
+    pub(crate) fn provenance(&self, held: &[Held]) -> Provenance {
+        let partitions = held
             .iter()
-            .map(|(partition, progress)| {
+            .map(|held| {
                 if let Some(served) = &self.served {
-                    served.raise(*partition, progress.position);
+                    served.raise(held.partition, held.position);
                 }
                 PartitionFreshness {
-                    partition: partition.0,
-                    offset: progress.position.0,
-                    watermark_micros: progress.watermark.known().map(|watermark| watermark.0),
+                    partition: held.partition.0,
+                    offset: held.position.0,
+                    watermark_micros: held.watermark.known().map(|watermark| watermark.0),
+                    served_by: held.served_by().unwrap_or_default().to_owned(),
                 }
             })
             .collect();
@@ -231,12 +262,5 @@ impl Pin {
             partitions,
             served_by: self.instance.to_string(),
         }
-    }
-
-    /// As [`Pin::provenance`], of shards that are held.
-    pub(crate) fn provenance_of(&self, held: &[Held]) -> Provenance {
-        self.provenance(
-            &held.iter().map(|held| (held.partition, held.reader.view().progress())).collect(),
-        )
     }
 }

@@ -9,12 +9,14 @@ use std::{
 use futures::Stream;
 use headwater_proto::query::v1::{
     DescribeRequest, DescribeResponse, GetRequest, GetResponse, QueryRequest, QueryResponse,
-    ScanRequest, ScanResponse, WatchRequest, WatchResponse, query_service_server::QueryService,
+    ReadShardRequest, ReadShardResponse, ScanRequest, ScanResponse, WatchRequest, WatchResponse,
+    query_service_server::QueryService, shard_service_server::ShardService,
 };
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{Service, error::Error, metrics::Measured};
 
+#[derive(Clone)]
 pub(crate) struct Rpc(pub Arc<Service>);
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -62,6 +64,19 @@ impl QueryService for Rpc {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let measured = self.0.metrics.begin("watch");
         streamed(measured, self.0.watch(request.get_ref()).await, |part| part.rows.len())
+    }
+}
+
+#[tonic::async_trait]
+impl ShardService for Rpc {
+    type ReadShardStream = BoxStream<ReadShardResponse>;
+
+    async fn read_shard(
+        &self,
+        request: Request<Streaming<ReadShardRequest>>,
+    ) -> Result<Response<Self::ReadShardStream>, Status> {
+        let measured = self.0.metrics.begin("read_shard");
+        streamed(measured, self.0.read_shard(request.into_inner()).await, |_| 0)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     cursor::{Cursor, Selection},
     error::Error,
     generation::Generation,
+    shard::{ReadScan, Reads},
     value,
 };
 
@@ -38,24 +39,30 @@ impl Service {
         let range = range(request, &generation, &windows)?;
 
         let permit = self.scans.permits(1, wish.deadline).await?.pop().ok_or(Error::Panicked)?;
-        let held = pin.hold(None).await?;
-        self.metrics.staleness(&held);
         let page_size = (request.page_size > 0).then_some(request.page_size);
         let batch_rows = self.config.batch_rows.get();
+        let batch_rows = page_size
+            .map_or(batch_rows, |size| batch_rows.min(usize::try_from(size).unwrap_or(usize::MAX)));
+        let reads = Reads {
+            // One more row says whether there is another page.
+            scans: vec![ReadScan { range, changed_since: None, first_rows: batch_rows + 1 }],
+            duration: self.config.max_duration,
+            ..Reads::default()
+        };
+        let held = pin.hold(None, &reads).await?;
+        self.metrics.staleness(&held);
         let selection = Selection {
             generation: generation.clone(),
-            range,
-            // One more row says whether there is another page.
-            batch_rows: page_size.map_or(batch_rows, |size| {
-                batch_rows.min(usize::try_from(size).unwrap_or(usize::MAX))
-            }),
-            changed_since: None,
+            reads: Arc::new(reads),
+            scan: 0,
+            changes: None,
+            batch_rows,
             until: Instant::now() + self.config.max_duration,
         };
         let cursor = Cursor::open(permit, selection, &held).await?;
         let first = ScanResponse {
             columns: generation.columns.clone(),
-            provenance: Some(pin.provenance_of(&held)),
+            provenance: Some(pin.provenance(&held)),
             ..ScanResponse::default()
         };
         let pages = Pages {

@@ -39,7 +39,8 @@ use crate::{
     error::Error,
     pin::{Pin, Wish, check_streams, unknown_view},
     scan::{MESSAGE_BYTES, split},
-    table::{Slots, ViewTable},
+    shard::{ReadScan, Reads},
+    table::{Slot, Slots, ViewTable},
     value,
 };
 
@@ -178,7 +179,7 @@ impl Service {
         wish: &Wish,
     ) -> Result<(Vec<Pin>, BTreeMap<String, usize>), Error> {
         let references = self.session.resolve_table_references(statement).map_err(sql_error)?;
-        let control = self.control(wish.deadline).await?;
+        let control = self.control(wish).await?;
         let mut pins: Vec<Pin> = Vec::new();
         let mut tables = BTreeMap::new();
         for reference in references {
@@ -231,29 +232,50 @@ impl Service {
     ) -> Result<Vec<headwater_proto::query::v1::Provenance>, Error> {
         let slots = slots.alive();
         let mut permits = self.scans.permits(slots.len(), wish.deadline).await?;
-        if pins.len() > 1 {
-            // As in `Pin::hold`: first each view for itself, so that none is held while another is waited for.
-            futures::future::try_join_all(pins.iter().map(Pin::reach)).await?;
-        }
+        let batch_rows = self.config.batch_rows.get();
+        let reads: Vec<Arc<Reads>> = (0..pins.len())
+            .map(|view| {
+                let scan = |slot: &Arc<Slot>| ReadScan {
+                    range: slot.range.clone(),
+                    changed_since: None,
+                    first_rows: batch_rows,
+                };
+                Arc::new(Reads {
+                    scans: slots.iter().filter(|slot| slot.view == view).map(scan).collect(),
+                    duration: until.saturating_duration_since(Instant::now()),
+                    ..Reads::default()
+                })
+            })
+            .collect();
+        // As in `Pin::hold`: first each view for itself, so that none is held while another is waited for.
         let mut held = Vec::with_capacity(pins.len());
-        for pin in pins {
-            held.push(pin.hold(None).await?);
+        if let ([pin], [reads]) = (pins, reads.as_slice()) {
+            held.push(pin.hold(None, reads).await?);
+        } else {
+            let reach = pins.iter().zip(&reads).map(|(pin, reads)| pin.reach(reads));
+            let reached = futures::future::try_join_all(reach).await?;
+            for ((pin, reads), reached) in pins.iter().zip(&reads).zip(reached) {
+                held.push(pin.hold_reached(reached, reads).await?);
+            }
         }
+        let mut scans = vec![0; pins.len()];
         for slot in slots {
             let Some(permit) = permits.pop() else { return Err(Error::Panicked) };
             let selection = Selection {
                 generation: pins[slot.view].generation.clone(),
-                range: slot.range.clone(),
-                batch_rows: self.config.batch_rows.get(),
-                changed_since: None,
+                reads: reads[slot.view].clone(),
+                scan: scans[slot.view],
+                changes: None,
+                batch_rows,
                 until,
             };
+            scans[slot.view] += 1;
             slot.fill(Cursor::open(permit, selection, &held[slot.view]).await?);
         }
         for held in &held {
             self.metrics.staleness(held);
         }
-        Ok(pins.iter().zip(&held).map(|(pin, held)| pin.provenance_of(held)).collect())
+        Ok(pins.iter().zip(&held).map(|(pin, held)| pin.provenance(held)).collect())
     }
 }
 

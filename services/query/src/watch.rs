@@ -22,6 +22,7 @@ use crate::{
     cursor::{Batch, Cursor, Selection},
     error::Error,
     scan::split,
+    shard::{Held, ReadScan, Reads},
     value,
 };
 
@@ -63,8 +64,25 @@ struct Watcher {
     rest: Duration,
 }
 
+/// All rows, and after them those that changed since the positions.
+fn reads(service: &Service, reading: bool, since: Option<Vec<Offset>>) -> Reads {
+    let scan = |changed_since| ReadScan {
+        range: KeyRange::all(),
+        changed_since,
+        first_rows: service.config.batch_rows.get(),
+    };
+    let mut scans = Vec::new();
+    if reading {
+        scans.push(scan(None));
+        scans.extend(since.map(|since| scan(Some(since))));
+    }
+    Reads { scans, duration: service.config.max_duration, ..Reads::default() }
+}
+
 struct Sending {
     cursor: Cursor,
+    /// What was looked at before: if this is not sent to its end, all of it is sent again.
+    before: Option<(GenerationId, Vec<Offset>)>,
     provenance: Provenance,
     began: Instant,
 }
@@ -77,12 +95,18 @@ impl Watcher {
                 return Ok(response);
             }
             if let Some(sending) = &mut self.sending {
-                match sending.cursor.next().await.transpose()? {
-                    Some(batch) => self.take(&batch)?,
-                    None => {
+                match sending.cursor.next().await.transpose() {
+                    Ok(Some(batch)) => self.take(&batch)?,
+                    Ok(None) => {
                         self.rest = sending.began.elapsed() * REST;
                         self.sending = None;
                     }
+                    // An instance that read a shard for us has ended: another one will.
+                    Err(error) if error.code() == Code::Unavailable => {
+                        tracing::debug!(view = self.view, %error, "a watcher begins a look again");
+                        self.seen = self.sending.take().and_then(|sending| sending.before);
+                    }
+                    Err(error) => return Err(error),
                 }
                 continue;
             }
@@ -111,34 +135,43 @@ impl Watcher {
         let wish = service.wish(None)?;
         let pin = service.pin(&self.view, &wish).await?;
         let permit = service.scans.permits(1, wish.deadline).await?.pop().ok_or(Error::Panicked)?;
-        let held = pin.hold(None).await?;
-        let positions: Vec<Offset> =
-            held.iter().map(|held| held.reader.view().progress().position).collect();
         let id = pin.generation.id;
+        let positions_of =
+            |held: &[Held]| held.iter().map(|held| held.position).collect::<Vec<Offset>>();
         let before = match &self.seen {
-            Some((generation, before)) if *generation == id && *before == positions => {
-                return Ok(());
+            Some((generation, before)) if *generation == id => {
+                // Mostly nothing has changed: then no peer needs to open any scan.
+                let held = pin.hold(None, &Reads::default()).await?;
+                if *before == positions_of(&held) {
+                    return Ok(());
+                }
+                Some(before.clone())
             }
-            Some((generation, before)) if *generation == id => Some(before.clone()),
             Some(_) | None => None,
         };
         let first_look = self.seen.is_none();
-        let provenance = pin.provenance_of(&held);
+        let reading = before.is_some() || !first_look || self.all;
+        let reads = Arc::new(reads(service, reading, before.clone()));
+        let held = pin.hold(None, &reads).await?;
+        let positions = positions_of(&held);
+        let provenance = pin.provenance(&held);
         if before.is_none() {
             let columns = pin.generation.columns.clone();
             let provenance = Some(provenance.clone());
             self.ready.push_back(WatchResponse { columns, provenance, rows: Vec::new() });
         }
-        if before.is_some() || !first_look || self.all {
+        if reading {
             let selection = Selection {
                 generation: pin.generation.clone(),
-                range: KeyRange::all(),
+                reads,
+                scan: 0,
+                changes: before.map(|_| 1),
                 batch_rows: service.config.batch_rows.get(),
-                changed_since: before,
                 until: Instant::now() + service.config.max_duration,
             };
             let cursor = Cursor::open(permit, selection, &held).await?;
-            self.sending = Some(Sending { cursor, provenance, began: Instant::now() });
+            let before = self.seen.take();
+            self.sending = Some(Sending { cursor, before, provenance, began: Instant::now() });
         }
         self.seen = Some((id, positions));
         Ok(())

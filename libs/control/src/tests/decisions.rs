@@ -122,6 +122,57 @@ fn input_that_was_trimmed_before_it_was_read_fails_the_replay_and_names_the_reco
 }
 
 #[test]
+fn a_shard_that_stops_at_trimmed_input_fails_the_replay_with_the_records_and_live_goes_on() {
+    let mut state = replaying();
+    // The shard learns of it before the coordinator asks the log, and stops.
+    let overtaken =
+        ShardStatus { log_start: 90, error: "offset 70 is trimmed".into(), ..status(1, 1, 70) };
+    let board = board([status(0, 0, 95), status(0, 1, 95), status(1, 0, 95), overtaken]);
+    let [Event::ReplayEnded(end)] = &decided(&state, &board, &ends(0, 10_000), 0)[..] else {
+        panic!()
+    };
+    assert!(end.failed);
+    assert_eq!(
+        end.reason,
+        "records 70 to 90 of partition 1 of stream s were trimmed before the replay had read them: keep them \
+         longer, or start the replay again from what is left"
+    );
+    state.fold(state.position(), &record(Event::ReplayEnded(end.clone()))).unwrap();
+    assert_eq!(
+        (state.views()[&view()].serving, state.generations()[&id(0)].role),
+        (id(0), Role::Serving)
+    );
+    assert_eq!(state.views()[&view()].open_replay, None);
+}
+
+#[test]
+fn a_swap_to_a_generation_whose_input_was_trimmed_is_cancelled_with_the_records() {
+    let mut state = folded([
+        stream_declared(),
+        view_created(0),
+        replay_started("v-1", 1, 0, true),
+        align("v-1"),
+        fence("v-1", [10, 10]),
+        diff("v-1", Verdict::Pass),
+        swap_requested("v-1", 1, 0, 1, false),
+    ]);
+    let serving = |p| ShardStatus { muted_for: "v-1-s1".into(), muted_at: 60, ..status(0, p, 60) };
+    let board = board([serving(0), serving(1), status(1, 0, 60), status(1, 1, 20)]);
+    assert_eq!(decided(&state, &board, &ends(20, 60), 0), [], "it may still come");
+    let [Event::SwapCancelled(cancel)] = &decided(&state, &board, &ends(21, 60), 0)[..] else {
+        panic!()
+    };
+    assert!(
+        cancel.reason.contains("cannot reach the fence: records 20 to 21"),
+        "{}",
+        cancel.reason
+    );
+    state.fold(state.position(), &record(Event::SwapCancelled(cancel.clone()))).unwrap();
+    let ended = decided(&state, &board, &ends(21, 60), 0);
+    assert!(matches!(&ended[..], [Event::ReplayEnded(end)] if end.failed), "{ended:?}");
+}
+
+#[test]
 fn align_begins_only_when_every_new_shard_is_close_and_has_said_so() {
     let state = replaying();
     let cases = [

@@ -43,10 +43,6 @@ impl BatchBuilder {
         let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp);
         let offset_delta = i64::from(self.records);
 
-        let blob_len = |bytes: Option<&[u8]>| match bytes {
-            None => varint::len_signed(-1),
-            Some(bytes) => varint::len_signed(bytes.len() as i64) + bytes.len(),
-        };
         let body = 1
             + varint::len_signed(timestamp_delta)
             + varint::len_signed(offset_delta)
@@ -94,22 +90,52 @@ impl BatchBuilder {
         if records == 0 {
             return None;
         }
-        // A batch of 2 GiB and more does not fit the layout; no log takes one nearly as large.
-        let length = i32::try_from(bytes.len() - 12).unwrap_or(i32::MAX);
-        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(8, &length.to_be_bytes());
-        put(12, &(-1i32).to_be_bytes());
-        put(16, &[2]);
-        put(23, &(records - 1).to_be_bytes());
-        put(27, &base_timestamp.to_be_bytes());
-        put(35, &max_timestamp.to_be_bytes());
-        put(43, &(-1i64).to_be_bytes());
-        put(51, &(-1i16).to_be_bytes());
-        put(53, &(-1i32).to_be_bytes());
-        put(57, &records.to_be_bytes());
-        let checksum = crc32c::crc32c(&bytes[21..]);
-        bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+        seal(&mut bytes, records, records - 1, base_timestamp, max_timestamp);
         Some(EncodedBatch { bytes, records })
+    }
+}
+
+/// Fills in the header of a batch but for its base offset.
+fn seal(
+    bytes: &mut [u8],
+    records: u32,
+    last_offset_delta: u32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+) {
+    fill(bytes, records, last_offset_delta, base_timestamp, max_timestamp);
+    let checksum = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// As [`seal`], without a checksum.
+pub(super) fn fill(
+    bytes: &mut [u8],
+    records: u32,
+    last_offset_delta: u32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+) {
+    // A batch of 2 GiB and more does not fit the layout; no log takes one nearly as large.
+    let length = i32::try_from(bytes.len() - 12).unwrap_or(i32::MAX);
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(8, &length.to_be_bytes());
+    put(12, &(-1i32).to_be_bytes());
+    put(16, &[2]);
+    put(23, &last_offset_delta.to_be_bytes());
+    put(27, &base_timestamp.to_be_bytes());
+    put(35, &max_timestamp.to_be_bytes());
+    put(43, &(-1i64).to_be_bytes());
+    put(51, &(-1i16).to_be_bytes());
+    put(53, &(-1i32).to_be_bytes());
+    put(57, &records.to_be_bytes());
+}
+
+/// The length of a key or value written by [`put_blob`].
+pub(super) fn blob_len(blob: Option<&[u8]>) -> usize {
+    match blob {
+        None => varint::len_signed(-1),
+        Some(blob) => varint::len_signed(blob.len() as i64) + blob.len(),
     }
 }
 

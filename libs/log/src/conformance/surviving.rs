@@ -84,7 +84,7 @@ pub(super) fn a_claim_survives(subject: &dyn Subject) {
     let after = bench.log.writer(&id).expect("a writer can be claimed");
     assert!(after.epoch() > before, "an epoch was given twice: {before} and {}", after.epoch());
     let appended = block_on(after.append(&bench.topic, ZERO, batch(&[keyed("k", "v")])));
-    assert_eq!(appended.expect("the newest claim may write"), at(0));
+    assert_eq!(appended.expect("the newest claim may write").first(), at(0));
 }
 
 pub(super) fn compaction_survives(subject: &dyn Subject) {

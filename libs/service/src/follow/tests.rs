@@ -1,6 +1,9 @@
 use headwater_control::status_key;
 use headwater_log::{BatchBuilder, MemoryLog};
-use headwater_proto::control::v1::{StreamDeclared, control_record::Event};
+use headwater_proto::{
+    control::v1::{StreamDeclared, control_record::Event},
+    status::v1::ShardStatus,
+};
 
 use super::*;
 
@@ -79,4 +82,39 @@ async fn an_impossible_record_stops_the_process_with_a_reason() {
     tasks.wait().await;
     let reason = tasks.failure().unwrap().reason;
     assert!(reason.contains("control record 1 cannot follow"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_remote_log_that_is_away_is_followed_once_it_is_there() {
+    let log = headwater_testkit::FaultyLog::remote();
+    log.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (dynamic, tasks): (Arc<dyn Log>, _) = (log.clone(), Tasks::new());
+    let view = ControlView::start(&dynamic, &tasks).unwrap();
+    let away = view.wait_current().await.unwrap_err();
+    assert_eq!(away.remedy(), Remedy::Retry, "{away}");
+
+    log.away.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(view.wait_current().await.unwrap().position(), Offset::ZERO);
+    append(&dynamic, CONTROL_TOPIC, None, Some(&declared("a"))).await;
+    assert_eq!(view.wait_current().await.unwrap().streams().len(), 1);
+
+    // In the middle of it too; nothing is folded twice.
+    log.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    log.away.store(false, std::sync::atomic::Ordering::SeqCst);
+    append(&dynamic, CONTROL_TOPIC, None, Some(&declared("b"))).await;
+    assert_eq!(view.wait_current().await.unwrap().streams().len(), 2);
+    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+}
+
+#[tokio::test]
+async fn following_a_log_that_is_away_ends_when_the_process_does() {
+    let log = headwater_testkit::FaultyLog::remote();
+    log.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (log, tasks): (Arc<dyn Log>, _) = (log, Tasks::new());
+    let _view = ControlView::start(&log, &tasks).unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let started = Instant::now();
+    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }

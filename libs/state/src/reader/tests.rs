@@ -322,3 +322,53 @@ fn readers_can_share_a_cache() {
     assert_eq!(reader.refresh().unwrap(), at(1), "nothing to catch up with");
     assert!(reader.view().get(b"a").unwrap().is_some());
 }
+
+/// It may be mounted so that it cannot be written at all.
+#[test]
+fn a_reader_writes_nothing_into_the_directory_of_its_shard() {
+    use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _};
+    let files = |directory: &Path| {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let file = entry.metadata().unwrap();
+            (entry.file_name(), (file.len(), file.mtime(), file.mtime_nsec(), file.ino()))
+        });
+        let directory = fs::metadata(directory).unwrap();
+        (entries.collect::<BTreeMap<_, _>>(), directory.mtime(), directory.mtime_nsec())
+    };
+    let Shard { dir, db } = Shard::new();
+    let path = db.path().to_path_buf();
+    put(&db, at(1), &[("a", row(1, "one"))]);
+    db.compact().unwrap();
+    put(&db, at(2), &[("b", row(1, "two"))]);
+    drop(db);
+    let before = files(&path);
+    let reader = ShardReader::open_live(&path, &dir.path().join("scratch"), &identity()).unwrap();
+    assert_eq!(reader.refresh().unwrap(), at(2));
+    assert_eq!(keys(reader.view().scan(KeyRange::all())), ["a", "b"]);
+    drop(reader);
+    assert_eq!(files(&path), before);
+
+    let copy = dir.path().join("copy");
+    open(&path).checkpoint(&copy).unwrap();
+    let before = files(&copy);
+    let reader = ShardReader::open_checkpoint(&copy, &identity()).unwrap();
+    assert_eq!(keys(reader.view().scan(KeyRange::all())), ["a", "b"]);
+    drop(reader);
+    assert_eq!(files(&copy), before);
+}
+
+/// A log that is there only while the reader catches up: it was begun, moved to a file and deleted.
+#[test]
+fn the_names_of_the_logs_change_whenever_one_is_moved_to_a_file() {
+    let shard = Shard::new();
+    let mut seen = vec![logs(shard.db.path()).unwrap()];
+    for position in 1..=5 {
+        put(&shard.db, at(position), &[("a", row(1, "x"))]);
+        assert_eq!(logs(shard.db.path()).unwrap(), *seen.last().unwrap(), "a commit begins none");
+        shard.db.flush_without_mark();
+        let names = logs(shard.db.path()).unwrap();
+        assert!(!seen.contains(&names), "{names:?} was seen before: {seen:?}");
+        seen.push(names);
+    }
+}

@@ -1,6 +1,10 @@
 //! One generation at the fence: its checkpoints, and its rows in key order.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use headwater_control::{CheckpointId, GenerationEntry, StatusBoard};
@@ -9,7 +13,7 @@ use headwater_engine::{
     read::{MergedScan, OutputBatch},
 };
 use headwater_proto::common::v1::Value;
-use headwater_state::{Identity, KeyRange, ShardReader};
+use headwater_state::{Identity, KeyRange, ShardReader, Store, layout};
 use headwater_types::{DataType, GenerationId, Offset, PartitionId};
 
 use super::cell::{Cell, key_values};
@@ -28,7 +32,65 @@ pub(super) struct Side {
 struct Checkpoint {
     partition: PartitionId,
     fence: Offset,
-    path: PathBuf,
+    place: Place,
+}
+
+/// Where a checkpoint lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On this machine's disk.
+    Directory(PathBuf),
+    /// In the store: the URL of its manifest.
+    Stored(String),
+}
+
+/// What was fetched from the store for a comparison: goes with it.
+pub(super) struct Fetched<'a> {
+    store: Option<&'a Store>,
+    scratch: &'a Path,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Fetched<'a> {
+    pub(super) fn new(store: Option<&'a Store>, scratch: &'a Path, stop: &'a AtomicBool) -> Self {
+        Self { store, scratch, stop }
+    }
+
+    /// The directory of a checkpoint. It blocks until it is there.
+    fn directory(&self, place: &Place, identity: &Identity) -> anyhow::Result<PathBuf> {
+        let url = match place {
+            Place::Directory(path) => return Ok(path.clone()),
+            Place::Stored(url) => url,
+        };
+        ensure!(!self.stop.load(Ordering::Relaxed), "it was stopped");
+        let store = self.store.context("there is no store of checkpoints")?;
+        let into = layout::shard_dir(self.scratch, identity.generation, identity.partition);
+        // Of an attempt before this one.
+        layout::remove(&into)?;
+        tokio::runtime::Handle::current().block_on(async {
+            let manifest = store.manifest(url).await?;
+            ensure!(
+                manifest.identity() == *identity,
+                "{url} is a checkpoint of {}, not of {identity}",
+                manifest.identity()
+            );
+            store.fetch(&manifest, &into).await.with_context(|| {
+                let below = self.scratch.display();
+                format!(
+                    "the checkpoint {url} cannot be fetched to {below}, which is below server.data"
+                )
+            })
+        })?;
+        Ok(into)
+    }
+}
+
+impl Drop for Fetched<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = layout::remove(self.scratch) {
+            tracing::warn!(%error, "what was fetched for a comparison stays on the disk");
+        }
+    }
 }
 
 impl Side {
@@ -37,12 +99,13 @@ impl Side {
         board: &StatusBoard,
         fence: &BTreeMap<PartitionId, Offset>,
         id: &CheckpointId,
+        store: Option<&Store>,
     ) -> anyhow::Result<Self> {
         let checkpoints = fence.iter().map(|(&partition, &fence)| {
             let checkpoint = board.checkpoint(entry.id, partition, id).with_context(|| {
                 format!("generation {} has no checkpoint of partition {partition}", entry.id)
             })?;
-            Ok(Checkpoint { partition, fence, path: path_of(&checkpoint.location)? })
+            Ok(Checkpoint { partition, fence, place: place_of(&checkpoint.location, store)? })
         });
         Ok(Self {
             generation: entry.id,
@@ -59,8 +122,11 @@ impl Side {
         stream_sql: &str,
         checkpoints: [(PartitionId, Offset, PathBuf); 2],
     ) -> Self {
-        let checkpoints =
-            checkpoints.map(|(partition, fence, path)| Checkpoint { partition, fence, path });
+        let checkpoints = checkpoints.map(|(partition, fence, path)| Checkpoint {
+            partition,
+            fence,
+            place: Place::Directory(path),
+        });
         let (view_sql, stream_sql) = (view_sql.to_owned(), stream_sql.to_owned());
         Self { generation, view_sql, stream_sql, checkpoints: checkpoints.into() }
     }
@@ -78,11 +144,18 @@ impl Side {
     }
 
     /// Opens every checkpoint, and makes sure that each is of this shard and exactly at the fence.
-    pub(super) fn open(&self) -> anyhow::Result<Vec<ShardReader>> {
+    pub(super) fn open(&self, fetched: &Fetched<'_>) -> anyhow::Result<Vec<ShardReader>> {
         let readers = self.checkpoints.iter().map(|checkpoint| {
-            let Checkpoint { partition, fence, path } = checkpoint;
+            let Checkpoint { partition, fence, place } = checkpoint;
             let identity = Identity { generation: self.generation, partition: *partition };
-            let reader = ShardReader::open_checkpoint(path, &identity)?;
+            let path = fetched.directory(place, &identity)?;
+            let reader = ShardReader::open_checkpoint(&path, &identity).with_context(|| match place {
+                Place::Directory(_) => {
+                    "a checkpoint is not on this machine's disk; if the processors run on others, set \
+                     checkpoints.url for them and for the coordinator"
+                }
+                Place::Stored(_) => "a checkpoint from the store cannot be read",
+            })?;
             let position = reader.progress().position;
             ensure!(
                 position == *fence,
@@ -95,13 +168,26 @@ impl Side {
     }
 }
 
+/// Where a checkpoint lies by what the processor said of it.
+fn place_of(location: &str, store: Option<&Store>) -> anyhow::Result<Place> {
+    match store {
+        Some(store) if store.has(location) => return Ok(Place::Stored(location.to_owned())),
+        Some(store) if !location.starts_with("file://") || location.ends_with(".json") => bail!(
+            "the checkpoint {location:?} does not lie in the store at {}: set checkpoints.url to the same URL for the \
+             coordinator and all processors",
+            store.url()
+        ),
+        None if !location.starts_with("file://") || location.ends_with(".json") => bail!(
+            "the checkpoint {location:?} lies in a store, and the coordinator knows of none: set checkpoints.url for \
+             it as it is set for the processors"
+        ),
+        Some(_) | None => path_of(location).map(Place::Directory),
+    }
+}
+
 /// The directory that a `file://` URL names.
 fn path_of(location: &str) -> anyhow::Result<PathBuf> {
-    let Some(path) = location.strip_prefix("file://") else {
-        bail!(
-            "the checkpoint {location:?} does not lie on this machine's disk: it needs a file:// URL"
-        );
-    };
+    let path = location.strip_prefix("file://").unwrap_or(location);
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
@@ -191,9 +277,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_location_is_a_file_url_with_or_without_escapes() {
-        assert_eq!(path_of("file:///data/a b/1").unwrap(), PathBuf::from("/data/a b/1"));
-        assert_eq!(path_of("file:///data/a%20b/1%").unwrap(), PathBuf::from("/data/a b/1%"));
-        assert!(path_of("s3://bucket/1").unwrap_err().to_string().contains("file:// URL"));
+    fn a_location_is_a_directory_or_a_manifest_in_the_store() {
+        let directory = |path: &str| Place::Directory(PathBuf::from(path));
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/store", dir.path().display());
+        let store = Store::open(&url).unwrap();
+        for store in [None, Some(&store)] {
+            let place = |location| place_of(location, store).unwrap();
+            assert_eq!(place("file:///data/a b/1"), directory("/data/a b/1"));
+            assert_eq!(place("file:///data/a%20b/1%"), directory("/data/a b/1%"));
+            for elsewhere in ["s3://bucket/g/0/replays/v-1-a1/7-p.json", "file:///other/7-p.json"] {
+                let error = place_of(elsewhere, store).unwrap_err().to_string();
+                assert!(error.contains("checkpoints.url") && error.contains(elsewhere), "{error}");
+            }
+        }
+        let manifest = format!("{url}/g/0/replays/v-1-a1/7-p.json");
+        assert_eq!(place_of(&manifest, Some(&store)).unwrap(), Place::Stored(manifest.clone()));
+        assert!(place_of(&manifest, None).is_err());
     }
 }

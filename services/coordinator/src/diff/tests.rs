@@ -56,7 +56,8 @@ fn side(directory: &Path, generation: u64, select: &str, orders: &[(i64, String)
 }
 
 fn compared(old: Side, new: Side, options: ReplayOptions) -> anyhow::Result<(DiffReport, Verdict)> {
-    let comparison = Comparison { old, new, options, samples: 20 };
+    let scratch = PathBuf::from("/nonexistent");
+    let comparison = Comparison { old, new, scratch, store: None, options, samples: 20 };
     compare(&comparison, &Arc::new(AtomicBool::new(false)))
 }
 

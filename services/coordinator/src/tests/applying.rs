@@ -1,4 +1,4 @@
-use headwater_log::TopicSpec;
+use headwater_log::{Cleanup, TopicSpec};
 use headwater_proto::control::v1::{
     ApplyRequest, ChangeKind, GetCatalogRequest, Phase, ReplayOptions,
     catalog_service_server::CatalogService as _,
@@ -195,4 +195,114 @@ async fn a_changed_view_is_refused_while_its_replay_is_open() {
     assert!(refused.message().contains("headwater replay abort spend-1"), "{}", refused.message());
     assert_eq!(cluster.abort("spend-1").await.unwrap().phase(), Phase::Aborted);
     assert_eq!(cluster.apply(&[&third]).await.unwrap().changes[0].replay_id, "spend-2");
+}
+
+fn spec(partitions: u32, cleanup: Cleanup) -> TopicSpec {
+    TopicSpec { partitions, cleanup }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_others_is_taken_as_it_is_if_it_has_the_declared_partitions() {
+    for (cleanup, warning) in [
+        (Cleanup::Keep, None),
+        (Cleanup::Expire, Some("deletes old records by a retention of its own")),
+        (Cleanup::Compact, Some("is compacted")),
+    ] {
+        let mut cluster = Cluster::new().await;
+        let topic = Name::new("orders").unwrap();
+        cluster.log.create_topic(&topic, spec(2, cleanup)).unwrap();
+        let dry = ApplyRequest { files: files(&[ORDERS]), dry_run: true, ..Default::default() };
+        let dry = cluster.catalog().apply(Request::new(dry)).await.unwrap().into_inner();
+        let created = cluster.apply(&[ORDERS, ALL]).await.unwrap();
+        let again = cluster.apply(&[ORDERS, ALL]).await.unwrap();
+        for changes in [&dry.changes, &created.changes, &again.changes] {
+            let found = &changes[0].warnings;
+            assert_eq!(found.len(), usize::from(warning.is_some()), "{found:?}");
+            assert!(found.iter().all(|line| line.contains(warning.unwrap())), "{found:?}");
+        }
+        assert_eq!(cluster.log.topic(&topic).unwrap(), Some(spec(2, cleanup)), "it is not ours");
+        let replayed = cluster.apply(&[PAID]).await.unwrap();
+        let plan = replayed.changes[0].plan.clone().unwrap();
+        assert_eq!(plan.warnings.len(), usize::from(warning.is_some()), "{plan:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
+    for partitions in [1, 3] {
+        let mut cluster = Cluster::new().await;
+        let topic = Name::new("orders").unwrap();
+        cluster.log.create_topic(&topic, spec(partitions, Cleanup::Expire)).unwrap();
+        let refused = cluster.apply(&[ORDERS, ALL]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let said = format!(
+            "topic orders has {partitions} partitions, and stream orders declares 2; declare partitions = \
+             {partitions}, or name another topic"
+        );
+        assert!(refused.message().contains(&said), "{}", refused.message());
+        assert_eq!(cluster.coordinator.office.state().position(), Offset::ZERO);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_dead_letters_that_would_lose_them_is_refused_with_what_to_set() {
+    let mut cluster = Cluster::new().await;
+    let topic = Name::new("orders.dead-letters").unwrap();
+    cluster.log.create_topic(&topic, spec(2, Cleanup::Expire)).unwrap();
+    let refused = cluster.apply(&[ORDERS]).await.unwrap_err();
+    for part in ["orders.dead-letters", "delete old records", "retention.ms=-1"] {
+        assert!(refused.message().contains(part), "{}", refused.message());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_under_a_view_show_in_the_catalog_and_are_not_declared_over() {
+    let mut cluster = Cluster::new().await;
+    let created = cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    let generation = created.changes[1].generation.parse().unwrap();
+    let error = "topic orders has 3 partitions, and stream orders declares 2";
+    cluster.processor.failing = Some((generation, error.into()));
+    cluster.processor.step().await;
+    cluster.quiet().await;
+    let catalog = cluster.catalog().get_catalog(Request::new(GetCatalogRequest {})).await;
+    let shards = catalog.unwrap().into_inner().shards;
+    assert_eq!(shards.len(), 2);
+    assert!(shards.iter().all(|shard| shard.error == error), "{shards:?}");
+    let more = ORDERS.replace("partitions = 2", "partitions = 3");
+    let refused = cluster.apply(&[&more]).await.unwrap_err();
+    assert!(
+        refused.message().contains("its partitions would change from 2 to 3"),
+        "{}",
+        refused.message()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_tells_what_the_serving_generation_has_read_and_a_replay_cannot() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&[(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0)]).await;
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(0), Offset(2)).unwrap();
+    cluster.processor.epoch = 2;
+    cluster.processor.step().await;
+    cluster.quiet().await;
+    let plan = cluster.apply(&[PAID]).await.unwrap().changes[0].plan.clone().unwrap();
+    assert_eq!(
+        plan.warnings[0],
+        "partition 0 of topic orders begins at offset 2: what came before was trimmed and will be missing from the \
+         new generation; the serving one has read from offset 0 on"
+    );
+    assert!(plan.disk_free_bytes > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_free_disk_of_processors_elsewhere_is_unknown() {
+    let mut cluster = Cluster::new().await;
+    cluster.processor.directory = Some("on another machine".into());
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&[(0, 1.0)]).await;
+    cluster.processor.step().await;
+    cluster.quiet().await;
+    let plan = cluster.apply(&[PAID]).await.unwrap().changes[0].plan.clone().unwrap();
+    assert_eq!((plan.disk_free_bytes, plan.disk_bytes), (0, 8192), "{plan:?}");
 }

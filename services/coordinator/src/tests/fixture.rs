@@ -22,7 +22,7 @@ use headwater_proto::{
     status::v1::{Checkpoint, ShardStatus},
 };
 use headwater_service::{Node, follow::ControlView};
-use headwater_state::{Identity, Options, ShardDb, layout};
+use headwater_state::{Identity, Options, Purpose, ShardDb, Store, layout};
 use headwater_types::{Clock, GenerationId, Name, Offset, PartitionId};
 use prost::Message as _;
 use tonic::{Request, Status};
@@ -61,21 +61,31 @@ pub(super) struct Cluster {
     pub(super) node: Node,
     pub(super) coordinator: Coordinator,
     pub(super) processor: Processor,
+    store: Option<String>,
     requests: usize,
 }
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config { decide_every: Duration::from_millis(5), ..Config::default() }
 }
 
 impl Cluster {
     pub(super) async fn new() -> Self {
-        let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
+        Self::with_store(None).await
+    }
+
+    /// The coordinator knows this store of checkpoints.
+    pub(super) async fn with_store(store: Option<&str>) -> Self {
+        Self::on(Arc::new(MemoryLog::new()), store).await
+    }
+
+    pub(super) async fn on(log: Arc<dyn Log>, store: Option<&str>) -> Self {
         let (clock, data) =
             (Arc::new(HandClock(AtomicI64::new(1_000))), tempfile::tempdir().unwrap());
-        let (node, coordinator) = start(&log, &clock, &data).await;
+        let store = store.map(str::to_owned);
+        let (node, coordinator) = start(&log, &clock, &data, store.clone()).await;
         let processor = Processor::new(log.clone(), data.path().into());
-        Self { log, clock, data, node, coordinator, processor, requests: 0 }
+        Self { log, clock, data, node, coordinator, processor, store, requests: 0 }
     }
 
     pub(super) fn wait_ms(&self, millis: i64) {
@@ -85,12 +95,14 @@ impl Cluster {
     /// The coordinator dies, and another one takes over.
     pub(super) async fn restart(&mut self) {
         assert!(self.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
-        (self.node, self.coordinator) = start(&self.log, &self.clock, &self.data).await;
+        (self.node, self.coordinator) =
+            start(&self.log, &self.clock, &self.data, self.store.clone()).await;
     }
 
     /// Another coordinator takes over while this one still runs; returns why the first one ended.
     pub(super) async fn take_over(&mut self) -> String {
-        let (node, coordinator) = start(&self.log, &self.clock, &self.data).await;
+        let (node, coordinator) =
+            start(&self.log, &self.clock, &self.data, self.store.clone()).await;
         let old = std::mem::replace(&mut self.node, node);
         let old_coordinator = std::mem::replace(&mut self.coordinator, coordinator);
         let refused = Catalog::new(old_coordinator.office)
@@ -213,9 +225,11 @@ async fn start(
     log: &Arc<dyn Log>,
     clock: &Arc<HandClock>,
     data: &tempfile::TempDir,
+    store: Option<String>,
 ) -> (Node, Coordinator) {
     let mut node = Node::new(log.clone(), data.path(), "test");
     node.clock = clock.clone();
+    (node.directory, node.checkpoints) = ("processor".into(), store);
     let coordinator = Coordinator::start(config(), &node).await.unwrap();
     (node, coordinator)
 }
@@ -238,26 +252,45 @@ pub(super) struct Processor {
     /// Generations whose shards report an error.
     pub(super) failing: Option<(GenerationId, String)>,
     pub(super) deleted: Vec<GenerationId>,
+    /// Where checkpoints go besides the disk.
+    pub(super) store: Option<Store>,
+    /// The claim of all shards.
+    pub(super) epoch: u64,
+    /// The data directory that it names, if another one than its own.
+    pub(super) directory: Option<String>,
 }
 
 struct Running {
     shard: Shard,
     muted: Option<(String, u64)>,
-    checkpoints: HashMap<CheckpointId, (Offset, PathBuf)>,
+    checkpoints: HashMap<CheckpointId, (Offset, String)>,
 }
 
 impl Processor {
-    fn new(log: Arc<dyn Log>, data: PathBuf) -> Self {
+    pub(super) fn new(log: Arc<dyn Log>, data: PathBuf) -> Self {
         let node = Node::new(log.clone(), &data, "processor");
         let view = ControlView::start(&log, &node.tasks).unwrap();
-        Self { log, data, node, view, shards: HashMap::new(), failing: None, deleted: Vec::new() }
+        let (shards, deleted) = (HashMap::new(), Vec::new());
+        Self {
+            log,
+            data,
+            node,
+            view,
+            shards,
+            failing: None,
+            deleted,
+            store: None,
+            epoch: 1,
+            directory: None,
+        }
     }
 
     /// The processor dies and starts again on what is on its disk.
     pub(super) async fn restart(&mut self) {
         self.shards.clear();
         self.node.tasks.stop(Duration::from_secs(5)).await;
-        *self = Self::new(self.log.clone(), self.data.clone());
+        let (store, epoch) = (self.store.take(), self.epoch + 1);
+        *self = Self { store, epoch, ..Self::new(self.log.clone(), self.data.clone()) };
     }
 
     pub(super) async fn step(&mut self) {
@@ -338,7 +371,22 @@ impl Processor {
                     if due || path.exists() {
                         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
                         let position = shard.db().checkpoint(&path).unwrap().position;
-                        running.checkpoints.insert(duty.id, (position, path));
+                        let location = match &self.store {
+                            None => format!("file://{}", path.display()),
+                            Some(_) if running.checkpoints.contains_key(&duty.id) => continue,
+                            Some(store) => {
+                                let identity = Identity { generation, partition };
+                                let owner = format!("{}-processor", self.epoch);
+                                let purpose = Purpose::Replay(duty.id.as_str());
+                                store
+                                    .upload(&path, &identity, position, &owner, purpose, None)
+                                    .await
+                                    .unwrap()
+                                    .url()
+                                    .to_owned()
+                            }
+                        };
+                        running.checkpoints.insert(duty.id, (position, location));
                     }
                 }
                 match muted_for {
@@ -375,10 +423,10 @@ impl Processor {
                     checkpoints: running
                         .checkpoints
                         .iter()
-                        .map(|(id, (position, path))| Checkpoint {
+                        .map(|(id, (position, location))| Checkpoint {
                             replay_id: id.to_string(),
                             position: position.0,
-                            location: format!("file://{}", path.display()),
+                            location: location.clone(),
                         })
                         .collect(),
                     muted_for: running
@@ -388,6 +436,11 @@ impl Processor {
                         .unwrap_or_default(),
                     muted_at: running.muted.as_ref().map_or(0, |(_, at)| *at),
                     error: error.map(|(_, error)| error.clone()).unwrap_or_default(),
+                    epoch: self.epoch,
+                    directory: self
+                        .directory
+                        .clone()
+                        .unwrap_or_else(|| self.node.directory.clone()),
                     ..ShardStatus::default()
                 };
                 let mut batch = BatchBuilder::new();

@@ -11,7 +11,7 @@ use headwater_types::{Name, Offset, PartitionId};
 use prost::Message as _;
 use tonic::{Code, Request};
 
-use super::fixture::{ALL, Cluster, ORDERS, PAID};
+use super::fixture::{ALL, Cluster, ORDERS, PAID, Processor};
 
 const MIXED: [(i64, f64); 6] = [(0, 1.0), (1, 2.0), (1, 0.0), (2, 0.0), (3, 4.0), (1, 8.0)];
 
@@ -335,4 +335,87 @@ async fn metrics_tell_phase_progress_and_eta() {
         text.contains(r#"headwater_coordinator_replay_eta_seconds{view="spend"} 0.0"#),
         "{text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generations_whose_checkpoints_lie_in_the_store_are_compared_and_nothing_is_left() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/a%20store", elsewhere.path().display());
+    let mut cluster = Cluster::with_store(Some(&url)).await;
+    cluster.processor = Processor::new(cluster.log.clone(), elsewhere.path().join("processor"));
+    cluster.processor.store = Some(headwater_state::Store::open(&url).unwrap());
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    cluster.processor.step().await;
+    cluster.apply(&[PAID]).await.unwrap();
+    let left = cluster.data.path().join("diffs").join("test").join("left by a crash");
+    std::fs::create_dir_all(&left).unwrap();
+    cluster.restart().await;
+    for _ in 0..100 {
+        if !left.exists() {
+            break;
+        }
+        cluster.quiet().await;
+    }
+    assert!(!left.exists());
+    let held = cluster.until("spend-1", Phase::Hold).await;
+    let diff = held.diff.unwrap();
+    assert_eq!((diff.same, diff.changed, diff.only_old, diff.only_new), (2, 1, 1, 0));
+    let scratch = cluster.data.path().join("diffs").join("test");
+    let left = std::fs::read_dir(scratch).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_in_a_store_that_the_coordinator_does_not_know_fails_with_what_to_configure() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/store", elsewhere.path().display());
+    let mut cluster = replaying().await;
+    cluster.processor.store = Some(headwater_state::Store::open(&url).unwrap());
+    let failed = cluster.until("spend-1", Phase::Failed).await;
+    assert!(failed.reason.contains("set checkpoints.url"), "{}", failed.reason);
+    assert!(failed.reason.contains(&url), "{}", failed.reason);
+}
+
+/// The store is away for a while: the comparison waits, and is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_waits_for_a_store_that_is_away() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/store", elsewhere.path().display());
+    let mut cluster = Cluster::with_store(Some(&url)).await;
+    cluster.processor.store = Some(headwater_state::Store::open(&url).unwrap());
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    cluster.processor.step().await;
+    cluster.apply(&[PAID]).await.unwrap();
+    // Up to the last checkpoint, which is uploaded and not told yet.
+    loop {
+        cluster.processor.step().await;
+        let state = cluster.coordinator.office.state();
+        if state.replays().values().next().unwrap().fence.is_some() {
+            break;
+        }
+        cluster.quiet().await;
+    }
+    // A file where the directory of a manifest was: it cannot be read, but it is not gone.
+    let store = elsewhere.path().join("store");
+    let new: headwater_types::GenerationId =
+        cluster.replay("spend").await.new_generation.parse().unwrap();
+    let old = cluster.replay("spend").await.old_generation;
+    let manifests = (0..2).find_map(|partition| {
+        let replays = store.join(&old).join(partition.to_string()).join("replays");
+        Some(std::fs::read_dir(replays).ok()?.flatten().next()?.path())
+    });
+    let manifests = manifests.unwrap();
+    let aside = elsewhere.path().join("aside");
+    std::fs::rename(&manifests, &aside).unwrap();
+    std::fs::write(&manifests, "").unwrap();
+    cluster.processor.step_only(new).await;
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    let waits = cluster.replay("spend").await;
+    assert_eq!(waits.phase(), Phase::Diff, "{waits:?}");
+    std::fs::remove_file(&manifests).unwrap();
+    std::fs::rename(&aside, &manifests).unwrap();
+    let held = cluster.until("spend-1", Phase::Hold).await;
+    assert_eq!(held.diff.unwrap().same, 2);
 }

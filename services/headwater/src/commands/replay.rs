@@ -15,12 +15,11 @@ use crate::{
     output,
 };
 
-pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
-    let server = || Server::connect(address);
+pub(super) async fn run(server: &Server, command: ReplayCommand) -> Result {
     match command {
         ReplayCommand::Plan(args) => {
             let request = PlanRequest { view: args.view, view_sql: read(args.file)? };
-            let plan = server().await?.replays().plan(request).await?.into_inner();
+            let plan = server.replays().plan(request).await?.into_inner();
             if args.output == Output::Table {
                 print_plan(&plan);
                 return Ok(());
@@ -32,7 +31,6 @@ pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
             )
         }
         ReplayCommand::Start(args) => {
-            let server = server().await?;
             let request = StartRequest {
                 view: args.view,
                 view_sql: read(args.file)?,
@@ -41,58 +39,70 @@ pub(super) async fn run(address: &str, command: ReplayCommand) -> Result {
             };
             let replay = server.replays().start(request).await?.into_inner();
             if args.wait {
-                let last = wait(&server, &replay.replay_id, true).await;
-                return finish(&server, &replay.replay_id, args.output, last).await;
+                let last = wait(server, &replay.replay_id, true).await;
+                return finish(server, &replay.replay_id, args.output, last).await;
             }
             render::one(args.output, &replay)
         }
         ReplayCommand::List { view, output } => {
             let request = ListReplaysRequest { view: view.unwrap_or_default() };
-            let replays = server().await?.replays().list(request).await?.into_inner().replays;
+            let replays = server.replays().list(request).await?.into_inner().replays;
             render::list(output, &replays)
         }
         ReplayCommand::Get { replay, output } => {
             let request = GetReplayRequest { replay };
-            render::one(output, &server().await?.replays().get(request).await?.into_inner())
+            render::one(output, &server.replays().get(request).await?.into_inner())
         }
         ReplayCommand::Watch { replay } => {
-            let server = server().await?;
-            let last = wait(&server, &replay, true).await;
-            finish(&server, &replay, Output::Table, last).await
+            let last = wait(server, &replay, true).await;
+            finish(server, &replay, Output::Table, last).await
         }
         ReplayCommand::Promote { replay, accept_failed, decision } => {
-            let server = server().await?;
             let DecisionArgs { reason, wait, output } = decision;
             let request =
                 PromoteRequest { replay, accept_failed, reason, request_id: request_id() };
             let replay = server.replays().promote(request).await?.into_inner();
-            decided(&server, replay, wait, output).await
+            decided(server, replay, wait, output).await
         }
         ReplayCommand::Abort { replay, decision } => {
-            let server = server().await?;
             let DecisionArgs { reason, wait: _, output } = decision;
             let request = AbortRequest { replay, reason, request_id: request_id() };
             render::one(output, &server.replays().abort(request).await?.into_inner())
         }
         ReplayCommand::Undo { view, decision } => {
-            let server = server().await?;
             let DecisionArgs { reason, wait, output } = decision;
             let request = UndoRequest { view, reason, request_id: request_id() };
             let replay = server.replays().undo(request).await?.into_inner();
-            decided(&server, replay, wait, output).await
+            decided(server, replay, wait, output).await
         }
-        ReplayCommand::Pause(_) => Err(later("pause")),
-        ReplayCommand::Resume(_) => Err(later("resume")),
-        ReplayCommand::Throttle(_) => Err(later("throttle")),
-        ReplayCommand::Verify(_) => Err(later("verify")),
-        ReplayCommand::Retry(_) => Err(later("retry")),
+        ReplayCommand::Pause(_)
+        | ReplayCommand::Resume(_)
+        | ReplayCommand::Throttle(_)
+        | ReplayCommand::Verify(_)
+        | ReplayCommand::Retry(_) => check(&command),
     }
 }
 
-fn later(verb: &str) -> Failure {
-    Failure::usage(format!(
+/// Refuses what no server of this version can do, before one is asked.
+pub(super) fn check(command: &ReplayCommand) -> Result {
+    let verb = match command {
+        ReplayCommand::Pause(_) => "pause",
+        ReplayCommand::Resume(_) => "resume",
+        ReplayCommand::Throttle(_) => "throttle",
+        ReplayCommand::Verify(_) => "verify",
+        ReplayCommand::Retry(_) => "retry",
+        ReplayCommand::Plan(_)
+        | ReplayCommand::Start(_)
+        | ReplayCommand::List { .. }
+        | ReplayCommand::Get { .. }
+        | ReplayCommand::Watch { .. }
+        | ReplayCommand::Promote { .. }
+        | ReplayCommand::Abort { .. }
+        | ReplayCommand::Undo { .. } => return Ok(()),
+    };
+    Err(Failure::usage(format!(
         "replay {verb} is not available in this version; `replay abort` and `replay start` are"
-    ))
+    )))
 }
 
 fn read(file: Option<std::path::PathBuf>) -> Result<String> {

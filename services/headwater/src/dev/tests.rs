@@ -1,5 +1,9 @@
 use std::fmt::Write as _;
 
+use headwater_log_kafka::KafkaConfig;
+use headwater_service::{BINARY_SECTIONS, CheckpointsConfig, ServerConfig};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::DevConfig;
@@ -16,11 +20,39 @@ knows is an error. In the environment two underscores lead into a section and on
 This page is generated from the code: `UPDATE_DOCS=1 cargo test -p headwater settings` writes it.
 ";
 
-/// A table per section: key, default, and the first paragraph of what the code says about it.
+const BINARIES: &str = "
+# Settings of the services' own binaries
+
+`headwater-ingest`, `headwater-processor`, `headwater-coordinator` and `headwater-query` read `[telemetry]`, their own section
+above, and the sections below; sections of the others are skipped, so one file can serve all of them, and `headwater dev` too.
+`--set KEY=VALUE` sets one key. `--check-config` checks everything and exits with 0 or 2, `--print-config` prints the settings in
+force without secrets, `--health-check` asks the process with these settings whether it is ready and exits with 0 or 1.
+
+Settings of librdkafka are `[kafka.settings]` in the file, `HEADWATER_KAFKA__SETTINGS__SASL_PASSWORD` in the environment and
+`--set kafka.settings.sasl.password=...` as a flag.
+";
+
+/// The sections that `headwater dev` does not have.
+#[derive(Default, Serialize, JsonSchema)]
+struct Binaries {
+    server: ServerConfig,
+    kafka: KafkaConfig,
+    checkpoints: CheckpointsConfig,
+}
+
 fn page() -> String {
-    let schema = serde_json::to_value(schemars::schema_for!(DevConfig)).unwrap();
-    let defaults = serde_json::to_value(DevConfig::default()).unwrap();
-    let mut page = HEAD.to_owned();
+    let binaries = sections::<Binaries>();
+    for section in BINARY_SECTIONS {
+        assert!(binaries.contains(&format!("## `[{section}]`")), "[{section}] is missing");
+    }
+    [HEAD, &sections::<DevConfig>(), BINARIES, &binaries].concat()
+}
+
+/// A table per section: key, default, and the first paragraph of what the code says about it.
+fn sections<C: Default + Serialize + JsonSchema>() -> String {
+    let schema = serde_json::to_value(schemars::schema_for!(C)).unwrap();
+    let defaults = serde_json::to_value(C::default()).unwrap();
+    let mut page = String::new();
     for (section, settings) in defaults.as_object().unwrap() {
         writeln!(page, "\n## `[{section}]`\n\n| key | default | meaning |\n| --- | --- | --- |")
             .unwrap();

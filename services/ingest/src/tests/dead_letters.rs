@@ -46,6 +46,19 @@ async fn put(fixture: &Fixture, letters: &[Letter]) {
     }
 }
 
+/// Two letters, in a partition each.
+pub(super) async fn put_two(fixture: &Fixture) {
+    let letter = |at| Letter {
+        at,
+        stage: "decode",
+        view: "a",
+        source: (at, 5),
+        timestamp_ms: 10,
+        value: Some(b"nonsense"),
+    };
+    put(fixture, &[letter(0), letter(1)]).await;
+}
+
 async fn with_letters() -> Fixture {
     let fixture = Fixture::new().await;
     let letters = [

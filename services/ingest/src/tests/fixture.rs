@@ -2,12 +2,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, http::Request, http::StatusCode};
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
 use headwater_control::CONTROL_TOPIC;
-use headwater_log::{
-    BatchBuilder, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader, TopicSpec,
-    WriterId,
-};
+use headwater_log::{BatchBuilder, Log};
 use headwater_proto::{
     control::v1::{ControlRecord, StreamDeclared, control_record::Event},
     ingest::v1::{
@@ -17,11 +13,10 @@ use headwater_proto::{
     },
 };
 use headwater_service::Node;
+use headwater_testkit::FaultyLog;
 use headwater_types::{Clock, Name, Offset, PartitionId, Token};
 use http_body_util::BodyExt as _;
-use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::watch;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
@@ -43,93 +38,16 @@ impl Clock for FixedClock {
     }
 }
 
-/// A log that fails or waits where it is told to.
-pub(super) struct Moody {
-    inner: MemoryLog,
-    /// Appends to these partitions of any stream fail.
-    pub(super) failing: Mutex<Vec<PartitionId>>,
-    /// Appends become durable once this many are let through.
-    pub(super) let_through: watch::Sender<usize>,
-    appends: Mutex<usize>,
-}
-
-impl Moody {
-    pub(super) fn appends(&self) -> usize {
-        *self.appends.lock()
-    }
-}
-
-impl Log for Moody {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        self.inner.create_topic(topic, spec)
-    }
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.inner.topic(topic)
-    }
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        self.inner.ends(topic, partition)
-    }
-    fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Offset, Error>> {
-        if topic.as_str() == CONTROL_TOPIC {
-            return self.inner.append(topic, partition, batch);
-        }
-        if self.failing.lock().contains(&partition) {
-            return std::future::ready(Err(Error::Unavailable("the broker is gone".into())))
-                .boxed();
-        }
-        let number = {
-            let mut appends = self.appends.lock();
-            *appends += 1;
-            *appends
-        };
-        let (append, mut let_through) =
-            (self.inner.append(topic, partition, batch), self.let_through.subscribe());
-        async move {
-            let offset = append.await?;
-            let _ = let_through.wait_for(|&count| count >= number).await;
-            Ok(offset)
-        }
-        .boxed()
-    }
-    fn reader(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        self.inner.reader(topic, partition, from)
-    }
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        self.inner.writer(id)
-    }
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.inner.trim(topic, partition, before)
-    }
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        self.inner.size(topic, partition, from, to)
-    }
-}
-
 /// Timestamp, key and value.
 pub(super) type Stored = (i64, Option<Vec<u8>>, Vec<u8>);
 
 /// Ingest with the stream `orders` declared.
 pub(super) struct Fixture {
-    pub(super) log: Arc<Moody>,
+    pub(super) log: Arc<FaultyLog>,
     pub(super) node: Node,
     pub(super) router: axum::Router,
     channel: Channel,
+    ingest: Ingest,
 }
 
 impl Fixture {
@@ -138,12 +56,11 @@ impl Fixture {
     }
 
     pub(super) async fn with(config: Config) -> Self {
-        let log = Arc::new(Moody {
-            inner: MemoryLog::new(),
-            failing: Mutex::default(),
-            let_through: watch::Sender::new(usize::MAX),
-            appends: Mutex::default(),
-        });
+        Self::on(FaultyLog::new(), config).await
+    }
+
+    pub(super) async fn on(log: Arc<FaultyLog>, config: Config) -> Self {
+        log.spared.lock().insert(CONTROL_TOPIC.into());
         let mut node = Node::new(log.clone(), "unused", "test");
         node.clock = Arc::new(FixedClock);
         let ingest = Ingest::start(config, &node).await.unwrap();
@@ -160,7 +77,7 @@ impl Fixture {
         node.tasks.spawn_once("grpc", async move { Ok(server.await?) });
         let channel =
             Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        let fixture = Self { log, node, router: ingest.http(), channel };
+        let fixture = Self { log, node, router: ingest.http(), channel, ingest };
         fixture.declare("orders", ORDERS).await;
         fixture
     }
@@ -173,6 +90,10 @@ impl Fixture {
         batch.push(0, None, Some(&record.encode_to_vec()), &[]);
         let topic = Name::new(CONTROL_TOPIC).unwrap();
         self.log.append(&topic, PartitionId(0), batch.build().unwrap()).await.unwrap();
+    }
+
+    pub(super) fn account(&self) -> String {
+        self.ingest.account()
     }
 
     pub(super) fn client(&self) -> IngestServiceClient<Channel> {

@@ -93,7 +93,8 @@ fn open(path: &std::path::Path, identity: Identity) -> ShardDb {
 }
 
 fn publisher(log: &Arc<TestLog>, runtime: &Handle, identity: Identity) -> Publisher {
-    Publisher::new(log.clone(), runtime.clone(), identity, name("spend"), &plan().stream)
+    let lease = Lease::alone(identity);
+    Publisher::new(log.clone(), runtime.clone(), lease, name("spend"), &plan().stream)
 }
 
 fn letter(position: u64) -> Vec<u8> {

@@ -1,0 +1,300 @@
+//! The log on Kafka. No other crate knows rdkafka.
+//!
+//! | part | does | in |
+//! | --- | --- | --- |
+//! | reading | the bytes of a partition from an offset on, as batches | `pump`, `lane`, `reader` |
+//! | membership | which partitions of a generation are ours | `membership` |
+//! | appending | one idempotent producer, acks=all | `produce` |
+//! | fenced writers | one transactional producer per claim | `writer` |
+//! | asking | topics, ends, groups | `admin` |
+//!
+//! Reading and membership know nothing of each other, so that a reader which speaks Fetch itself can take
+//! the place of librdkafka's.
+//!
+//! ```text
+//! broker ══> librdkafka's queue ──> one thread per consumer ──> lane per reader ──> Reader::read
+//!            bounded in bytes       many records at once        whole batches,
+//!                                   made into batches again     bounded in bytes
+//! ```
+//!
+//! # What Kafka does in another way
+//!
+//! - Offsets have gaps: markers of transactions, aborted records, compaction. A reader's position passes
+//!   over them; the end of a partition is its last stable offset.
+//! - A batch may be stored in pieces, with others' records between them: [`Appended`] says where.
+//! - An append that times out may be stored nevertheless: [`Error::Uncertain`].
+//! - Retention may remove what was not read yet: [`Error::Trimmed`] says from where on there is something.
+//! - A timestamp of zero, 1970-01-01T00:00:00Z, becomes one millisecond: librdkafka takes zero for "now".
+//! - Every question takes a network's time: [`Log::is_remote`].
+//!
+//! What brokers acknowledge (acks=all) is on the page caches of all replicas in sync, not on their disks: a
+//! power cut on all of them at once may lose it. That is Kafka's contract.
+
+mod admin;
+mod config;
+mod context;
+mod error;
+mod health;
+mod lane;
+mod membership;
+mod placement;
+mod produce;
+mod pump;
+mod reader;
+mod writer;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use headwater_log::{
+    Appended, Assignee, BoxFuture, Cleanup, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log,
+    Member, Membership, Reader, TopicSpec, WriterId,
+};
+use headwater_types::{BoxError, Name, Offset, PartitionId};
+use parking_lot::Mutex;
+
+pub use config::{KafkaConfig, Placement};
+
+use admin::Admin;
+use context::Context;
+use health::Health;
+use lane::{Lane, Spares};
+use membership::KafkaMember;
+use produce::Appender;
+use pump::Pump;
+use reader::KafkaReader;
+use writer::{CLAIMS_TOPIC, KafkaWriter};
+
+/// How many bytes are looked at to learn how large records are.
+const SAMPLE_BYTES: u64 = 1 << 20;
+
+/// The [`Log`] on Kafka. Clones share it.
+#[derive(Clone)]
+pub struct KafkaLog {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    config: KafkaConfig,
+    client: String,
+    context: Context,
+    admin: Arc<Admin>,
+    appender: Appender,
+    pumps: Mutex<Vec<Arc<Pump>>>,
+    spares: Arc<Spares>,
+    health: Arc<Health>,
+    claims: Mutex<bool>,
+}
+
+impl KafkaLog {
+    /// Opens the log without waiting for a broker. `client` names this process to the brokers.
+    ///
+    /// # Errors
+    ///
+    /// librdkafka does not take the settings; [`KafkaConfig::check`] says which.
+    pub fn connect(config: &KafkaConfig, client: &str) -> Result<Arc<Self>, Error> {
+        let context = Context::default();
+        let failed = |error: rdkafka::error::KafkaError| Error::Unavailable(error.into());
+        let admin = Arc::new(Admin::new(config, client, context.clone()).map_err(failed)?);
+        let appender = Appender::start(config, client, &context).map_err(failed)?;
+        let health = Arc::new(Health::default());
+        health.watch(admin.clone(), context.clone(), config.bootstrap_servers.clone());
+        let inner = Inner {
+            config: config.clone(),
+            client: client.to_owned(),
+            context,
+            admin,
+            appender,
+            pumps: Mutex::default(),
+            spares: Arc::default(),
+            health,
+            claims: Mutex::new(false),
+        };
+        Ok(Arc::new(Self { inner: Arc::new(inner) }))
+    }
+
+    /// Is told whether the brokers can be reached, now and whenever that changes; else why not, with their
+    /// addresses.
+    pub fn on_reachable(&self, told: impl Fn(Result<(), String>) + Send + Sync + 'static) {
+        self.inner.health.on_reachable(Box::new(told));
+    }
+
+    /// Waits until every append is answered, or until the deadline.
+    pub fn close(&self, deadline: Duration) {
+        if let Err(error) = self.inner.appender.flush(deadline) {
+            tracing::warn!(%error, "some appends were not answered");
+        }
+    }
+
+    /// Bytes and records that a reader finds from `from` on, for about [`SAMPLE_BYTES`] or up to `to`; and
+    /// where it stopped.
+    fn sample(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<(u64, Offset), Error> {
+        let mut reader = KafkaReader::new(self.inner.clone(), topic.clone(), partition, from);
+        let mut bytes = 0;
+        while bytes < SAMPLE_BYTES && reader.position() < to {
+            let position = reader.position();
+            match reader.read(1 << 20, Duration::ZERO)? {
+                Some(chunk) if chunk.end() <= to => bytes += chunk.bytes().len() as u64,
+                Some(chunk) => {
+                    let whole = (chunk.end().0 - position.0).max(1);
+                    bytes += chunk.bytes().len() as u64 * (to.0 - position.0) / whole;
+                }
+                None if reader.position() == position => break,
+                None => {}
+            }
+        }
+        Ok((bytes, reader.position().min(to)))
+    }
+}
+
+impl Inner {
+    /// Finds or starts a consumer that does not read the partition yet.
+    fn attach(&self, lane: &Arc<Lane>, from: Offset) -> Result<Arc<Pump>, Error> {
+        let failed = |error: rdkafka::error::KafkaError| {
+            error::unavailable(error, &self.context.trouble)
+        };
+        let mut pumps = self.pumps.lock();
+        for pump in pumps.iter() {
+            if pump.attach(lane, from).map_err(failed)? {
+                return Ok(pump.clone());
+            }
+        }
+        let pump = Pump::start(&self.config, &self.client, pumps.len(), &self.context)
+            .map_err(failed)?;
+        pumps.push(pump.clone());
+        pump.attach(lane, from).map_err(failed)?;
+        Ok(pump)
+    }
+
+    fn unavailable(&self, error: impl Into<BoxError>) -> Error {
+        error::unavailable(error, &self.context.trouble)
+    }
+
+    fn unreachable(&self) -> Option<String> {
+        self.health.unreachable()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.health.stop();
+        for pump in self.pumps.lock().drain(..) {
+            pump.stop();
+        }
+    }
+}
+
+impl Log for KafkaLog {
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
+        self.inner.admin.create(topic, spec)
+    }
+
+    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
+        self.inner.admin.spec(topic)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
+        self.inner.admin.ends(topic, partition)
+    }
+
+    fn append(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        batch: EncodedBatch,
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
+        // Mostly answered from memory: librdkafka would wait half a minute for an unknown topic.
+        if let Err(error) = self.inner.admin.check(topic, partition) {
+            return std::future::ready(Err(error)).boxed();
+        }
+        let answer = self.inner.appender.append(topic, partition, &batch);
+        let ended = || Error::Uncertain("the log was closed".into());
+        async move { answer.await.unwrap_or_else(|_| Err(ended())) }.boxed()
+    }
+
+    fn reader(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+    ) -> Result<Box<dyn Reader>, Error> {
+        let ends = self.inner.admin.ends(topic, partition)?;
+        reader::check(topic, partition, from, ends)?;
+        Ok(Box::new(KafkaReader::new(self.inner.clone(), topic.clone(), partition, from)))
+    }
+
+    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
+        let mut created = self.inner.claims.lock();
+        if !*created {
+            let topic = Name::new(CLAIMS_TOPIC).map_err(|error| self.inner.unavailable(error))?;
+            match self.inner.admin.spec(&topic)? {
+                Some(spec) if spec.partitions == 1 => {}
+                Some(existing) => {
+                    return Err(error::differs(&topic, existing, TopicSpec::keep(1)));
+                }
+                None => self.inner.admin.create(
+                    &topic,
+                    TopicSpec { partitions: 1, cleanup: Cleanup::Keep },
+                )?,
+            }
+            *created = true;
+        }
+        drop(created);
+        let Inner { config, client, context, .. } = &*self.inner;
+        Ok(Arc::new(KafkaWriter::claim(config, client, context, id)?))
+    }
+
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
+        self.inner.admin.trim(topic, partition, before)
+    }
+
+    /// Judged by samples of the records as they are read, without their compression.
+    fn size(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, Error> {
+        let ends = self.inner.admin.ends(topic, partition)?;
+        let (from, to) = (from.max(ends.start), to.min(ends.end));
+        if from >= to {
+            return Ok(0);
+        }
+        let (bytes, reached) = self.sample(topic, partition, from, to)?;
+        if reached >= to {
+            return Ok(bytes);
+        }
+        let middle = Offset(reached.0 + (to.0 - reached.0) / 2);
+        let (more, until) = self.sample(topic, partition, middle, to)?;
+        let looked_at = (reached.0 - from.0) + (until.0 - middle.0);
+        let whole = u128::from(bytes + more) * u128::from(to.0 - from.0);
+        Ok(u64::try_from(whole / u128::from(looked_at.max(1))).unwrap_or(u64::MAX))
+    }
+}
+
+impl Membership for KafkaLog {
+    fn join(
+        &self,
+        group: &GroupId,
+        topic: &Name,
+        assignee: Arc<dyn Assignee>,
+    ) -> Result<Box<dyn Member>, Error> {
+        let Inner { config, client, context, .. } = &*self.inner;
+        Ok(Box::new(KafkaMember::join(config, client, context, group, topic, assignee)?))
+    }
+
+    fn delete(&self, group: &GroupId) -> Result<(), Error> {
+        self.inner.admin.delete_group(group)
+    }
+}

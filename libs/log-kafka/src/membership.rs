@@ -1,0 +1,298 @@
+//! Membership: librdkafka's consumer groups, and nothing of its fetching.
+//!
+//! A member is a consumer that subscribes to the topic and is told which partitions it has, but assigns
+//! none of them to itself: so it never fetches. The group at the broker does not know the difference.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use headwater_log::{Assignee, Error, GroupId, Member};
+use headwater_types::{Name, Offset, PartitionId};
+use parking_lot::Mutex;
+use rdkafka::{
+    ClientContext, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    types::RDKafkaRespErr,
+};
+
+use crate::{KafkaConfig, context::Context, error::unavailable};
+
+/// How long the thread waits for something to happen, and so how late it sees that it shall leave.
+const POLL: Duration = Duration::from_millis(250);
+/// How often positions are committed.
+const COMMIT: Duration = Duration::from_secs(1);
+/// How long to wait before a consumer that cannot be created is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+type Group = BaseConsumer<Assignments>;
+
+/// What the member, its thread and librdkafka's callbacks share.
+struct Shared {
+    group: GroupId,
+    topic: Name,
+    assignee: Arc<dyn Assignee>,
+    context: Context,
+    timeout: Duration,
+    owned: Mutex<BTreeSet<PartitionId>>,
+    positions: Mutex<Positions>,
+    consumer: Mutex<Option<Arc<Group>>>,
+    leave: AtomicBool,
+}
+
+#[derive(Default)]
+struct Positions {
+    /// The latest of each partition that we own.
+    latest: BTreeMap<PartitionId, Offset>,
+    /// Some are not committed yet.
+    changed: bool,
+}
+
+/// A member of a group; dropping it leaves.
+pub(crate) struct KafkaMember {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl KafkaMember {
+    pub(crate) fn join(
+        config: &KafkaConfig,
+        client: &str,
+        context: &Context,
+        group: &GroupId,
+        topic: &Name,
+        assignee: Arc<dyn Assignee>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            group: group.clone(),
+            topic: topic.clone(),
+            assignee,
+            context: context.clone(),
+            timeout: config.request_timeout,
+            owned: Mutex::default(),
+            positions: Mutex::default(),
+            consumer: Mutex::default(),
+            leave: AtomicBool::new(false),
+        });
+        let settings = config.member(client, &group.0);
+        let own = shared.clone();
+        let thread = thread::Builder::new()
+            .name("kafka-member".into())
+            .spawn(move || {
+                while !own.leave.load(Ordering::Relaxed) {
+                    let created: Result<Group, _> =
+                        settings.create_with_context(Assignments(own.clone()));
+                    let joined = created.and_then(|consumer| {
+                        consumer.subscribe(&[own.topic.as_str()])?;
+                        Ok(consumer)
+                    });
+                    match joined {
+                        Ok(consumer) => own.serve(consumer),
+                        Err(error) => {
+                            tracing::warn!(group = %own.group, %error, "the group cannot be joined, trying again");
+                            thread::sleep(RETRY);
+                        }
+                    }
+                }
+            })
+            .map_err(|error| Error::Unavailable(error.into()))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Member for KafkaMember {
+    fn commit(&self, positions: &[(PartitionId, Offset)]) {
+        let owned = self.shared.owned.lock();
+        let mut own = self.shared.positions.lock();
+        for (partition, offset) in positions {
+            if owned.contains(partition) && own.latest.insert(*partition, *offset) != Some(*offset) {
+                own.changed = true;
+            }
+        }
+    }
+
+    fn confirm(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        let not_member = || Error::NotMember { group: shared.group.clone() };
+        let consumer = shared.consumer.lock().clone().ok_or_else(not_member)?;
+        let owned = shared.owned.lock().clone();
+        if owned.is_empty() {
+            return Err(not_member());
+        }
+        // Only a commit is refused to one who is no member any more. It says what is true already: our
+        // own latest, or what the group has, or that nothing was read.
+        let mut known = shared.positions.lock().latest.clone();
+        let mut unknown = TopicPartitionList::new();
+        for partition in owned.iter().filter(|partition| !known.contains_key(partition)) {
+            unknown.add_partition(shared.topic.as_str(), number(*partition));
+        }
+        if unknown.count() > 0 {
+            let committed = consumer
+                .committed_offsets(unknown, shared.timeout)
+                .map_err(|error| unavailable(error, &shared.context.trouble))?;
+            for element in committed.elements() {
+                let offset = match element.offset() {
+                    rdkafka::Offset::Offset(offset) => u64::try_from(offset).unwrap_or(0),
+                    _ => 0,
+                };
+                let partition = PartitionId(u32::try_from(element.partition()).unwrap_or(0));
+                known.insert(partition, Offset(offset));
+            }
+        }
+        known.retain(|partition, _| owned.contains(partition));
+        match shared.commit(&consumer, &known, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.rdkafka_error_code() {
+                // A member, of a group that is about to share out anew.
+                Some(RDKafkaErrorCode::RebalanceInProgress) => Ok(()),
+                Some(
+                    RDKafkaErrorCode::UnknownMemberId
+                    | RDKafkaErrorCode::IllegalGeneration
+                    | RDKafkaErrorCode::AssignmentLost
+                    | RDKafkaErrorCode::PollExceeded
+                    | RDKafkaErrorCode::State,
+                ) => Err(not_member()),
+                _ => Err(unavailable(error, &shared.context.trouble)),
+            },
+        }
+    }
+}
+
+impl Drop for KafkaMember {
+    fn drop(&mut self) {
+        self.shared.leave.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, consumer: Group) {
+        let consumer = Arc::new(consumer);
+        *self.consumer.lock() = Some(consumer.clone());
+        let mut committed_at = Instant::now();
+        let mut fatal = false;
+        while !self.leave.load(Ordering::Relaxed) && !fatal {
+            if let Some(Err(error)) = consumer.poll(POLL) {
+                tracing::debug!(group = %self.group, %error, "group error");
+                fatal = consumer.client().fatal_error().is_some();
+            }
+            if committed_at.elapsed() >= COMMIT {
+                committed_at = Instant::now();
+                self.commit_changed(&consumer, CommitMode::Async);
+            }
+        }
+        let owned: Vec<_> = std::mem::take(&mut *self.owned.lock()).into_iter().collect();
+        if fatal {
+            tracing::warn!(group = %self.group, "the group is joined anew");
+            self.assignee.lost(&owned);
+        } else if !owned.is_empty() {
+            self.assignee.revoked(&owned);
+            self.commit_changed(&consumer, CommitMode::Sync);
+        }
+        *self.consumer.lock() = None;
+        self.positions.lock().latest.clear();
+        // The last one goes here, which leaves the group; `confirm` may hold another for a moment.
+        drop(consumer);
+    }
+
+    fn commit_changed(&self, consumer: &Group, mode: CommitMode) {
+        let latest = {
+            let mut positions = self.positions.lock();
+            if !std::mem::take(&mut positions.changed) {
+                return;
+            }
+            positions.latest.clone()
+        };
+        if let Err(error) = self.commit(consumer, &latest, mode) {
+            tracing::debug!(group = %self.group, %error, "positions were not committed");
+            self.positions.lock().changed = true;
+        }
+    }
+
+    fn commit(
+        &self,
+        consumer: &Group,
+        positions: &BTreeMap<PartitionId, Offset>,
+        mode: CommitMode,
+    ) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in positions {
+            let offset = rdkafka::Offset::Offset(i64::try_from(offset.0).unwrap_or(i64::MAX));
+            list.add_partition_offset(self.topic.as_str(), number(*partition), offset)?;
+        }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        consumer.commit(&list, mode)
+    }
+}
+
+/// Tells the assignee what the group has decided.
+struct Assignments(Arc<Shared>);
+
+impl ClientContext for Assignments {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.context.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Assignments {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let shared = &self.0;
+        let partitions: Vec<_> = list
+            .elements()
+            .iter()
+            .filter_map(|element| u32::try_from(element.partition()).ok().map(PartitionId))
+            .collect();
+        let nothing = TopicPartitionList::new();
+        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            shared.owned.lock().extend(&partitions);
+            let done = consumer.incremental_assign(&nothing);
+            tracing::info!(group = %shared.group, ?partitions, "partitions assigned");
+            shared.assignee.assigned(&partitions);
+            done
+        } else {
+            // Those of a member that is leaving were revoked already.
+            let owned: Vec<_> = {
+                let mut all = shared.owned.lock();
+                partitions.into_iter().filter(|partition| all.remove(partition)).collect()
+            };
+            if consumer.assignment_lost() {
+                tracing::warn!(group = %shared.group, partitions = ?owned, "partitions lost");
+                shared.assignee.lost(&owned);
+            } else if !owned.is_empty() {
+                tracing::info!(group = %shared.group, partitions = ?owned, "partitions revoked");
+                shared.assignee.revoked(&owned);
+                shared.commit_changed(consumer, CommitMode::Sync);
+            }
+            shared.positions.lock().latest.retain(|partition, _| !owned.contains(partition));
+            consumer.incremental_unassign(&nothing)
+        };
+        if let Err(error) = done {
+            tracing::warn!(group = %shared.group, %error, "the group's decision was not taken");
+        }
+    }
+}
+
+fn number(partition: PartitionId) -> i32 {
+    i32::try_from(partition.0).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,113 @@
+//! Who works on which partitions: membership is apart from reading, because another log shares its
+//! partitions out in another way, and because reading is where the time goes.
+
+use std::{fmt, sync::Arc};
+
+use headwater_types::{Name, Offset, PartitionId};
+
+use crate::{Error, Log};
+
+/// The name under which processes share the partitions of a topic among them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub String);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Shares partitions out among the members of a group: each partition has one owner at a time.
+pub trait Membership: Send + Sync + 'static {
+    /// Joins the group. Partitions come and go through `assignee`, until the member is dropped: that
+    /// leaves the group, after what it owned was revoked.
+    ///
+    /// Returns at once; a log that is away is tried again for as long as the member lives.
+    fn join(
+        &self,
+        group: &GroupId,
+        topic: &Name,
+        assignee: Arc<dyn Assignee>,
+    ) -> Result<Box<dyn Member>, Error>;
+
+    /// Deletes a group that has no members, and its committed positions. One that does not exist is
+    /// deleted already.
+    fn delete(&self, group: &GroupId) -> Result<(), Error>;
+}
+
+/// Is told what a member owns. It is called from one thread, one call at a time; while a call lasts, the
+/// group waits.
+pub trait Assignee: Send + Sync + 'static {
+    /// These are ours from now on, beside those that were.
+    fn assigned(&self, partitions: &[PartitionId]);
+
+    /// These shall be somebody else's. They are handed over when this returns: from then on nothing may be
+    /// written for them.
+    fn revoked(&self, partitions: &[PartitionId]);
+
+    /// These are somebody else's already, for the group had not heard of us for too long: nothing may be
+    /// written for them any more, and there is nothing to hand over.
+    fn lost(&self, partitions: &[PartitionId]);
+}
+
+/// A member of a group. Dropping it leaves the group.
+pub trait Member: Send + Sync {
+    /// Says how far we are, for those who look at the group from outside. The latest call counts; it is sent
+    /// in the background, and what cannot be sent is dropped: the state's own position is what counts.
+    fn commit(&self, positions: &[(PartitionId, Offset)]);
+
+    /// Asks the log whether it still counts us in, which a process that was stopped for a while may not
+    /// know. It blocks for up to a few seconds.
+    ///
+    /// [`Error::NotMember`] if it does not.
+    fn confirm(&self) -> Result<(), Error>;
+}
+
+/// The membership of a process that has a log for itself: it owns every partition.
+pub struct Alone {
+    log: Arc<dyn Log>,
+}
+
+impl Alone {
+    pub fn new(log: Arc<dyn Log>) -> Self {
+        Self { log }
+    }
+}
+
+impl Membership for Alone {
+    fn join(
+        &self,
+        _group: &GroupId,
+        topic: &Name,
+        assignee: Arc<dyn Assignee>,
+    ) -> Result<Box<dyn Member>, Error> {
+        let unknown = || Error::UnknownTopic { topic: topic.clone() };
+        let spec = self.log.topic(topic)?.ok_or_else(unknown)?;
+        let all: Vec<_> = (0..spec.partitions).map(PartitionId).collect();
+        assignee.assigned(&all);
+        Ok(Box::new(OnlyMember { all, assignee }))
+    }
+
+    fn delete(&self, _group: &GroupId) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+struct OnlyMember {
+    all: Vec<PartitionId>,
+    assignee: Arc<dyn Assignee>,
+}
+
+impl Member for OnlyMember {
+    fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
+
+    fn confirm(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Drop for OnlyMember {
+    fn drop(&mut self) {
+        self.assignee.revoked(&self.all);
+    }
+}

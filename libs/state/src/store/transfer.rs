@@ -1,0 +1,195 @@
+//! Files on their way to the store and back, a piece at a time.
+
+use std::{
+    fs, io,
+    path::{Path as FsPath, PathBuf},
+};
+
+use futures::TryStreamExt as _;
+use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::place::failed;
+use crate::Error;
+
+/// A part of a large object; the store must hold one in memory per part on its way.
+const PART_BYTES: usize = 8 << 20;
+/// Parts of one file that are on their way while the next is read.
+const PARTS: usize = 1;
+const READ_BYTES: usize = 256 << 10;
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(Error::Store { location: "this machine's disk".into(), source: error.into() })
+        }
+    }
+}
+
+/// The files of a checkpoint, by name. What RocksDB writes for people and its lock are none of it.
+pub(super) async fn files_of(directory: &FsPath) -> Result<Vec<(String, PathBuf)>, Error> {
+    let directory = directory.to_path_buf();
+    blocking(move || {
+        let failed = |error| Error::io(&directory, error);
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let file = entry.file_type().map_err(failed)?.is_file();
+            if file && name != "LOCK" && name != "LOG" && !name.starts_with("LOG.old") {
+                files.push((name, entry.path()));
+            }
+        }
+        if !files.iter().any(|(name, _)| name == "CURRENT") {
+            return Err(Error::Missing { path: directory });
+        }
+        files.sort_unstable();
+        Ok(files)
+    })
+    .await
+}
+
+/// The bytes of a file and their hash.
+pub(super) async fn hash(path: &FsPath) -> Result<(u64, String), Error> {
+    let path = path.to_path_buf();
+    blocking(move || hash_now(&path).map_err(|error| Error::io(&path, error))).await
+}
+
+fn hash_now(path: &FsPath) -> io::Result<(u64, String)> {
+    pump(fs::File::open(path)?, &mut io::sink())
+}
+
+/// Moves all bytes, and says how many they were and what they hash to.
+fn pump(mut from: impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, String)> {
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);
+    let mut bytes = 0;
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => &buffer[..read],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hasher.update(read);
+        to.write_all(read)?;
+        bytes += read.len() as u64;
+    }
+    Ok((bytes, hasher.finalize().to_hex().to_string()))
+}
+
+/// Whether RocksDB never writes to a file of this name again, so that two databases may share it.
+fn immutable(name: &FsPath) -> bool {
+    name.extension().is_some_and(|extension| extension == "sst" || extension == "blob")
+}
+
+/// Puts a file into a store on a disk: under its name lies all of it or nothing.
+pub(super) fn link_or_copy(file: &FsPath, to: &FsPath) -> Result<(), Error> {
+    let failed = |error| Error::io(to, error);
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    // What has this name has these bytes: it came there whole.
+    let bytes = |path: &FsPath| fs::metadata(path).map(|file| file.len());
+    match bytes(to) {
+        Ok(found) if bytes(file).is_ok_and(|bytes| bytes == found) => return Ok(()),
+        Ok(_) => fs::remove_file(to).map_err(failed)?,
+        Err(_) => {}
+    }
+    if immutable(file) && fs::hard_link(file, to).is_ok() {
+        return Ok(());
+    }
+    // The object store takes a name like this for a file that is being written, and does not list it. Somebody
+    // may still be writing another one for an upload that was given up.
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let staged = to.with_file_name(format!("{name}#{}", STAGED.fetch_add(1, Ordering::Relaxed)));
+    fs::copy(file, &staged).and_then(|_| fs::rename(&staged, to)).map_err(|error| {
+        // Pruning removes it if this does not.
+        let _ = fs::remove_file(&staged);
+        failed(error)
+    })
+}
+
+static STAGED: AtomicU64 = AtomicU64::new(0);
+
+/// Takes a file out of a store on a disk; says how many bytes it has and what they hash to.
+pub(super) fn take(from: &FsPath, to: &FsPath, location: &str) -> Result<(u64, String), Error> {
+    let here = |error| Error::io(to, error);
+    let there = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Error::Gone { location: location.to_owned() },
+        _ => Error::Store { location: location.to_owned(), source: error.into() },
+    };
+    let (file, found) = if immutable(to) && fs::hard_link(from, to).is_ok() {
+        (fs::File::open(to).map_err(here)?, hash_now(to).map_err(here)?)
+    } else {
+        let source = fs::File::open(from).map_err(there)?;
+        let mut file = fs::File::create_new(to).map_err(here)?;
+        let found = pump(source, &mut file).map_err(here)?;
+        (file, found)
+    };
+    // The database that is opened here counts on it that its files survive a power cut.
+    file.sync_data().map_err(here)?;
+    Ok(found)
+}
+
+/// Uploads a file, in parts if it is large.
+pub(super) async fn upload(
+    objects: &dyn ObjectStore,
+    file: &FsPath,
+    bytes: u64,
+    to: &Path,
+    location: &str,
+) -> Result<(), Error> {
+    let (here, there) = (|error| Error::io(file, error), |error| failed(location, error));
+    let mut source = tokio::fs::File::open(file).await.map_err(here)?;
+    if bytes <= PART_BYTES as u64 {
+        let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
+        source.read_to_end(&mut content).await.map_err(here)?;
+        return objects.put(to, content.into()).await.map(|_| ()).map_err(there);
+    }
+    let upload = objects.put_multipart(to).await.map_err(there)?;
+    let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+    let moved: Result<(), Error> = async {
+        loop {
+            let mut piece = bytes::BytesMut::with_capacity(READ_BYTES);
+            if source.read_buf(&mut piece).await.map_err(here)? == 0 {
+                return Ok(());
+            }
+            parts.put(piece.freeze());
+            parts.wait_for_capacity(PARTS).await.map_err(there)?;
+        }
+    }
+    .await;
+    match moved {
+        Ok(()) => parts.finish().await.map(|_| ()).map_err(there),
+        Err(error) => {
+            if let Err(left) = parts.abort().await {
+                tracing::debug!(error = %left, location, "an upload's parts stay in the store");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Downloads a file; says how many bytes it has and what they hash to.
+pub(super) async fn download(
+    objects: &dyn ObjectStore,
+    from: &Path,
+    to: &FsPath,
+    location: &str,
+) -> Result<(u64, String), Error> {
+    let (here, there) = (|error| Error::io(to, error), |error| failed(location, error));
+    let mut pieces = objects.get(from).await.map_err(there)?.into_stream();
+    let mut file = tokio::fs::File::create_new(to).await.map_err(here)?;
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    while let Some(piece) = pieces.try_next().await.map_err(there)? {
+        hasher.update(&piece);
+        bytes += piece.len() as u64;
+        file.write_all(&piece).await.map_err(here)?;
+    }
+    file.flush().await.map_err(here)?;
+    file.sync_data().await.map_err(here)?;
+    Ok((bytes, hasher.finalize().to_hex().to_string()))
+}

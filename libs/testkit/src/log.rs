@@ -1,0 +1,214 @@
+//! A log in memory that is away, slow or unsure where a test wants it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use headwater_log::{
+    Appended, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader, TopicSpec,
+    WriterId,
+};
+use headwater_types::{Name, Offset, PartitionId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// A [`MemoryLog`] with faults. Every field may be changed while it is used.
+pub struct FaultyLog {
+    memory: MemoryLog,
+    remote: bool,
+    /// Whether every question, read and append fails as unavailable.
+    pub away: Arc<AtomicBool>,
+    /// What a question takes; the thread that asks is blocked for so long.
+    pub delay: Mutex<Duration>,
+    /// Appends to these partitions of topics that are not spared fail.
+    pub failing: Mutex<Vec<PartitionId>>,
+    /// Appends to these are stored and then said to be uncertain.
+    pub uncertain: Mutex<Vec<PartitionId>>,
+    /// Whether every record is said to lie an offset further from the one before it than it does, as if
+    /// somebody else wrote between them.
+    pub apart: AtomicBool,
+    /// So many reads find nothing although there is something, as if it were still on its way.
+    pub late_reads: Arc<AtomicUsize>,
+    /// So many appends to topics that are not spared are answered; the others wait.
+    pub let_through: watch::Sender<usize>,
+    /// Topics to which appends always succeed at once, unless the log is away.
+    pub spared: Mutex<BTreeSet<String>>,
+    appends: AtomicUsize,
+    questions: AtomicUsize,
+}
+
+impl FaultyLog {
+    /// Without faults, and local.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::with(false))
+    }
+
+    /// Without faults, and asked from threads that may block.
+    pub fn remote() -> Arc<Self> {
+        Arc::new(Self::with(true))
+    }
+
+    fn with(remote: bool) -> Self {
+        Self {
+            memory: MemoryLog::new(),
+            remote,
+            away: Arc::default(),
+            delay: Mutex::default(),
+            failing: Mutex::default(),
+            uncertain: Mutex::default(),
+            apart: AtomicBool::new(false),
+            late_reads: Arc::default(),
+            let_through: watch::Sender::new(usize::MAX),
+            spared: Mutex::default(),
+            appends: AtomicUsize::new(0),
+            questions: AtomicUsize::new(0),
+        }
+    }
+
+    /// The log without its faults.
+    pub fn memory(&self) -> &MemoryLog {
+        &self.memory
+    }
+
+    /// Appends so far to topics that are not spared, those that fail at once not counted.
+    pub fn appends(&self) -> usize {
+        self.appends.load(SeqCst)
+    }
+
+    /// Questions so far.
+    pub fn questions(&self) -> usize {
+        self.questions.load(SeqCst)
+    }
+
+    fn there(&self) -> Result<(), Error> {
+        there(&self.away)
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(&MemoryLog) -> Result<T, Error>) -> Result<T, Error> {
+        self.questions.fetch_add(1, SeqCst);
+        let delay = *self.delay.lock();
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+        self.there()?;
+        question(&self.memory)
+    }
+}
+
+fn there(away: &AtomicBool) -> Result<(), Error> {
+    match away.load(SeqCst) {
+        true => Err(Error::Unavailable("the broker is gone".into())),
+        false => Ok(()),
+    }
+}
+
+struct FaultyReader {
+    inner: Box<dyn Reader>,
+    away: Arc<AtomicBool>,
+    late: Arc<AtomicUsize>,
+}
+
+impl Reader for FaultyReader {
+    fn position(&self) -> Offset {
+        self.inner.position()
+    }
+
+    fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
+        there(&self.away)?;
+        let late = self.late.fetch_update(SeqCst, SeqCst, |late| late.checked_sub(1));
+        if late.is_ok() {
+            std::thread::sleep(wait.min(Duration::from_millis(1)));
+            return Ok(None);
+        }
+        self.inner.read(max_bytes, wait)
+    }
+}
+
+impl Log for FaultyLog {
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
+        self.ask(|log| log.create_topic(topic, spec))
+    }
+
+    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
+        self.ask(|log| log.topic(topic))
+    }
+
+    fn is_remote(&self) -> bool {
+        self.remote
+    }
+
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
+        self.ask(|log| log.ends(topic, partition))
+    }
+
+    fn append(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        batch: EncodedBatch,
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
+        if let Err(error) = self.there() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        if self.spared.lock().contains(topic.as_str()) {
+            return self.memory.append(topic, partition, batch);
+        }
+        if self.failing.lock().contains(&partition) {
+            let error = Error::Unavailable("the broker is gone".into());
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let number = self.appends.fetch_add(1, SeqCst) + 1;
+        let uncertain = self.uncertain.lock().contains(&partition);
+        let apart = self.apart.load(SeqCst);
+        let (append, mut let_through) =
+            (self.memory.append(topic, partition, batch), self.let_through.subscribe());
+        Box::pin(async move {
+            let appended = append.await?;
+            // The sender lives as long as the log, and a test that drops the log wants no answer.
+            let _ = let_through.wait_for(|&count| count >= number).await;
+            if uncertain {
+                return Err(Error::Uncertain("no answer came in time".into()));
+            }
+            if !apart {
+                return Ok(appended);
+            }
+            let records = appended.end().0 - appended.first().0;
+            let offset = |record| Offset(appended.first().0 + 2 * record);
+            Ok(Appended::each((0..records).map(offset).collect()))
+        })
+    }
+
+    fn reader(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+    ) -> Result<Box<dyn Reader>, Error> {
+        let inner = self.ask(|log| log.reader(topic, partition, from))?;
+        let (away, late) = (self.away.clone(), self.late_reads.clone());
+        Ok(Box::new(FaultyReader { inner, away, late }))
+    }
+
+    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
+        self.ask(|log| log.writer(id))
+    }
+
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
+        self.ask(|log| log.trim(topic, partition, before))
+    }
+
+    fn size(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, Error> {
+        self.ask(|log| log.size(topic, partition, from, to))
+    }
+}

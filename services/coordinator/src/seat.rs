@@ -1,0 +1,293 @@
+//! Who leads: one coordinator of those that run, as the log's membership says.
+
+use std::{sync::Arc, time::Duration};
+
+use headwater_control::CONTROL_TOPIC;
+use headwater_log::{Assignee, GroupId, Log, Member, Membership};
+use headwater_service::{Condition, Node, Outage, Shutdown, follow};
+use headwater_types::{Name, PartitionId, Remedy};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    chain,
+    ledger::Error,
+    office::{Request, Standing, off_worker, refusal},
+};
+
+/// The group of all coordinators on the control topic: who has its partition leads.
+const GROUP: &str = "headwater.coordinator";
+const ONLY: PartitionId = PartitionId(0);
+/// How long a hand-over waits for what is being written. After that the successor's claim fences it.
+const HAND_OVER: Duration = Duration::from_secs(15);
+/// How long to wait after the membership or the writer's claim spoke against us while the other one has not.
+const DISAGREEMENT: Duration = Duration::from_secs(1);
+
+pub(crate) const STANDING_BY: &str = "standing by: another coordinator leads";
+
+/// Why a coordinator stopped to decide.
+pub(crate) enum End {
+    Shutdown,
+    /// Another one shall lead, or does so already.
+    HandedOver,
+    /// Another one has claimed the control topic.
+    Fenced(Error),
+    Failed(anyhow::Error),
+}
+
+impl From<Error> for End {
+    /// An error after which another try is of no use.
+    fn from(error: Error) -> Self {
+        match error.remedy() {
+            Remedy::StandDown => Self::Fenced(error),
+            Remedy::Retry | Remedy::Correct | Remedy::Repair => Self::Failed(error.into()),
+        }
+    }
+}
+
+/// What the membership says, and whether somebody acts upon it.
+struct Seat {
+    owned: watch::Sender<bool>,
+    deciding: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Assignee for Seat {
+    fn assigned(&self, partitions: &[PartitionId]) {
+        if partitions.contains(&ONLY) {
+            self.owned.send_replace(true);
+        }
+    }
+
+    fn revoked(&self, partitions: &[PartitionId]) {
+        if partitions.contains(&ONLY) {
+            self.owned.send_replace(false);
+            let mut deciding = self.deciding.lock();
+            let outcome =
+                self.stopped.wait_while_for(&mut deciding, |deciding| *deciding, HAND_OVER);
+            if outcome.timed_out() {
+                tracing::warn!("the lead is handed over although something is still being written");
+            }
+        }
+    }
+
+    fn lost(&self, partitions: &[PartitionId]) {
+        if partitions.contains(&ONLY) {
+            self.owned.send_replace(false);
+        }
+    }
+}
+
+/// Where a coordinator waits for the lead, and what it keeps its eye on while it has it.
+pub(crate) struct Post {
+    pub(crate) inbox: mpsc::Receiver<Request>,
+    pub(crate) shutdown: Shutdown,
+    /// What keeps it from deciding, told once.
+    pub(crate) outage: Outage,
+    log: Arc<dyn Log>,
+    membership: Arc<dyn Membership>,
+    seat: Arc<Seat>,
+    owned: watch::Receiver<bool>,
+    member: Option<Arc<dyn Member>>,
+    alone: bool,
+    standing: watch::Sender<Standing>,
+    ready: Condition,
+}
+
+impl Post {
+    pub(crate) fn new(
+        node: &Node,
+        inbox: mpsc::Receiver<Request>,
+        standing: watch::Sender<Standing>,
+        ready: Condition,
+    ) -> Self {
+        let (sender, owned) = watch::channel(false);
+        let (deciding, stopped) = (Mutex::new(false), Condvar::new());
+        Self {
+            inbox,
+            shutdown: node.tasks.shutdown(),
+            outage: Outage::new("the control topic"),
+            log: node.log.clone(),
+            membership: node.membership.clone(),
+            seat: Arc::new(Seat { owned: sender, deciding, stopped }),
+            owned,
+            member: None,
+            alone: false,
+            standing,
+            ready,
+        }
+    }
+
+    /// Whether no other process can lead: then one that does nevertheless is a mistake.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Joins the other coordinators.
+    pub(crate) async fn join(&mut self) -> Result<(), Error> {
+        if self.member.is_some() {
+            return Ok(());
+        }
+        let (log, membership) = (self.log.clone(), self.membership.clone());
+        let seat: Arc<dyn Assignee> = self.seat.clone();
+        let join = move || {
+            follow::create_topics(&*log)?;
+            let topic = Name::new(CONTROL_TOPIC)
+                .map_err(|error| headwater_log::Error::Unavailable(error.to_string().into()))?;
+            Ok::<_, Error>(membership.join(&GroupId(GROUP.into()), &topic, seat)?)
+        };
+        self.member = Some(off_worker(self.log.is_remote(), join).await?.into());
+        // A membership that gives everything away at once, asking nobody, has nobody to ask.
+        self.alone = !self.log.is_remote() && *self.owned.borrow();
+        Ok(())
+    }
+
+    /// Leaves the others. It may take as long as the log does.
+    pub(crate) async fn leave(&mut self) {
+        let member = self.member.take();
+        off_worker(self.log.is_remote(), move || drop(member)).await;
+    }
+
+    /// Waits for the lead.
+    pub(crate) async fn stand_by(&mut self) -> Result<(), End> {
+        loop {
+            match self.join().await {
+                Ok(()) => break,
+                Err(error) if error.remedy() == Remedy::Retry => self.away(&error).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.outage.over();
+        loop {
+            if !*self.owned.borrow() {
+                self.say(Standing::Not(STANDING_BY.into()));
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Err(End::Shutdown),
+                request = self.inbox.recv() => {
+                    refuse(request, STANDING_BY)?;
+                    continue;
+                }
+                owned = self.owned.wait_for(|owned| *owned) => drop(owned),
+            }
+            // A process that was stopped for a while must not fence the one that leads now.
+            match self.confirm().await {
+                Ok(()) => {}
+                Err(error) if error.remedy() == Remedy::Retry => {
+                    self.undecided(&error.into()).await?;
+                    continue;
+                }
+                Err(_) => {
+                    self.disagree().await?;
+                    continue;
+                }
+            }
+            *self.seat.deciding.lock() = true;
+            if *self.owned.borrow() {
+                return Ok(());
+            }
+            self.stop_deciding();
+        }
+    }
+
+    /// Nothing is written any more: others may.
+    pub(crate) fn stop_deciding(&self) {
+        *self.seat.deciding.lock() = false;
+        self.seat.stopped.notify_all();
+    }
+
+    /// Asks the log whether it still counts us in.
+    pub(crate) async fn confirm(&self) -> Result<(), headwater_log::Error> {
+        let Some(member) = self.member.clone() else { return Ok(()) };
+        off_worker(self.log.is_remote(), move || member.confirm()).await
+    }
+
+    /// Resolves when another one shall lead.
+    pub(crate) fn handed_over(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut owned = self.owned.clone();
+        async move {
+            if owned.wait_for(|owned| !owned).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Something that it decides upon is not known: it goes on to answer.
+    pub(crate) fn trouble(&self, why: &str) {
+        self.ready.not_ready(why);
+    }
+
+    pub(crate) fn say(&self, standing: Standing) {
+        match &standing {
+            Standing::Leads => self.ready.ready(),
+            Standing::Not(why) => self.ready.not_ready(why.clone()),
+        }
+        self.standing.send_if_modified(|present| {
+            let news = *present != standing;
+            *present = standing;
+            news
+        });
+    }
+
+    /// The log is away: says so once, and waits before the next try.
+    pub(crate) async fn away(&mut self, error: &Error) -> Result<(), End> {
+        let reason = self.note(error);
+        let wait = self.outage.wait();
+        self.pause(wait, &reason, false).await
+    }
+
+    /// The same while we lead, or are about to.
+    pub(crate) async fn undecided(&mut self, error: &Error) -> Result<(), End> {
+        let reason = self.note(error);
+        let wait = self.outage.wait();
+        self.pause(wait, &reason, true).await
+    }
+
+    fn note(&mut self, error: &Error) -> String {
+        let reason = chain(error);
+        self.outage.failed(&reason);
+        self.say(Standing::Not(reason.clone()));
+        reason
+    }
+
+    /// Waits until the membership and the claims may agree again.
+    pub(crate) async fn disagree(&mut self) -> Result<(), End> {
+        self.say(Standing::Not(STANDING_BY.into()));
+        match self.pause(DISAGREEMENT, STANDING_BY, true).await {
+            Err(End::HandedOver) | Ok(()) => Ok(()),
+            Err(end @ (End::Shutdown | End::Fenced(_) | End::Failed(_))) => Err(end),
+        }
+    }
+
+    /// Refuses requests for so long, or until it has to end; `leading`, or another one shall lead.
+    async fn pause(&mut self, wait: Duration, why: &str, leading: bool) -> Result<(), End> {
+        let over = tokio::time::sleep(wait);
+        tokio::pin!(over);
+        let handed_over = self.handed_over();
+        tokio::pin!(handed_over);
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Err(End::Shutdown),
+                () = &mut handed_over, if leading => return Err(End::HandedOver),
+                request = self.inbox.recv() => refuse(request, why)?,
+                () = &mut over => return Ok(()),
+            }
+        }
+    }
+}
+
+impl Drop for Post {
+    /// Whatever ended it, a hand-over must not wait for it.
+    fn drop(&mut self) {
+        self.stop_deciding();
+    }
+}
+
+/// What came in before it was known that nobody here can carry it out.
+fn refuse(request: Option<Request>, why: &str) -> Result<(), End> {
+    // All who could ask are gone.
+    let request = request.ok_or(End::Shutdown)?;
+    // Who asked may have gone too.
+    let _ = request.answer.send(Err(refusal(why)));
+    Ok(())
+}

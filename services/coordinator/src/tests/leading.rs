@@ -1,0 +1,478 @@
+//! Two coordinators over one log, which they reach as they reach Kafka.
+
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use headwater_control::{ControlState, Role};
+use headwater_log::{Log, MemoryLog};
+use headwater_proto::control::v1::{
+    ApplyRequest, ApplyResponse, GetCatalogRequest, GetReplayRequest, ListReplaysRequest, Phase,
+    PlanRequest, PromoteRequest, Replay, UndoRequest, Verdict,
+    catalog_service_server::CatalogService as _, replay_service_server::ReplayService as _,
+};
+use headwater_service::Node;
+use headwater_types::{Name, Offset, PartitionId};
+use tonic::{Code, Request, Status};
+
+use super::{
+    fixture::{ALL, ORDERS, PAID, Processor, config, files, other_stream},
+    remote::{Far, Group, RemoteLog, Seats},
+};
+use crate::{Coordinator, catalog::Catalog, replays::Replays, seat::STANDING_BY};
+
+struct Pair {
+    log: Arc<dyn Log>,
+    far: Arc<Far>,
+    group: Arc<Group>,
+    nodes: Vec<Node>,
+    coordinators: Vec<Coordinator>,
+    data: tempfile::TempDir,
+    requests: usize,
+}
+
+impl Pair {
+    /// Both run, and neither leads.
+    async fn new() -> Self {
+        let mut pair = Self::without_coordinators();
+        pair.start().await;
+        pair.start().await;
+        pair
+    }
+
+    fn without_coordinators() -> Self {
+        let (log, far) = RemoteLog::new();
+        let data = tempfile::tempdir().unwrap();
+        let (nodes, coordinators) = (Vec::new(), Vec::new());
+        Self { log, far, group: Arc::default(), nodes, coordinators, data, requests: 0 }
+    }
+
+    async fn start(&mut self) {
+        let index = self.nodes.len();
+        let name = format!("coordinator-{index}");
+        let mut node = Node::new(self.log.clone(), self.data.path(), name);
+        node.membership = Arc::new(Seats { group: self.group.clone(), index });
+        self.coordinators.push(Coordinator::start(config(), &node).await.unwrap());
+        self.nodes.push(node);
+    }
+
+    /// Lets the group say that this one leads, once it has joined.
+    async fn seat(&self, index: usize) {
+        until("it joins", async || self.group.has_joined(index)).await;
+        self.group.assign(index);
+    }
+
+    async fn assign(&self, index: usize) {
+        self.seat(index).await;
+        until("it leads", async || self.condition(index).is_none()).await;
+    }
+
+    async fn revoke(&self, index: usize) {
+        let group = self.group.clone();
+        tokio::task::spawn_blocking(move || group.revoke(index)).await.unwrap();
+    }
+
+    /// Why it is not ready.
+    fn condition(&self, index: usize) -> Option<String> {
+        let conditions = self.nodes[index].health.conditions();
+        conditions.into_iter().find(|(name, _)| name == "coordinator").unwrap().1
+    }
+
+    fn catalog(&self, index: usize) -> Catalog {
+        Catalog::new(self.coordinators[index].office.clone())
+    }
+
+    fn replays(&self, index: usize) -> Replays {
+        Replays::new(self.coordinators[index].office.clone())
+    }
+
+    fn request(&mut self, sql: &[&str]) -> ApplyRequest {
+        self.requests += 1;
+        let request_id = format!("r{}", self.requests);
+        ApplyRequest { files: files(sql), request_id, ..ApplyRequest::default() }
+    }
+
+    async fn apply(&mut self, index: usize, sql: &[&str]) -> Result<ApplyResponse, Status> {
+        let request = self.request(sql);
+        self.send(index, request).await
+    }
+
+    async fn send(&self, index: usize, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+        Ok(self.catalog(index).apply(Request::new(request)).await?.into_inner())
+    }
+
+    async fn replay(&self, index: usize) -> Replay {
+        let request = Request::new(GetReplayRequest { replay: "spend".into() });
+        self.replays(index).get(request).await.unwrap().into_inner()
+    }
+
+    fn state(&self, index: usize) -> Arc<ControlState> {
+        self.coordinators[index].office.state()
+    }
+
+    /// The state as everybody else folds it.
+    async fn followed(&self) -> Arc<ControlState> {
+        self.coordinators[0].office.view.wait_current().await.unwrap()
+    }
+
+    fn alive(&self, index: usize) -> bool {
+        self.nodes[index].tasks.failure().is_none()
+            && self.nodes[index].tasks.running().iter().any(|task| task == "coordinator")
+    }
+}
+
+async fn until<R: Future<Output = bool>>(what: &str, holds: impl Fn() -> R) {
+    for _ in 0..1_000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: never");
+}
+
+fn unavailable(status: &Status, text: &str) {
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains(text), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_leads_the_other_stands_by_and_takes_over() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+
+    assert_eq!(pair.condition(1).as_deref(), Some(STANDING_BY));
+    assert!(pair.alive(1));
+    unavailable(&pair.apply(1, &[PAID]).await.unwrap_err(), STANDING_BY);
+    let replay = || GetReplayRequest { replay: "spend".into() };
+    let (catalog, replays) = (pair.catalog(1), pair.replays(1));
+    let refused = [
+        catalog.get_catalog(Request::new(GetCatalogRequest {})).await.err(),
+        replays.plan(Request::new(PlanRequest::default())).await.err(),
+        replays.start(Request::new(Default::default())).await.err(),
+        replays.get(Request::new(replay())).await.err(),
+        replays.list(Request::new(ListReplaysRequest::default())).await.err(),
+        replays.watch(Request::new(replay())).await.map(|_| ()).err(),
+        replays.promote(Request::new(PromoteRequest::default())).await.err(),
+        replays.abort(Request::new(Default::default())).await.err(),
+        replays.undo(Request::new(UndoRequest::default())).await.err(),
+    ];
+    for status in refused {
+        unavailable(&status.unwrap(), STANDING_BY);
+    }
+
+    pair.revoke(0).await;
+    pair.assign(1).await;
+    assert_eq!(pair.state(1).views().len(), 1, "it knows all that was decided");
+    pair.apply(1, &[PAID]).await.unwrap();
+    assert_eq!(pair.condition(0).as_deref(), Some(STANDING_BY));
+    unavailable(&pair.apply(0, &[ALL]).await.unwrap_err(), STANDING_BY);
+    assert!(pair.alive(0) && pair.alive(1));
+    let metrics = pair.nodes[0].metrics.encode();
+    assert!(metrics.contains("headwater_coordinator_leading 0"), "{metrics}");
+    assert!(!metrics.contains("coordinator_view_epoch{"), "{metrics}");
+
+    // One that ends leaves the lead to the other.
+    let report = pair.nodes[1].tasks.stop(Duration::from_secs(5)).await;
+    assert!(report.is_clean(), "{report:?}");
+    assert!(!pair.group.has_joined(1));
+    pair.assign(0).await;
+    assert_eq!(pair.state(0).replays().len(), 1);
+}
+
+/// The process was stopped; meanwhile the group went on without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_slept_through_its_replacement_writes_nothing_and_fences_nobody() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS]).await.unwrap();
+    pair.assign(1).await;
+    let claims = pair.far.claims.load(Ordering::SeqCst);
+
+    let written = pair.state(1).position();
+    let refused = pair.apply(0, &[ALL]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted, "{refused:?}");
+    until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
+    // Its membership has not told it yet, and it asks by itself.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims);
+    assert_eq!(pair.followed().await.position(), written);
+    pair.apply(1, &[ALL]).await.unwrap();
+    assert!(pair.alive(0));
+
+    pair.group.lose(0);
+    pair.revoke(1).await;
+    pair.assign(0).await;
+    assert_eq!(pair.state(0).views().len(), 1);
+    pair.apply(0, &[PAID]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_goes_on_under_another_leader_in_every_step() {
+    async fn story(changes: bool) -> (Vec<Phase>, u64) {
+        let mut pair = Pair::new().await;
+        pair.assign(0).await;
+        pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+        ingest(&pair, 6).await;
+        let mut processor = Processor::new(pair.log.clone(), pair.data.path().into());
+        processor.step().await;
+        pair.apply(0, &[PAID]).await.unwrap();
+        let (mut leader, mut phases) = (0, Vec::new());
+        for wanted in [Phase::Hold, Phase::Retain] {
+            if wanted == Phase::Retain {
+                let promote = PromoteRequest { replay: "spend".into(), ..Default::default() };
+                pair.replays(leader).promote(Request::new(promote)).await.unwrap();
+            }
+            for step in 0..200 {
+                let replay = pair.replay(leader).await;
+                if phases.last() != Some(&replay.phase()) {
+                    phases.push(replay.phase());
+                }
+                if replay.phase() == wanted {
+                    break;
+                }
+                assert!(step < 199, "{wanted:?} never came: {replay:?}");
+                processor.step().await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                if changes {
+                    pair.revoke(leader).await;
+                    leader = 1 - leader;
+                    pair.assign(leader).await;
+                }
+            }
+        }
+        let state = pair.followed().await;
+        assert_eq!(state.position(), pair.state(leader).position());
+        // A replay remembers the offset of its record.
+        let started = |state: &ControlState| state.replays()["spend-1"].started;
+        assert_eq!(started(&state), started(&pair.state(leader)));
+        (phases, state.views()["spend"].epoch.0)
+    }
+    let (straight, changing) = (story(false).await, story(true).await);
+    assert_eq!((straight.0.last(), straight.1), (Some(&Phase::Retain), 2));
+    assert_eq!((changing.0.last(), changing.1), (Some(&Phase::Retain), 2));
+}
+
+async fn ingest(pair: &Pair, orders: i64) {
+    for user in 0..orders {
+        let amount = user % 3;
+        let value =
+            format!(r#"{{"user_id":{user},"amount":{amount},"ts":"2024-01-01T00:00:00Z"}}"#);
+        let mut batch = headwater_log::BatchBuilder::new();
+        batch.push(1_704_067_200_000, None, Some(value.as_bytes()), &[]);
+        let partition = PartitionId(u32::try_from(user % 2).unwrap());
+        let topic = Name::new("orders").unwrap();
+        pair.log.append(&topic, partition, batch.build().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_away_at_the_start_is_waited_for() {
+    let mut pair = Pair::without_coordinators();
+    pair.far.away.store(true, Ordering::SeqCst);
+    pair.start().await;
+    until("it says why", async || {
+        pair.condition(0).is_some_and(|why| why.contains("no broker at kafka:9092"))
+    })
+    .await;
+    let refused = pair.apply(0, &[ORDERS]).await.unwrap_err();
+    unavailable(&refused, "no broker at kafka:9092");
+    assert!(pair.alive(0));
+    pair.far.away.store(false, Ordering::SeqCst);
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_goes_away_later_ends_nothing_and_is_waited_for() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+    pair.far.away.store(true, Ordering::SeqCst);
+    // Declaring it asks the log for its topics, which is refused before anything is written.
+    let topics = other_stream();
+    let refused = pair.apply(0, &[&topics]).await.unwrap_err();
+    unavailable(&refused, "no broker");
+    // A record that is to be written is waited for; those who come meanwhile are refused at once.
+    let waiting = {
+        let (catalog, request) = (pair.replays(0), GetReplayRequest::default());
+        catalog.get(Request::new(request)).await.err()
+    };
+    assert!(waiting.is_some());
+    pair.far.away.store(false, Ordering::SeqCst);
+    pair.apply(0, &[&topics]).await.unwrap();
+
+    // The broker goes between two records: the claim ends, and is made anew when it is back.
+    let request = pair.request(&[PAID]);
+    let office = pair.coordinators[0].office.clone();
+    let far = pair.far.clone();
+    let gone = office.request("gone", move |state| {
+        far.away.store(true, Ordering::SeqCst);
+        let sql = state.streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
+        let event = headwater_proto::control::v1::StreamDeclared { name: "orders".into(), sql };
+        Ok(vec![headwater_proto::control::v1::control_record::Event::StreamDeclared(event)])
+    });
+    let checks = async {
+        until("it says why", async || {
+            pair.condition(0).is_some_and(|why| why.contains("no broker at kafka:9092"))
+        })
+        .await;
+        unavailable(&pair.send(0, request.clone()).await.unwrap_err(), "no broker");
+        pair.far.away.store(false, Ordering::SeqCst);
+    };
+    let (gone, ()) = tokio::join!(gone, checks);
+    assert_eq!(gone.err().unwrap().code(), Code::Unavailable);
+    until("it leads again", async || pair.condition(0).is_none()).await;
+    assert!(pair.state(0).effects("gone").is_none(), "what was answered so was not written");
+    pair.send(0, request).await.unwrap();
+    assert!(pair.alive(0) && pair.alive(1));
+    assert_eq!(pair.followed().await.position(), pair.state(0).position());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_of_unknown_outcome_is_looked_up_before_anything_else() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    let claims = pair.far.claims.load(Ordering::SeqCst);
+
+    pair.far.silent.store(1, Ordering::SeqCst);
+    let created = pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+    assert_eq!(created.changes.len(), 2, "it was stored, so it is done");
+    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims + 1);
+    assert_eq!(pair.followed().await.views().len(), 1);
+
+    pair.far.deaf.store(1, Ordering::SeqCst);
+    let request = pair.request(&[PAID]);
+    let lost = pair.send(0, request.clone()).await.unwrap_err();
+    unavailable(&lost, "did not say whether it stored");
+    assert_eq!(pair.followed().await.replays().len(), 0, "it was not stored, and never will be");
+    pair.send(0, request.clone()).await.unwrap();
+    pair.send(0, request).await.unwrap();
+    assert_eq!(pair.followed().await.replays().len(), 1, "once");
+    assert_eq!(pair.condition(0), None);
+    assert_eq!(pair.state(0).position(), pair.followed().await.position());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_outcome_is_not_looked_up_by_a_coordinator_that_was_replaced() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS]).await.unwrap();
+    // Nobody told the first one.
+    pair.seat(1).await;
+    until("the other leads", async || pair.condition(1).is_none()).await;
+    let claims = pair.far.claims.load(Ordering::SeqCst);
+    pair.far.deaf.store(1, Ordering::SeqCst);
+    pair.apply(0, &[ALL]).await.unwrap_err();
+    until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
+    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims);
+    pair.apply(1, &[ALL]).await.unwrap();
+}
+
+/// The serving shards had stopped, which counts as mute; then another processor took them over and went on.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_swap_rests_on_an_error_that_was_taken_back() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS, ALL]).await.unwrap();
+    ingest(&pair, 4).await;
+    let mut processor = Processor::new(pair.log.clone(), pair.data.path().into());
+    processor.step().await;
+    pair.apply(0, &[PAID]).await.unwrap();
+    let serving = pair.replay(0).await.old_generation.parse().unwrap();
+    processor.failing = Some((serving, "disk".into()));
+    for _ in 0..100 {
+        if pair.replay(0).await.phase() == Phase::Hold {
+            break;
+        }
+        processor.step().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(pair.replay(0).await.verdict(), Verdict::Inconclusive);
+
+    pair.far.stale.store(true, Ordering::SeqCst);
+    processor.failing = None;
+    processor.restart().await;
+    processor.step().await;
+    let promote = PromoteRequest { replay: "spend".into(), ..Default::default() };
+    pair.replays(0).promote(Request::new(promote)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    assert_eq!(pair.replay(0).await.phase(), Phase::Commit, "it does not know all that was said");
+    pair.far.stale.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waits = pair.replay(0).await;
+    assert_eq!(
+        waits.phase(),
+        Phase::Commit,
+        "the shards run, and have not said that they are mute"
+    );
+    assert!(waits.waiting_for.contains("to stop publishing"), "{}", waits.waiting_for);
+    for _ in 0..100 {
+        if pair.replay(0).await.phase() == Phase::Retain {
+            break;
+        }
+        processor.step().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let state = pair.followed().await;
+    let served = state.generations().values().find(|entry| entry.role == Role::Serving).unwrap();
+    assert_ne!(served.id, serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_waits_does_not_hold_up_the_hand_over() {
+    let mut pair = Pair::new().await;
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS]).await.unwrap();
+    pair.far.away.store(true, Ordering::SeqCst);
+    let far = pair.far.clone();
+    let office = pair.coordinators[0].office.clone();
+    let sql =
+        pair.state(0).streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
+    let request = office.request("stuck", move |_| {
+        let event = headwater_proto::control::v1::StreamDeclared { name: "orders".into(), sql };
+        Ok(vec![headwater_proto::control::v1::control_record::Event::StreamDeclared(event)])
+    });
+    let hand_over = async {
+        until("it tries", async || pair.condition(0).is_some()).await;
+        let started = std::time::Instant::now();
+        pair.revoke(0).await;
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    };
+    let (answer, ()) = tokio::join!(request, hand_over);
+    unavailable(&answer.err().unwrap(), "hands over");
+    far.away.store(false, Ordering::SeqCst);
+    pair.assign(1).await;
+    assert!(pair.state(1).effects("stuck").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_alone_leads_from_the_start_and_never_stands_by() {
+    let data = tempfile::tempdir().unwrap();
+    let node = Node::new(Arc::new(MemoryLog::new()), data.path(), "test");
+    let coordinator = Coordinator::start(config(), &node).await.unwrap();
+    let mut standing = coordinator.office.standing.clone();
+    assert_eq!(*standing.borrow_and_update(), crate::office::Standing::Leads);
+    assert!(node.health.is_ready());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!standing.has_changed().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_topic_that_would_lose_its_records_is_refused_with_what_is_wrong() {
+    use headwater_log::{Cleanup, TopicSpec};
+    let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
+    let topic = Name::new(headwater_control::CONTROL_TOPIC).unwrap();
+    let spec = TopicSpec { partitions: 1, cleanup: Cleanup::Expire };
+    log.create_topic(&topic, spec).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let node = Node::new(log, data.path(), "test");
+    let error = format!("{:#}", Coordinator::start(config(), &node).await.err().unwrap());
+    for part in ["headwater.control", "1 partition that deletes old records", "retention.ms=-1"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(node.log.ends(&topic, PartitionId(0)).unwrap().end, Offset::ZERO);
+}

@@ -1,0 +1,196 @@
+//! On a log over a network: it takes its time, goes away, and does not always know.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
+use headwater_log::{Cleanup, Log as _, TopicSpec};
+use headwater_proto::ingest::v1::{AppendRequest, ListDeadLettersRequest};
+use headwater_testkit::FaultyLog;
+use headwater_types::{Name, Offset, PartitionId};
+use tokio::runtime::Handle;
+use tonic::Code;
+
+use super::{dead_letters, fixture::*};
+use crate::Config;
+
+async fn remote() -> Fixture {
+    Fixture::on(FaultyLog::remote(), Config::default()).await
+}
+
+fn to(stream: &str) -> AppendRequest {
+    AppendRequest { stream: stream.into(), events: vec![event(1)] }
+}
+
+#[tokio::test]
+async fn a_log_that_takes_its_time_holds_no_worker() {
+    let fixture = remote().await;
+    // One thread runs all of this test: whoever blocks it stops the ticking.
+    let ticks = Arc::new(AtomicUsize::new(0));
+    let counted = ticks.clone();
+    Handle::current().spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            counted.fetch_add(1, SeqCst);
+        }
+    });
+    *fixture.log.delay.lock() = Duration::from_millis(500);
+    let mut client = fixture.client();
+
+    let (known, unknown) = (client.clone().append(to("orders")).await, client.append(to("none")).await);
+
+    assert_eq!(known.unwrap().into_inner().accepted, 1);
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+    let letters = ListDeadLettersRequest { stream: "orders".into(), ..Default::default() };
+    let mut letters = fixture.dead_letters().list(letters).await.unwrap().into_inner();
+    assert!(letters.message().await.unwrap().is_none());
+    // Two questions at least, of half a second each, and so a hundred ticks if nobody blocks.
+    assert!(ticks.load(SeqCst) > 50, "{} ticks", ticks.load(SeqCst));
+}
+
+#[tokio::test]
+async fn events_that_may_be_stored_are_said_to_be_perhaps_not_stored() {
+    let fixture = remote().await;
+    *fixture.log.uncertain.lock() = vec![PartitionId(partition_of(1))];
+    let other = (2..).find(|user| partition_of(*user) != partition_of(1)).unwrap();
+
+    let response = fixture.append(vec![event(1), event(other)]).await;
+
+    let expected = "perhaps not stored: the log did not say whether it stored the batch: no answer came in time";
+    assert_eq!(rejected(&response.results[0]), Some(("", expected, true)));
+    assert_eq!(accepted(&response.results[1]), Some((partition_of(other), 0)));
+    let covered: Vec<_> = token(&response.token).positions.into_keys().collect();
+    assert_eq!(covered, [PartitionId(partition_of(other))]);
+    let answer = fixture.post(&[], event(1)).await;
+    assert_eq!((answer.status.as_u16(), answer.retry_after.as_deref()), (503, Some("1")));
+    assert_eq!(answer.json["results"][0]["reason"], expected);
+    assert!(fixture.account().ends_with("1 accepted, 2 rejected, of which 2 are perhaps stored"));
+}
+
+#[tokio::test]
+async fn answers_and_tokens_name_the_offsets_at_which_the_log_stored_the_events() {
+    let fixture = remote().await;
+    fixture.log.apart.store(true, SeqCst);
+
+    let response = fixture.append(vec![event(1), event(1), event(1)]).await;
+
+    let offsets: Vec<_> = response.results.iter().map(|result| accepted(result).unwrap().1).collect();
+    assert_eq!(offsets, [0, 2, 4]);
+    let positions = token(&response.token).positions;
+    assert_eq!(positions.into_iter().collect::<Vec<_>>(), [(PartitionId(partition_of(1)), Offset(5))]);
+}
+
+#[tokio::test]
+async fn while_the_log_is_away_requests_are_refused_as_our_trouble_and_it_is_not_stormed() {
+    let fixture = remote().await;
+    assert_eq!(fixture.append(vec![event(1)]).await.accepted, 1);
+    fixture.declare("refunds", &ORDERS.replace("orders", "refunds")).await;
+    soon(async { while fixture.client().append(to("refunds")).await.is_err() {} }).await;
+    fixture.declare("visits", &ORDERS.replace("orders", "visits")).await;
+    // Known, but nobody has looked at its topic yet.
+    soon(async {
+        loop {
+            let known = fixture.client().append(to("nobody")).await.unwrap_err();
+            if known.message().contains("visits") {
+                break;
+            }
+        }
+    })
+    .await;
+    fixture.log.away.store(true, SeqCst);
+    *fixture.log.delay.lock() = Duration::from_millis(50);
+    let asked = fixture.log.questions();
+
+    let requests = (0..200).map(|_| {
+        let mut client = fixture.client();
+        async move { client.append(to("visits")).await.unwrap_err() }
+    });
+    for refused in join_all(requests).await {
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        assert_eq!(refused.message(), "the log is unavailable: the broker is gone");
+    }
+    // The followers of the control plane ask too, a few times a second.
+    let asked = fixture.log.questions() - asked;
+    assert!(asked < 60, "{asked} questions for 200 requests");
+    let answer = fixture.post_to("visits", &[], event(1)).await;
+    assert_eq!((answer.status.as_u16(), answer.retry_after.as_deref()), (503, Some("1")));
+    let response = fixture.append(vec![event(1)]).await;
+    let expected = "not stored: the log is unavailable: the broker is gone";
+    assert_eq!(rejected(&response.results[0]), Some(("", expected, true)));
+
+    fixture.log.away.store(false, SeqCst);
+    assert_eq!(fixture.append(vec![event(1)]).await.accepted, 1);
+    soon(async { while fixture.client().append(to("visits")).await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_others_made_is_used_if_it_has_the_declared_partitions() {
+    let fixture = remote().await;
+    for (name, cleanup) in
+        [("kept", Cleanup::Keep), ("expiring", Cleanup::Expire), ("compacted", Cleanup::Compact)]
+    {
+        let spec = TopicSpec { partitions: 4, cleanup };
+        fixture.log.create_topic(&Name::new(name).unwrap(), spec).unwrap();
+        fixture.declare(name, &ORDERS.replace("orders", name)).await;
+        let response = fixture.client().append(to(name)).await.unwrap().into_inner();
+        assert_eq!(response.accepted, 1, "{name}");
+    }
+
+    fixture.log.create_topic(&Name::new("wide").unwrap(), TopicSpec::keep(6)).unwrap();
+    fixture.declare("wide", &ORDERS.replace("orders", "wide")).await;
+    let refused = fixture.client().append(to("wide")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().contains("topic wide has 6 partitions and the stream was declared with 4"),
+        "{refused}"
+    );
+    assert_eq!(fixture.post_to("wide", &[], event(1)).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_process_that_ends_answers_for_what_the_log_does_not_answer() {
+    let fixture = remote().await;
+    fixture.log.let_through.send_replace(1);
+    assert_eq!(fixture.append(vec![event(1)]).await.accepted, 1);
+    let mut client = fixture.client();
+    let waiting = Handle::current().spawn(async move { client.append(to("orders")).await });
+    until(|| fixture.log.appends() == 2).await;
+
+    fixture.node.tasks.shutdown().begin();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished(), "there is still time for the log to answer");
+    assert!(fixture.node.tasks.running().contains(&"ingest-requests".to_owned()));
+    fixture.node.tasks.shutdown().urge();
+
+    let response = soon(waiting).await.unwrap().unwrap().into_inner();
+    let (_, reason, retryable) = rejected(&response.results[0]).unwrap();
+    assert!(reason.starts_with("perhaps not stored: ") && reason.contains("shutting down"), "{reason}");
+    assert!(retryable);
+    assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert_eq!(
+        fixture.account(),
+        "1 requests were waiting for the log and were answered; \
+         events since the start: 1 accepted, 1 rejected, of which 1 are perhaps stored"
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_that_are_still_on_their_way_are_waited_for() {
+    let fixture = remote().await;
+    dead_letters::put_two(&fixture).await;
+    fixture.log.late_reads.store(5, SeqCst);
+    let request = ListDeadLettersRequest { stream: "orders".into(), ..Default::default() };
+
+    let mut answer = fixture.dead_letters().list(request).await.unwrap().into_inner();
+
+    let mut letters = 0;
+    while answer.message().await.unwrap().is_some() {
+        letters += 1;
+    }
+    assert_eq!(letters, 2);
+}

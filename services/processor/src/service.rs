@@ -1,0 +1,29 @@
+use headwater_service::{Data, Node, Service};
+use tonic::service::RoutesBuilder;
+
+use crate::{Config, Processor};
+
+impl Service for Processor {
+    const NAME: &'static str = "processor";
+    const ABOUT: &'static str = "Runs the shards of every generation";
+    const GRPC: &'static [&'static str] = &[];
+    const DATA: Data = Data::Owns;
+
+    type Config = Config;
+
+    fn check(config: &Config) -> anyhow::Result<()> {
+        config.check()
+    }
+
+    async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+        Self::start(config, node).await
+    }
+
+    fn add_to(&self, routes: &mut RoutesBuilder) {
+        self.add_to(routes);
+    }
+
+    fn account(&self) -> Option<String> {
+        self.account()
+    }
+}

@@ -1,0 +1,290 @@
+//! Shards that are in the directories of other instances.
+
+use super::*;
+
+const ORDERS: [(&str, &str); 6] = [
+    ("north", "book"),
+    ("south", "pen"),
+    ("east", "book"),
+    ("west", "ink"),
+    ("a", "pen"),
+    ("b", "book"),
+];
+
+/// Views over both partitions, with some orders in each.
+async fn filled(mut bench: Bench) -> Bench {
+    let regions = bench.create(PER_REGION).await;
+    let kinds = bench.create(PER_KIND).await;
+    for minute in 0..40 {
+        for (place, (region, kind)) in ORDERS.iter().enumerate() {
+            bench.order(region, kind, minute * 10 + i64::try_from(place).unwrap(), minute).await;
+        }
+    }
+    bench.process(regions);
+    bench.process(kinds);
+    bench
+}
+
+/// What every kind of request says, as text.
+async fn everything(bench: &Bench) -> Vec<String> {
+    let mut all = Vec::new();
+    for (region, _) in ORDERS {
+        for at in [0, 7, 39, 40] {
+            let key = vec![text(region), minute(at)];
+            let answer = bench.get("per_region", key, within(5_000)).await.unwrap();
+            all.push(format!("{region} {at}: {:?}", answer.row.as_ref().map(show)));
+        }
+    }
+    for kind in ["book", "pen", "ink", "none"] {
+        let answer = bench.get("per_kind", vec![text(kind)], within(5_000)).await.unwrap();
+        all.push(format!("{kind}: {:?}", answer.row.as_ref().map(show)));
+        all.push(format!("{:?}", offsets(&answer.provenance.unwrap())));
+    }
+    for view in ["per_region", "per_kind"] {
+        let request = ScanRequest { view: view.into(), ..ScanRequest::default() };
+        all.extend(bench.scanned(request.clone()).await);
+        let mut page = ScanRequest { page_size: 7, ..request };
+        loop {
+            let parts = bench.scan(page.clone()).await.unwrap();
+            all.push(format!("page {:?}", shown(&parts)));
+            page.page_token = parts.last().unwrap().next_page_token.clone();
+            if page.page_token.is_empty() {
+                break;
+            }
+        }
+        let request = DescribeRequest { view: view.into(), freshness: None };
+        let answer = bench.rpc.describe(Request::new(request)).await.unwrap().into_inner();
+        all.push(format!("{:?} {:?}", answer.key, offsets(&answer.provenance.unwrap())));
+        let request = WatchRequest { view: view.into(), initial: true };
+        let mut watch = bench.rpc.watch(Request::new(request)).await.unwrap().into_inner();
+        let rows = if view == "per_kind" { 3 } else { 240 };
+        let mut seen = Vec::new();
+        while seen.len() < rows {
+            seen.extend(watch.next().await.unwrap().unwrap().rows.iter().map(show));
+        }
+        all.extend(seen);
+    }
+    let windows = ScanRequest {
+        view: "per_region".into(),
+        prefix: vec![text("south")],
+        window_from_micros: Some(START + 3 * MINUTE),
+        window_to_micros: Some(START + 9 * MINUTE),
+        ..ScanRequest::default()
+    };
+    all.extend(bench.scanned(windows).await);
+    for sql in [
+        "SELECT * FROM per_region ORDER BY amount DESC LIMIT 20",
+        "SELECT region, sum(price) FROM per_region WHERE region = 'east' GROUP BY region",
+        "SELECT a.region, b.region, a.amount + b.amount FROM per_region a JOIN per_region b
+         ON a.window_start = b.window_start AND a.region < b.region ORDER BY 1, 2, 3",
+        "SELECT k.kind, k.orders, r.orders FROM per_kind k, (SELECT count(*) AS orders FROM per_region) r
+         ORDER BY 1",
+        "SELECT amount FROM per_region LIMIT 3",
+        "EXPLAIN SELECT * FROM per_region",
+    ] {
+        all.extend(bench.rows(sql).await);
+    }
+    all
+}
+
+#[tokio::test]
+async fn answers_over_shards_elsewhere_are_those_of_one_instance_that_has_them_all() {
+    let one = everything(&filled(Bench::start().await).await).await;
+    let config = Config {
+        max_staleness: Duration::ZERO,
+        // So that a scan takes many messages.
+        batch_rows: 5.try_into().unwrap(),
+        ..Config::default()
+    };
+    let mut several = filled(Bench::several(3, config).await).await;
+    for seat in 0..3 {
+        several.ask(seat);
+        assert_eq!(everything(&several).await, one, "asked at {seat}");
+    }
+    assert!(one.len() > 1_000);
+}
+
+#[tokio::test]
+async fn an_answer_says_who_gave_it_and_who_read_each_shard() {
+    let mut bench = filled(Bench::several(2, Config::default()).await).await;
+    for (seat, other) in [(0, "query-1"), (1, "query-0")] {
+        bench.ask(seat);
+        let key = vec![text("book")];
+        let answer = bench.get("per_kind", key, within(5_000)).await.unwrap();
+        let provenance = answer.provenance.unwrap();
+        assert_eq!(provenance.served_by, format!("query-{seat}"));
+        for partition in &provenance.partitions {
+            let here = partition.partition as usize == seat;
+            assert_eq!(partition.served_by, if here { "" } else { other });
+            assert!(partition.watermark_micros.is_some());
+        }
+        // A row whose key names its shard takes one hop, or none.
+        let name = "headwater_query_forwarded_reads_total{code=\"ok\"}";
+        let before = bench.seats[seat].metric(name);
+        for (region, _) in ORDERS {
+            let hops = bench.seats[seat].metric(name);
+            let key = vec![text(region), minute(1)];
+            let answer = bench.get("per_region", key, within(5_000)).await.unwrap();
+            let elsewhere = partition_for_key(region.as_bytes(), PARTITIONS).0 as usize != seat;
+            assert_eq!(answer.provenance.unwrap().partitions.len(), 1);
+            assert_eq!(bench.seats[seat].metric(name) - hops, u64::from(elsewhere), "{region}");
+        }
+        assert!(bench.seats[seat].metric(name) > before);
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_waited_for_where_the_shard_is() {
+    // Nothing but the token makes anybody catch up.
+    let config = Config { max_staleness: Duration::from_secs(3_600), ..Config::default() };
+    let mut bench = filled(Bench::several(2, config).await).await;
+    let generation = bench.generations[0];
+    let asked = [(0, "north"), (0, "south"), (0, "east"), (1, "north"), (1, "south"), (1, "east")];
+    for ((seat, region), at) in asked.into_iter().zip(100..) {
+        bench.ask(seat);
+        let key = vec![text(region), minute(at)];
+        assert!(bench.get("per_region", key.clone(), within(5_000)).await.unwrap().row.is_none());
+        let token = bench.order(region, "book", 3, at).await;
+
+        let early = Freshness { timeout_ms: 200, ..after(&token) };
+        let error = bench.get("per_region", key.clone(), early).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{}", error.message());
+        assert!(error.message().contains("the token asks for position"), "{}", error.message());
+
+        let service = bench.rpc.0.clone();
+        let request = GetRequest { view: "per_region".into(), key, freshness: Some(after(&token)) };
+        let waiting = tokio::task::spawn_blocking(move || {
+            tokio::runtime::Handle::current().block_on(async move { service.get(&request).await })
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        bench.process(generation);
+        let row = waiting.await.unwrap().unwrap().row.unwrap();
+        assert_eq!(show(&row), format!("{region} +{at} 1 3 3.25"));
+    }
+}
+
+/// Law 2: every record is one order, so that the orders counted are the positions added up.
+#[tokio::test]
+async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_written() {
+    let config = Config {
+        max_staleness: Duration::ZERO,
+        batch_rows: 3.try_into().unwrap(),
+        ..Config::default()
+    };
+    let mut bench = Bench::several(2, config).await;
+    let regions = bench.create(PER_REGION).await;
+    let kinds = bench.create(PER_KIND).await;
+    let sql = "SELECT (SELECT sum(orders) FROM per_region), (SELECT sum(orders) FROM per_region WHERE amount >= 0),
+        (SELECT count(*) FROM per_region a JOIN per_region b USING (region, window_start)),
+        (SELECT count(*) FROM per_region), (SELECT sum(orders) FROM per_kind)";
+    for minute in 0..40 {
+        for (region, kind) in ORDERS {
+            bench.order(region, kind, minute, minute).await;
+        }
+        let seat = usize::try_from(minute % 2).unwrap();
+        let service = bench.seats[seat].rpc.0.clone();
+        let query = QueryRequest { sql: sql.into(), ..QueryRequest::default() };
+        let asked = tokio::task::spawn_blocking(move || {
+            tokio::runtime::Handle::current().block_on(async {
+                collect(Rpc(service).query(Request::new(query)).await?.into_inner()).await
+            })
+        });
+        while !asked.is_finished() {
+            bench.order("north", "pen", 1, minute).await;
+            bench.order("south", "pen", 1, minute).await;
+            bench.process(regions);
+            bench.process(kinds);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let parts = asked.await.unwrap().unwrap();
+        let positions = |view: &str| -> u64 {
+            let provenance = parts[0].provenance.iter().find(|it| it.view == view).unwrap();
+            offsets(provenance).iter().sum()
+        };
+        let row = show(parts.iter().flat_map(|part| &part.rows).next().unwrap());
+        let values: Vec<&str> = row.split(' ').collect();
+        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+        assert_eq!(number(values[0]), positions("per_region"), "{row}");
+        assert_eq!(values[0], values[1], "{row}");
+        assert_eq!(values[2], values[3], "{row}");
+        assert_eq!(number(values[4]), positions("per_kind"), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_scan_elsewhere_arrives_whole_and_a_page_of_it_reads_little() {
+    let mut bench = Bench::several(2, Config::default()).await;
+    let generation = bench.create(PER_REGION).await;
+    let wide = "w".repeat(200);
+    let region = (0..10)
+        .map(|tail| format!("{wide}{tail}"))
+        .find(|region| partition_for_key(region.as_bytes(), PARTITIONS).0 == 1)
+        .unwrap();
+    for minute in 0..4_000 {
+        bench.order(&region, "book", minute, minute).await;
+    }
+    bench.process(generation);
+
+    let request = ScanRequest { view: "per_region".into(), ..ScanRequest::default() };
+    let rows = bench.scanned(request.clone()).await;
+
+    assert_eq!(rows.len(), 4_000);
+    for (minute, row) in rows.iter().enumerate() {
+        assert_eq!(*row, format!("{region} +{minute} 1 {minute} {minute}.25"));
+    }
+    let page = bench.scan(ScanRequest { page_size: 3, ..request }).await.unwrap();
+    assert_eq!(shown(&page), rows[..3]);
+    assert!(!page.last().unwrap().next_page_token.is_empty());
+}
+
+#[tokio::test]
+async fn watch_sends_what_changes_in_shards_elsewhere() {
+    let config = Config {
+        max_staleness: Duration::ZERO,
+        watch_interval: Duration::from_millis(5),
+        ..Config::default()
+    };
+    let mut bench = filled(Bench::several(2, config).await).await;
+    let generation = bench.generations[0];
+    for seat in 0..2 {
+        bench.ask(seat);
+        let request = WatchRequest { view: "per_region".into(), initial: false };
+        let mut watch = bench.rpc.watch(Request::new(request)).await.unwrap().into_inner();
+        assert!(watch.next().await.unwrap().unwrap().rows.is_empty());
+        for region in ["north", "south", "east"] {
+            let at = 50 + i64::try_from(seat).unwrap();
+            bench.order(region, "book", 5, at).await;
+            bench.process(generation);
+            let part = tokio::time::timeout(Duration::from_secs(10), watch.next()).await;
+            let rows = part.expect("something changed").unwrap().unwrap().rows;
+            let rows: Vec<String> = rows.iter().map(show).collect();
+            assert_eq!(rows, [format!("{region} +{at} 1 5 5.25")], "asked at {seat}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn scans_for_others_are_bounded_and_the_next_one_waits_its_turn() {
+    let config = Config {
+        max_forwarded: 1.try_into().unwrap(),
+        batch_rows: 1.try_into().unwrap(),
+        ..Config::default()
+    };
+    let bench = filled(Bench::several(2, config).await).await;
+    let request = ScanRequest { view: "per_region".into(), ..ScanRequest::default() };
+    let mut first = bench.rpc.scan(Request::new(request.clone())).await.unwrap().into_inner();
+    first.next().await.unwrap().unwrap();
+
+    let hasty = ScanRequest { freshness: Some(within(100)), ..request.clone() };
+    let error = bench.scan(hasty).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    let reason = "query-1 at http://127.0.0.1";
+    assert!(error.message().contains(reason), "{}", error.message());
+    assert!(error.message().contains("1 scans for other instances run now"), "{}", error.message());
+    // What opens no scan needs no thread.
+    assert!(bench.get("per_kind", vec![text("book")], within(1_000)).await.is_ok());
+
+    drop(first);
+    assert_eq!(bench.scanned(request).await.len(), 240);
+}

@@ -1,0 +1,208 @@
+//! Shards that go from one processor's directory to another one's.
+
+use super::*;
+
+/// A region of partition 1, which the second seat has first.
+fn region_of(partition: u32) -> &'static str {
+    ["north", "south", "east", "west", "a", "b"]
+        .into_iter()
+        .find(|region| partition_for_key(region.as_bytes(), PARTITIONS).0 == partition)
+        .unwrap()
+}
+
+fn eager() -> Config {
+    Config { max_staleness: Duration::ZERO, ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_scan_under_way_ends_at_its_commit_when_the_shard_moves() {
+    let config = Config { batch_rows: 1.try_into().unwrap(), ..eager() };
+    let mut bench = Bench::several(2, config).await;
+    let generation = bench.create(PER_REGION).await;
+    for minute in 0..300 {
+        bench.order(region_of(0), "book", 1, minute).await;
+        bench.order(region_of(1), "book", 1, minute).await;
+    }
+    bench.process(generation);
+    let request = ScanRequest { view: "per_region".into(), ..ScanRequest::default() };
+    for (from, to) in [(1, 0), (0, 1)] {
+        let before = bench.scanned(request.clone()).await;
+        let mut parts = bench.rpc.scan(Request::new(request.clone())).await.unwrap().into_inner();
+        let first = parts.next().await.unwrap().unwrap();
+        let served_by = |response: &ScanResponse| {
+            response.provenance.as_ref().unwrap().partitions[1].served_by.clone()
+        };
+        assert_eq!(served_by(&first), if from == 0 { "" } else { "query-1" });
+
+        let left = bench.shard_dir(from, generation, 1);
+        bench.hand_over(PER_REGION, generation, 1, to).await;
+        std::fs::remove_dir_all(left).unwrap();
+        bench.order(region_of(1), "book", 1, 0).await;
+        bench.process(generation);
+
+        let after_move = bench.scan(request.clone()).await.unwrap();
+        assert_eq!(served_by(&after_move[0]), if to == 0 { "" } else { "query-1" });
+        assert_ne!(shown(&after_move), before, "the new owner has committed more");
+        let mut rest = vec![first];
+        rest.extend(collect(parts).await.unwrap());
+        assert_eq!(shown(&rest), before, "from {from} to {to}");
+    }
+}
+
+#[tokio::test]
+async fn a_shard_that_moves_while_it_is_waited_for_is_asked_for_where_it_is_then() {
+    let mut bench = Bench::several(3, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    bench.process(generation);
+    for (minutes, to) in [(0, 2), (1, 0), (2, 1)] {
+        let token = bench.order(region_of(1), "book", 3, minutes).await;
+        let key = vec![text(region_of(1)), minute(minutes)];
+        let service = bench.rpc.0.clone();
+        let request = GetRequest { view: "per_region".into(), key, freshness: Some(after(&token)) };
+        let waiting = tokio::task::spawn_blocking(move || {
+            tokio::runtime::Handle::current().block_on(async move { service.get(&request).await })
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        bench.hand_over(PER_REGION, generation, 1, to).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.process(generation);
+
+        let answer = waiting.await.unwrap().unwrap();
+
+        assert!(answer.row.is_some());
+        let by = if to == 0 { String::new() } else { format!("query-{to}") };
+        assert_eq!(answer.provenance.unwrap().partitions[0].served_by, by);
+    }
+}
+
+/// Law 3 holds for whoever owns the shard.
+#[tokio::test]
+async fn a_copy_that_was_left_behind_is_neither_read_nor_kept_open() {
+    let mut bench = Bench::several(2, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    let region = region_of(0);
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    let key = vec![text(region), minute(0)];
+    let ours = bench.get("per_region", key.clone(), within(5_000)).await.unwrap();
+    assert_eq!(show(&ours.row.unwrap()), format!("{region} +0 1 1 1.25"));
+    let scratch = layout::reader_dir(&bench.node.data, "query-0", generation, PartitionId(0));
+    assert!(exists(&scratch));
+
+    bench.hand_over(PER_REGION, generation, 0, 1).await;
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    // At once: nobody has had time to notice.
+    let theirs = bench.get("per_region", key.clone(), within(5_000)).await.unwrap();
+
+    assert_eq!(show(&theirs.row.unwrap()), format!("{region} +0 2 2 2.50"));
+    assert_eq!(theirs.provenance.unwrap().partitions[0].served_by, "query-1");
+    assert!(exists(&bench.shard_dir(0, generation, 0)), "the copy is still there");
+    until("its reader is closed", || !exists(&scratch)).await;
+}
+
+/// Law 4 holds over a hand-over to an owner who has to catch up.
+#[tokio::test]
+async fn time_never_runs_backwards_when_the_next_owner_is_behind() {
+    let mut bench = Bench::several(2, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    let region = region_of(0);
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    let old = TempDir::new().unwrap();
+    drop(bench.shards.remove(&(generation, 0)));
+    copy(&bench.shard_dir(0, generation, 0), old.path());
+    bench.own(PER_REGION, generation, 0, 0).await;
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    let key = vec![text(region), minute(0)];
+    let seen = bench.get("per_region", key.clone(), within(5_000)).await.unwrap();
+    assert_eq!(offsets(&seen.provenance.unwrap()), [2]);
+
+    drop(bench.shards.remove(&(generation, 0)));
+    copy(old.path(), &bench.shard_dir(1, generation, 0));
+    bench.own(PER_REGION, generation, 0, 1).await;
+
+    let error = bench.get("per_region", key.clone(), within(200)).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{}", error.message());
+    assert!(
+        error.message().contains("an earlier answer had already shown position 2"),
+        "{}",
+        error.message()
+    );
+    assert!(error.message().contains("its shard is at 1"), "{}", error.message());
+    bench.process(generation);
+    let answer = bench.get("per_region", key, within(5_000)).await.unwrap();
+    assert_eq!(offsets(&answer.provenance.unwrap()), [2]);
+}
+
+/// The directory of a shard may be deleted and made anew between two requests, by an owner who got it back.
+#[tokio::test]
+async fn a_directory_that_was_made_anew_is_opened_anew() {
+    let mut bench = Bench::several(2, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    let region = region_of(0);
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    let key = vec![text(region), minute(0)];
+    assert!(bench.get("per_region", key.clone(), within(5_000)).await.is_ok());
+
+    bench.hand_over(PER_REGION, generation, 0, 1).await;
+    for _ in 0..3 {
+        bench.order(region, "book", 1, 0).await;
+        bench.process(generation);
+    }
+    bench.hand_over(PER_REGION, generation, 0, 0).await;
+
+    let answer = bench.get("per_region", key, within(5_000)).await.unwrap();
+    assert_eq!(show(&answer.row.unwrap()), format!("{region} +0 4 4 5.00"));
+    assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "");
+}
+
+#[tokio::test]
+async fn a_shard_whose_directory_nobody_shares_is_named_with_what_to_check() {
+    let mut bench = Bench::several(2, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    bench.process(generation);
+    bench
+        .status(&ShardStatus {
+            generation: generation.to_string(),
+            partition: 1,
+            processor: "processor-9".into(),
+            directory: "directory-9".into(),
+            epoch: 9,
+            ..ShardStatus::default()
+        })
+        .await;
+    let key = vec![text(region_of(1)), minute(0)];
+
+    for seat in 0..2 {
+        bench.ask(seat);
+        let error = bench.get("per_region", key.clone(), within(100)).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable);
+        for said in [
+            format!("partition 1 of generation {generation} of view per_region"),
+            "processor-9 said last that it keeps it in data directory directory-9".into(),
+            "no query instance says that it shares that directory".into(),
+            "check that processor-9 runs".into(),
+        ] {
+            assert!(error.message().contains(&said), "{}", error.message());
+        }
+    }
+
+    // An older claim changes nothing, a newer one does.
+    for (epoch, found) in [(8, false), (10, true)] {
+        bench
+            .status(&ShardStatus {
+                generation: generation.to_string(),
+                partition: 1,
+                directory: directory(1),
+                epoch,
+                ..ShardStatus::default()
+            })
+            .await;
+        let answer = bench.get("per_region", key.clone(), within(100)).await;
+        assert_eq!(answer.is_ok(), found, "{epoch}");
+    }
+}
