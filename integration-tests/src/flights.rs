@@ -40,7 +40,12 @@ pub fn definition(name: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-fn parse(json: Vec<u8>) -> Result<Flight> {
+/// One line of the file.
+///
+/// # Errors
+///
+/// It is not a departure.
+pub fn parse(json: Vec<u8>) -> Result<Flight> {
     let value: serde_json::Value = serde_json::from_slice(&json)?;
     let origin = value["origin"].as_str().context("origin")?.to_owned();
     let scheduled =

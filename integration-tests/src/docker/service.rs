@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use testcontainers::{
     GenericImage, ImageExt as _,
-    core::{IntoContainerPort as _, Mount},
+    core::{AccessMode, IntoContainerPort as _, Mount},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -142,8 +142,11 @@ impl Service {
                 Some(volume) => volume,
                 None => Volume::create("data").await?,
             };
+            // The query only reads there.
+            let access =
+                if kind == Kind::Query { AccessMode::ReadOnly } else { AccessMode::ReadWrite };
             request = request
-                .with_mount(Mount::volume_mount(volume.name(), DATA))
+                .with_mount(Mount::volume_mount(volume.name(), DATA).with_access_mode(access))
                 .with_env_var("HEADWATER_SERVER__DATA", DATA);
             volumes.push(volume);
         }

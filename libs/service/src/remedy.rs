@@ -83,7 +83,10 @@ mod tests {
         let away = || headwater_log::Error::Unavailable("no broker".into());
         let cases = [
             (anyhow::Error::new(away()).context("cannot start"), Some(Remedy::Retry)),
-            (follow::Error::Log { topic: "headwater.control", source: away() }.into(), Some(Remedy::Retry)),
+            (
+                follow::Error::Log { topic: "headwater.control", source: away() }.into(),
+                Some(Remedy::Retry),
+            ),
             (anyhow::anyhow!("nobody knows"), None),
         ];
         for (error, expected) in cases {

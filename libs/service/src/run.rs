@@ -209,21 +209,24 @@ fn run<S: Service>(settings: Settings<S::Config>) -> (u8, String) {
 async fn run_until_signal<S: Service>(settings: Settings<S::Config>) -> (u8, String) {
     let correct = |line: String| (exit_code(Remedy::Correct), line);
     let server = settings.common.server.clone();
-    let telemetry =
-        match telemetry::init(&settings.common.telemetry, S::NAME, &server.instance()) {
-            Ok(telemetry) => telemetry,
-            Err(error) => return correct(chain(&error)),
-        };
+    let telemetry = match telemetry::init(&settings.common.telemetry, S::NAME, &server.instance()) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return correct(chain(&error)),
+    };
     // Taken before anything else: a second process must not touch the first one's files.
     let directory = match Directory::take(S::DATA, &server.data) {
         Ok(directory) => directory,
-        Err(error) => return (exit_code(error.remedy()), format!("server.data: {}", chain(&error))),
+        Err(error) => {
+            return (exit_code(error.remedy()), format!("server.data: {}", chain(&error)));
+        }
     };
-    let (grpc, http) =
-        match (bind(server.listen, "server.listen").await, bind(server.http, "server.http").await) {
-            (Ok(grpc), Ok(http)) => (grpc, http),
-            (Err(line), _) | (_, Err(line)) => return correct(line),
-        };
+    let (grpc, http) = match (
+        bind(server.listen, "server.listen").await,
+        bind(server.http, "server.http").await,
+    ) {
+        (Ok(grpc), Ok(http)) => (grpc, http),
+        (Err(line), _) | (_, Err(line)) => return correct(line),
+    };
     let signals = Tasks::new();
     if let Err(error) = signals.stop_on_signals() {
         return (1, format!("cannot listen for signals: {error}"));
@@ -235,13 +238,9 @@ async fn run_until_signal<S: Service>(settings: Settings<S::Config>) -> (u8, Str
         server.http,
         settings.common.kafka.bootstrap_servers
     );
-    let place = Place {
-        data: server.data,
-        directory: directory.id.clone(),
-        listeners: (grpc, http),
-    };
-    let outcome =
-        process::run::<S>(settings, place, &signals.shutdown(), RemoteLog::kafka).await;
+    let place =
+        Place { data: server.data, directory: directory.id.clone(), listeners: (grpc, http) };
+    let outcome = process::run::<S>(settings, place, &signals.shutdown(), RemoteLog::kafka).await;
     // It blocks, and nothing else is left to do.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     drop(directory);

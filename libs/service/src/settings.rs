@@ -11,11 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
-use crate::{
-    Service, config,
-    config::Layers,
-    telemetry::TelemetryConfig,
-};
+use crate::{Service, config, config::Layers, telemetry::TelemetryConfig};
 
 /// The sections that the four services have in a shared file, each its own.
 pub const OWN_SECTIONS: [&str; 4] = ["coordinator", "ingest", "processor", "query"];
@@ -243,7 +239,9 @@ mod tests {
         let same = ServerConfig { http: ServerConfig::default().listen, ..Default::default() };
         assert!(same.check().unwrap_err().starts_with("server.listen and server.http are both"));
         let bare = ServerConfig { advertise: Some("query-1:7400".into()), ..Default::default() };
-        assert!(bare.check().unwrap_err().starts_with("server.advertise \"query-1:7400\" is no URL"));
+        assert!(
+            bare.check().unwrap_err().starts_with("server.advertise \"query-1:7400\" is no URL")
+        );
         for bad in ["", "../up", ".hidden", "a/b", "ä"] {
             let config = ServerConfig { instance: Some(bad.into()), ..Default::default() };
             assert!(config.check().unwrap_err().starts_with("server.instance"), "{bad}");

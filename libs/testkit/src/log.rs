@@ -10,8 +10,8 @@ use std::{
 };
 
 use headwater_log::{
-    Appended, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader, TopicSpec,
-    WriterId,
+    Appended, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader,
+    TopicSpec, WriterId,
 };
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;

@@ -13,12 +13,9 @@ use headwater_control::{Action, CheckpointId, ReplayId, STATUS_TOPIC, decide, is
 use headwater_proto::control::v1::{
     DiffRecorded, DiffReport, Phase, ReplayEnded, Verdict, control_record::Event,
 };
-use headwater_service::{Node, Outage, Shutdown, status};
+use headwater_service::{Outage, Shutdown, status};
 use headwater_types::{Name, PartitionId, Remedy};
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
@@ -36,105 +33,7 @@ const STEPS: usize = 256;
 /// How long a decision that rests on what nobody said waits for what was said last.
 const BOARD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Waits for the lead, and decides while it has it.
-pub(crate) struct Lead {
-    office: Arc<Office>,
-    post: Post,
-    gauges: Gauges,
-    config: Config,
-    published: watch::Sender<Arc<headwater_control::ControlState>>,
-    /// Of a process that has led from its start.
-    first: Option<Ledger>,
-}
-
-impl Lead {
-    pub(crate) fn new(
-        config: &Config,
-        node: &Node,
-        office: Arc<Office>,
-        post: Post,
-        published: watch::Sender<Arc<headwater_control::ControlState>>,
-    ) -> Self {
-        let gauges = Gauges::new(&node.metrics);
-        Self { office, post, gauges, config: config.clone(), published, first: None }
-    }
-
-    /// Takes the lead now if nobody else can have it: what speaks against it is told at once.
-    pub(crate) async fn begin(&mut self) -> Result<(), Error> {
-        self.post.join().await?;
-        if self.post.is_alone() {
-            self.first = Some(Ledger::open(self.office.log.clone(), self.published.clone()).await?);
-            self.post.say(Standing::Leads);
-        }
-        Ok(())
-    }
-
-    /// Runs until shutdown. Fails when the topic is damaged, or when a process that is alone is fenced.
-    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        let end = loop {
-            if let Err(end) = self.post.stand_by().await {
-                break end;
-            }
-            let end = self.lead().await;
-            self.gauges.stand_down();
-            self.post.stop_deciding();
-            match end {
-                End::HandedOver => tracing::info!("standing by: another coordinator shall lead"),
-                End::Fenced(error) if self.post.is_alone() => break End::Fenced(error),
-                End::Fenced(_) => {
-                    tracing::warn!("another coordinator took over: standing by");
-                    if let Err(end) = self.post.disagree().await {
-                        break end;
-                    }
-                }
-                end @ (End::Shutdown | End::Failed(_)) => break end,
-            }
-        };
-        self.post.leave().await;
-        match end {
-            End::Shutdown | End::HandedOver => Ok(()),
-            End::Fenced(error) => Err(error.into()),
-            End::Failed(error) => Err(error),
-        }
-    }
-
-    /// From the claim to whatever ends it.
-    async fn lead(&mut self) -> End {
-        let ledger = loop {
-            if let Some(ledger) = self.first.take() {
-                break ledger;
-            }
-            match Ledger::open(self.office.log.clone(), self.published.clone()).await {
-                Ok(ledger) => break ledger,
-                Err(error) if error.remedy() == Remedy::Retry => {
-                    if let Err(end) = self.post.undecided(&error).await {
-                        return end;
-                    }
-                    // Much may have happened meanwhile.
-                    match self.post.confirm().await {
-                        Err(error) if error.remedy() != Remedy::Retry => return End::HandedOver,
-                        Ok(()) | Err(_) => {}
-                    }
-                }
-                Err(error) => return error.into(),
-            }
-        };
-        self.post.outage.over();
-        // Of a comparison that somebody did not finish.
-        if let Err(error) = headwater_state::layout::remove(&self.office.scratch) {
-            tracing::warn!(%error, "what a comparison left on the disk stays there");
-        }
-        self.gauges.lead();
-        self.post.say(Standing::Leads);
-        let mut desk =
-            Desk::new(&self.config, self.office.clone(), &mut self.post, &self.gauges, ledger);
-        let end = desk.run().await;
-        desk.running.values().for_each(|comparison| comparison.stop.store(true, Ordering::Relaxed));
-        end
-    }
-}
-
-struct Desk<'a> {
+pub(crate) struct Desk<'a> {
     office: Arc<Office>,
     post: &'a mut Post,
     gauges: &'a Gauges,
@@ -168,7 +67,7 @@ struct Compared {
 }
 
 impl<'a> Desk<'a> {
-    fn new(
+    pub(crate) fn new(
         config: &Config,
         office: Arc<Office>,
         post: &'a mut Post,
@@ -192,7 +91,14 @@ impl<'a> Desk<'a> {
         }
     }
 
-    async fn run(&mut self) -> End {
+    /// Decides until something ends it. A comparison that runs then ends, too.
+    pub(crate) async fn run(&mut self) -> End {
+        let end = self.decide().await;
+        self.running.values().for_each(|comparison| comparison.stop.store(true, Ordering::Relaxed));
+        end
+    }
+
+    async fn decide(&mut self) -> End {
         let mut view = self.office.view.clone();
         let mut ticks = tokio::time::interval(self.tick.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

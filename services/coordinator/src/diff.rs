@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -57,13 +57,19 @@ impl Comparison {
         Ok(Self {
             old: side(replay.old)?,
             new: side(replay.new)?,
-            scratch: office.scratch.join(id.as_str()),
+            // One that was stopped may still be tidying up.
+            scratch: office
+                .scratch
+                .join(format!("{id}-{}", STARTED.fetch_add(1, Ordering::Relaxed))),
             store: office.store.clone(),
             options: replay.options.clone(),
             samples,
         })
     }
 }
+
+/// Comparisons that this process has begun.
+static STARTED: AtomicU64 = AtomicU64::new(0);
 
 /// Whether the comparison failed for want of a store that may come back.
 pub(crate) fn may_succeed_later(error: &anyhow::Error) -> bool {

@@ -39,6 +39,7 @@ mod config;
 mod definitions;
 mod desk;
 mod diff;
+mod lead;
 mod ledger;
 mod metrics;
 mod office;
@@ -61,7 +62,7 @@ use headwater_service::Node;
 use tokio::sync::watch;
 
 pub use config::Config;
-use desk::Lead;
+use lead::Lead;
 use office::{Office, Standing};
 use seat::Post;
 

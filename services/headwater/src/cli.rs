@@ -386,9 +386,11 @@ mod tests {
         };
         // The environment of whoever runs the tests may have addresses too.
         let all = ["--server", "a:1"];
-        for (service, option) in
-            [(Ingest, "--ingest-server"), (Query, "--query-server"), (Coordinator, "--coordinator-server")]
-        {
+        for (service, option) in [
+            (Ingest, "--ingest-server"),
+            (Query, "--query-server"),
+            (Coordinator, "--coordinator-server"),
+        ] {
             if std::env::var_os(service.variable()).is_none() {
                 assert_eq!(address(&all, service), ("a:1".into(), "--server"));
             }

@@ -84,7 +84,9 @@ impl Server {
         let url =
             if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| Failure::usage(format!("{option} {address:?} is no address: {error}")))?
+            .map_err(|error| {
+                Failure::usage(format!("{option} {address:?} is no address: {error}"))
+            })?
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| {
@@ -190,9 +192,15 @@ mod tests {
         for (service, exit, expected) in [
             (Service::Ingest, Exit::Unavailable, "name another with --ingest-server"),
             (Service::Query, Exit::Unavailable, "no server at http://127.0.0.1:1"),
-            (Service::Coordinator, Exit::Usage, "--coordinator-server \"no address\" is no address"),
+            (
+                Service::Coordinator,
+                Exit::Usage,
+                "--coordinator-server \"no address\" is no address",
+            ),
         ] {
-            let Err(failure) = Server::connect(service, &servers).await else { panic!("{service:?}") };
+            let Err(failure) = Server::connect(service, &servers).await else {
+                panic!("{service:?}")
+            };
             assert_eq!(failure.exit, exit);
             assert!(failure.message.contains(expected), "{}", failure.message);
         }

@@ -14,7 +14,9 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use headwater_engine::decode::DecodeError;
-use headwater_log::{Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, partition_for_key};
+use headwater_log::{
+    Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, partition_for_key,
+};
 use headwater_proto::ingest::v1::{
     Accepted, AppendResponse, AppendResult, Rejected, append_result::Outcome,
 };

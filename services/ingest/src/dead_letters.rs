@@ -275,11 +275,7 @@ impl Source {
     }
 
     /// Reads on until there is a selected letter or nothing is left.
-    fn fill(
-        &mut self,
-        selection: &Selection,
-        ended: &impl Fn() -> bool,
-    ) -> Result<(), LogError> {
+    fn fill(&mut self, selection: &Selection, ended: &impl Fn() -> bool) -> Result<(), LogError> {
         let mut waited = Instant::now();
         while self.letters.is_empty() && !self.done && !ended() {
             let from = self.reader.position();

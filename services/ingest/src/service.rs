@@ -6,10 +6,8 @@ use crate::{Config, Ingest};
 impl Service for Ingest {
     const NAME: &'static str = "ingest";
     const ABOUT: &'static str = "Accepts events into the log";
-    const GRPC: &'static [&'static str] = &[
-        "headwater.ingest.v1.IngestService",
-        "headwater.ingest.v1.DeadLetterService",
-    ];
+    const GRPC: &'static [&'static str] =
+        &["headwater.ingest.v1.IngestService", "headwater.ingest.v1.DeadLetterService"];
     const DATA: Data = Data::Unused;
 
     type Config = Config;

@@ -11,6 +11,9 @@
 //! look back  did it say something else before our status came to the topic? then say that instead
 //! ```
 //!
+//! The topic compacts, and so the look back rests on a compaction that leaves alone what was just written. Kafka's
+//! does: it never touches the segment that is written to. A log that compacts at once has one process.
+//!
 //! Whoever reads the topic ignores the former owner after "opened", for its epoch is older; what came before
 //! is in ours.
 
@@ -23,12 +26,7 @@ use headwater_state::Identity;
 use headwater_types::{Epoch, Offset, Remedy};
 use prost::Message;
 
-use crate::{
-    lease::Lease,
-    reports::ONLY,
-    trouble::Trouble,
-    worker::Shared,
-};
+use crate::{lease::Lease, reports::ONLY, trouble::Trouble, worker::Shared};
 
 /// Following the status topic that takes longer is not to be counted on.
 const BOARD_DEADLINE: Duration = Duration::from_secs(10);
@@ -93,9 +91,8 @@ pub(crate) fn superseded(said: Option<&ShardStatus>, epoch: Epoch) -> Result<(),
 
 /// The board with all that the topic has before `end`.
 fn board_at(shared: &Shared, end: Offset) -> Result<Arc<StatusBoard>, Trouble> {
-    let board = async {
-        tokio::time::timeout(BOARD_DEADLINE, shared.control.wait_board(end)).await
-    };
+    let board =
+        async { tokio::time::timeout(BOARD_DEADLINE, shared.control.wait_board(end)).await };
     let late = |_| {
         let reason = format!("{} is not read to {end} in time", shared.reports.topic());
         Trouble { away: true, ..Trouble::new(Remedy::Retry, reason) }

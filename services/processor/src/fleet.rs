@@ -147,9 +147,7 @@ impl Fleet {
     /// A ghost that comes back to the board after its end is deleted again.
     fn forget_deleted(&self) {
         let board = self.shared.control.board();
-        self.deleted
-            .lock()
-            .retain(|shard| board.get(shard.generation, shard.partition).is_some());
+        self.deleted.lock().retain(|shard| board.get(shard.generation, shard.partition).is_some());
     }
 
     /// Whether something of a retired generation is left to be deleted by whoever owns it: what it said of
@@ -202,16 +200,12 @@ impl Fleet {
         self.groups.insert(entry.id, group.clone());
         let condition = self.shared.health.condition(format!("group-{}", entry.id));
         let mut life = Some((condition, self.members.clone()));
-        self.tasks.spawn_thread(
-            format!("group-{}", entry.id),
-            OnFailure::Stop,
-            move |shutdown| {
-                if let Some((condition, _alive)) = life.take() {
-                    group.run(&shutdown, condition);
-                }
-                Ok(())
-            },
-        );
+        self.tasks.spawn_thread(format!("group-{}", entry.id), OnFailure::Stop, move |shutdown| {
+            if let Some((condition, _alive)) = life.take() {
+                group.run(&shutdown, condition);
+            }
+            Ok(())
+        });
     }
 
     fn launch(&self, state: &ControlState) {

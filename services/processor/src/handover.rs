@@ -106,7 +106,16 @@ impl Uploader {
         layout::remove(&directory)?;
         let due = Instant::now() + uploads.every;
         let stored = newest.as_ref().map(Manifest::position);
-        Ok(Self { uploads, lease, directory, known: newest, stored, running: None, due, failures: 0 })
+        Ok(Self {
+            uploads,
+            lease,
+            directory,
+            known: newest,
+            stored,
+            running: None,
+            due,
+            failures: 0,
+        })
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -189,7 +198,8 @@ impl Uploader {
                 Ok(self.note(aim, position, manifest))
             }
             Err(trouble) => {
-                let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
+                let wait =
+                    FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
                 if self.failures == 0 {
                     tracing::warn!(shard = %self.lease.identity(), reason = trouble.reason, "checkpoint not uploaded, trying again");
                 }
@@ -200,7 +210,12 @@ impl Uploader {
         }
     }
 
-    fn note(&mut self, aim: Aim, position: Offset, manifest: Manifest) -> Option<(String, Manifest)> {
+    fn note(
+        &mut self,
+        aim: Aim,
+        position: Offset,
+        manifest: Manifest,
+    ) -> Option<(String, Manifest)> {
         self.known = Some(manifest.clone());
         match aim {
             Aim::HandOver => {

@@ -86,8 +86,7 @@ struct State {
 
 impl Lease {
     pub(crate) fn new(identity: Identity, seat: Arc<Seat>, guard: Duration) -> Arc<Self> {
-        let state =
-            State { phase: Phase::Ours, seen: Instant::now(), busy: false, closed: None };
+        let state = State { phase: Phase::Ours, seen: Instant::now(), busy: false, closed: None };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         Arc::new(Self { identity, seat, guard, state, changed })
     }
@@ -125,12 +124,14 @@ impl Lease {
         }
     }
 
-    /// The shard shall be handed over by then. The first word counts.
+    /// The shard shall be handed over by then. The earliest time counts.
     pub(crate) fn leave(&self, until: Instant) {
         let mut state = self.state.lock();
-        if state.phase == Phase::Ours {
-            state.phase = Phase::Leaving(until);
-        }
+        state.phase = match state.phase {
+            Phase::Ours => Phase::Leaving(until),
+            Phase::Leaving(earlier) => Phase::Leaving(earlier.min(until)),
+            Phase::Over => Phase::Over,
+        };
         self.changed.notify_all();
     }
 

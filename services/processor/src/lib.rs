@@ -60,7 +60,10 @@ mod worker;
 use std::sync::Arc;
 
 use headwater_control::STATUS_TOPIC;
-use headwater_service::{Node, follow::ControlView};
+use headwater_service::{
+    Node,
+    follow::{ControlView, create_topics},
+};
 use headwater_state::{Cache, Options, Store};
 use headwater_types::Name;
 use parking_lot::Mutex;
@@ -96,7 +99,11 @@ impl Processor {
         // that nobody has said anything about nothing is left.
         control.wait_current().await?;
         let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
-        let ends = tokio::task::spawn_blocking(move || log.ends(&topic, reports::ONLY)).await??;
+        let ends = tokio::task::spawn_blocking(move || {
+            create_topics(&*log)?;
+            Ok::<_, anyhow::Error>(log.ends(&topic, reports::ONLY)?)
+        });
+        let ends = ends.await??;
         control.wait_board(ends.end).await?;
 
         let metrics = ProcessorMetrics::new(&node.metrics);

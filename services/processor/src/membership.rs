@@ -213,17 +213,21 @@ impl Group {
     /// Hands all shards over and leaves.
     fn part(&self) {
         let all: Vec<_> = self.leases.lock().keys().copied().collect();
-        let gone = self.hand_over(&all);
+        // The process has about as long as a hand-over, and leaving takes a moment too.
+        let gone = self.hand_over(&all, self.terms.hand_over.mul_f64(0.9));
         *self.parting.lock() = gone;
         self.seat.leave();
         tracing::info!(group = %self.id, "group left");
         self.terms.changed.notify_one();
     }
 
-    /// Waits until the shards are closed, at most so long as a hand-over may take. Afterwards nothing is
-    /// written for them.
-    fn hand_over(&self, partitions: &[PartitionId]) -> Vec<(Identity, bool, Option<Closed>)> {
-        let until = Instant::now() + self.terms.hand_over;
+    /// Waits until the shards are closed, at most so long. Afterwards nothing is written for them.
+    fn hand_over(
+        &self,
+        partitions: &[PartitionId],
+        limit: Duration,
+    ) -> Vec<(Identity, bool, Option<Closed>)> {
+        let until = Instant::now() + limit;
         let leases: Vec<_> = {
             let leases = self.leases.lock();
             partitions.iter().filter_map(|partition| leases.get(partition)).cloned().collect()
@@ -241,7 +245,7 @@ impl Group {
             .map(|lease| {
                 let (ended, closed) = lease.conclude();
                 if !ended {
-                    tracing::warn!(shard = %lease.identity(), limit = ?self.terms.hand_over, "shard not closed in time; it writes nothing more");
+                    tracing::warn!(shard = %lease.identity(), ?limit, "shard not closed in time; it writes nothing more");
                 }
                 self.terms.metrics.handed_over(if ended { HandOver::Closed } else { HandOver::Late });
                 (lease.identity(), ended, closed)
@@ -283,7 +287,7 @@ impl Assignee for Group {
 
     fn revoked(&self, partitions: &[PartitionId]) {
         let begun = Instant::now();
-        let gone = self.hand_over(partitions);
+        let gone = self.hand_over(partitions, self.terms.hand_over);
         if !gone.is_empty() {
             let seconds = begun.elapsed().as_secs_f64();
             tracing::info!(group = %self.id, partitions = %List(partitions), seconds, "partitions handed over");

@@ -136,7 +136,8 @@ impl Reports {
             let mut statuses = std::mem::take(&mut *self.waiting.lock());
             statuses.retain(|_, entry| !entry.lease.is_over());
             // Held back until the group has confirmed that the shard is still ours.
-            let doubtful: Waiting = statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
+            let doubtful: Waiting =
+                statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
             held = !doubtful.is_empty();
             self.put_back(doubtful);
             let mut batch = BatchBuilder::new();

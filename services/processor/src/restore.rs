@@ -70,7 +70,8 @@ pub(crate) fn open(
         match open() {
             Ok(db) => {
                 position = db.progress().position;
-                if position >= manifest.position() || reading_is_cheaper(setup, position, &manifest) {
+                if position >= manifest.position() || reading_is_cheaper(setup, position, &manifest)
+                {
                     return Ok(Opened { db, newest: Some(manifest), fetched: None });
                 }
             }

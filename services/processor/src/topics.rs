@@ -107,7 +107,9 @@ fn differs(stream: &StreamDefinition, found: u32) -> Trouble {
              what this stream's views hold is right up to where they stopped"
         )
     } else {
-        format!("give the topic {partitions} partitions, or create a new stream with partitions = {found}")
+        format!(
+            "give the topic {partitions} partitions, or create a new stream with partitions = {found}"
+        )
     };
     Trouble::new(
         Remedy::Correct,
@@ -136,7 +138,8 @@ mod tests {
         log.create_topic(&name("orders"), TopicSpec::keep(3)).unwrap();
         let trouble = topics.check(&log, &plan.stream).unwrap_err();
         assert_eq!(trouble.remedy, Remedy::Correct);
-        for part in ["topic orders has 3 partitions", "stream orders declares 1", "partitions = 3"] {
+        for part in ["topic orders has 3 partitions", "stream orders declares 1", "partitions = 3"]
+        {
             assert!(trouble.reason.contains(part), "{}", trouble.reason);
         }
     }

@@ -12,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use checkpoints::{Taken, find_checkpoints};
 use headwater_control::{CheckpointAt, CheckpointDuty};
 use headwater_engine::{Limits, Shard, ViewPlan};
 use headwater_log::{Ends, FencedWriter, Log, Reader};
 use headwater_state::{Identity, Options, Progress, layout};
 use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition, Tallies};
-use checkpoints::{Taken, find_checkpoints};
 use tokio::runtime::Handle;
 
 use crate::{

@@ -12,13 +12,13 @@ use headwater_log::{Ends, Log};
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::{Condition, Health, Shutdown, follow::ControlView};
 use headwater_state::{Identity, Options, layout};
-use headwater_types::{ENGINE_VERSION, Epoch, Offset, Remedy};
+use headwater_types::{Epoch, Offset, Remedy};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
     Config,
-    claim::{claim, superseded},
+    claim::superseded,
     handover::{self, Uploads},
     lease::{Closed, Lease},
     membership::Group,
@@ -31,10 +31,11 @@ use crate::{
     restore,
     topics::Topics,
     trouble::Trouble,
-    work::{Orders, Setup, Work},
+    work::{Orders, Work},
 };
 
 mod ending;
+mod opening;
 mod telling;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -310,79 +311,6 @@ impl Worker {
         let Some(epoch) = work.epoch() else { return Ok(()) };
         let board = self.shared.control.board();
         superseded(board.get(self.identity.generation, self.identity.partition), epoch)
-    }
-
-    fn open(&mut self, state: &ControlState, shutdown: &Shutdown) -> Result<Work, Trouble> {
-        let shared = self.shared.clone();
-        let Identity { generation, partition } = self.identity;
-        let entry = state.generations().get(&generation).ok_or_else(|| {
-            Trouble::new(Remedy::Retry, format!("generation {generation} is not known yet"))
-        })?;
-        if entry.engine_version != ENGINE_VERSION {
-            let reason = format!(
-                "generation {generation} belongs to engine version {}, and this is version {ENGINE_VERSION}: run the \
-                 Headwater that began it, or start a replay of view {}",
-                entry.engine_version, entry.view
-            );
-            return Err(Trouble::new(Remedy::Correct, reason));
-        }
-        let setup = Setup {
-            identity: self.identity,
-            view: entry.view.clone(),
-            plan: shared.plans.get(entry)?,
-            floor: entry.floor.get(&partition).copied().unwrap_or_default(),
-            data: shared.data.clone(),
-            log: shared.log.clone(),
-            lease: self.lease.clone(),
-            uploads: shared.uploads.clone(),
-            runtime: shared.runtime.clone(),
-            options: shared.options.clone(),
-            config: shared.config.clone(),
-        };
-        shared.topics.check(&*shared.log, &setup.plan.stream)?;
-        let opened = restore::open(&setup, shutdown, |reason| self.wait_for(reason))?;
-        if let Some((bytes, took)) = opened.fetched {
-            shared.metrics.restored(bytes, took);
-        }
-        // Before the shard's new metrics: it takes its own away.
-        self.halted = None;
-        let mut work = Work::open(setup, opened, shared.metrics.shard(&entry.view, &self.identity))?;
-
-        let (own, lease) = (self.muted.clone(), self.lease.clone());
-        let (writer, status) = claim(&shared, &lease, |epoch, former| {
-            if let Some(former) = former {
-                work.inherit(former)?;
-            }
-            self.muted = former.and_then(muted).or(own.clone());
-            self.status(&work, Some(epoch), 0.0)
-        })?;
-        self.epoch = Some(writer.epoch());
-        work.claimed(writer);
-        self.reported = status;
-        (self.reported_at, self.sent_at) = (Some(Instant::now()), Some(Instant::now()));
-        shared.outage.over(self.identity);
-        if let Some(condition) = self.condition.take() {
-            condition.remove();
-        }
-        work.metrics().stopped(false);
-        let position = work.progress().position;
-        self.group.committed(partition, position);
-        tracing::info!(
-            shard = %self.identity,
-            view = %entry.view,
-            position = position.0,
-            epoch = ?self.epoch.map(|epoch| epoch.0),
-            "shard opened"
-        );
-        Ok(work)
-    }
-
-    /// The process is not ready for this reason, though alive.
-    fn wait_for(&mut self, reason: String) {
-        let Identity { generation, partition } = self.identity;
-        let name = format!("shard-{generation}-{partition}");
-        let health = &self.shared.health;
-        self.condition.get_or_insert_with(|| health.condition(name)).not_ready(reason);
     }
 
     /// What may be published now. A shard that is asked to mute does so from what it has committed, or

@@ -53,7 +53,7 @@ mod value;
 mod watch;
 mod wire;
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use datafusion::execution::SessionState;
@@ -109,14 +109,13 @@ impl Query {
     #[allow(clippy::unused_async, reason = "every service starts alike")]
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
-        let began = Instant::now();
         let scratch = config.scratch.clone().unwrap_or_else(|| node.data.clone());
         // What readers keep beside the primary's files is of no use to the next process.
         layout::remove(&layout::readers_dir(&scratch, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
         let control = ControlView::start(&node.log, &node.tasks)?;
         let metrics = Metrics::new(&node.metrics);
-        let places = Arc::new(Places::new(node, control.clone(), began));
+        let places = Arc::new(Places::new(node, control.clone()));
         let instance: Arc<str> = node.instance.as_str().into();
         let source = Arc::new(Source {
             data: node.data.clone(),

@@ -69,13 +69,8 @@ impl Service {
     /// The control plane as of now: a swap that was answered before this call is in it. And so is, for whoever
     /// looks at places from now on, each move of a shard that the wish has to see.
     pub(crate) async fn control(&self, wish: &Wish) -> Result<Arc<ControlState>, Error> {
-        let current = async {
-            let current = async {
-                let state = self.control.wait_current().await;
-                state.map_err(|error| Error::Control(error.to_string()))
-            };
-            tokio::try_join!(current, self.places.know(wish.since))
-        };
+        let current =
+            async { tokio::try_join!(self.places.control(), self.places.know(wish.since)) };
         match tokio::time::timeout_at(wish.deadline.into(), current).await {
             Ok(outcome) => outcome.map(|(state, ())| state),
             Err(_) => Err(Error::Control("its end was not reached in time".into())),

@@ -11,10 +11,13 @@ use std::{
     time::Instant,
 };
 
-use headwater_control::{STATUS_TOPIC, StatusBoard};
+use headwater_control::{ControlState, STATUS_TOPIC, StatusBoard};
 use headwater_log::Log;
 use headwater_proto::status::v1::ShardStatus;
-use headwater_service::{Node, directory_id, follow::ControlView};
+use headwater_service::{
+    Node, directory_id,
+    follow::{self, ControlView},
+};
 use headwater_state::Identity;
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::{Mutex, RwLock};
@@ -50,22 +53,43 @@ pub(crate) struct Places {
     directory: Directory,
     /// There is no other instance, so that everything is here: nothing needs to be looked up.
     alone: bool,
-    /// All statuses that were written before this moment are on the board.
-    known: Mutex<Instant>,
+    /// All statuses that were written before this moment are on the board; `None`: it is not read yet.
+    known: Mutex<Option<Instant>>,
     /// Held by whoever asks for more: the others wait for its answer.
     asking: tokio::sync::Mutex<()>,
+    /// All that was in the control topic at this moment is folded. Locked as `asking` is.
+    controlled: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Places {
-    pub(crate) fn new(node: &Node, control: ControlView, began: Instant) -> Self {
+    pub(crate) fn new(node: &Node, control: ControlView) -> Self {
         Self {
             control,
             log: node.log.clone(),
             directory: Directory::of(node),
             alone: node.advertise.is_none() && !node.log.is_remote(),
-            known: Mutex::new(began),
+            known: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
+            controlled: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The control plane as of this call. On a log behind a network all who call while one asks where the
+    /// topic ends share the next answer: one that was asked for before a call may be too old for it.
+    pub(crate) async fn control(&self) -> Result<Arc<ControlState>, Error> {
+        let failed = |error: follow::Error| Error::Control(error.to_string());
+        if !self.log.is_remote() {
+            return self.control.wait_current().await.map_err(failed);
+        }
+        let called = Instant::now();
+        let mut controlled = self.controlled.lock().await;
+        if controlled.is_some_and(|asked| asked >= called) {
+            return Ok(self.control.current());
+        }
+        let now = Instant::now();
+        let state = self.control.wait_current().await.map_err(failed)?;
+        *controlled = Some(now);
+        Ok(state)
     }
 
     pub(crate) fn alone(&self) -> bool {
@@ -118,11 +142,12 @@ impl Places {
 
     /// Waits until this instance knows of all that was said before `since`.
     pub(crate) async fn know(&self, since: Instant) -> Result<(), Error> {
-        if self.alone || *self.known.lock() >= since {
+        let is_known = || self.known.lock().is_some_and(|known| known >= since);
+        if self.alone || is_known() {
             return Ok(());
         }
-        let _alone = self.asking.lock().await;
-        if *self.known.lock() >= since {
+        let _asking = self.asking.lock().await;
+        if is_known() {
             return Ok(());
         }
         let failed = |reason: String| Error::Control(reason);
@@ -142,8 +167,7 @@ impl Places {
             Err(error) => return Err(failed(error.to_string())),
         };
         self.control.wait_board(end).await.map_err(|error| failed(error.to_string()))?;
-        let mut known = self.known.lock();
-        *known = now.max(*known);
+        *self.known.lock() = Some(now);
         Ok(())
     }
 }

@@ -99,7 +99,10 @@ fn what_is_wrong_is_named_with_its_remedy_and_exits_with_2() {
             let arguments: Vec<_> = arguments.iter().copied().chain(flag).collect();
             let (code, text) = said(read_with(&arguments, &[]));
             assert_eq!(code, 2, "{text}");
-            assert!(text.starts_with("error: ") && text.contains(expected), "{arguments:?}: {text}");
+            assert!(
+                text.starts_with("error: ") && text.contains(expected),
+                "{arguments:?}: {text}"
+            );
         }
     }
     assert_eq!(said(read_with(&["--check-config", "--print-config"], &[])).0, 2);

@@ -101,7 +101,8 @@ async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_c
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_others_is_urged_before_the_deadline_and_who_does_not_end_is_named() {
     let fixture = serve(Router::new()).await;
-    let (patient, urged) = (fixture.work.shutdown(), std::sync::Arc::new(tokio::sync::Notify::new()));
+    let (patient, urged) =
+        (fixture.work.shutdown(), std::sync::Arc::new(tokio::sync::Notify::new()));
     let told = urged.clone();
     fixture.work.spawn_once("patient", async move {
         patient.urged().await;

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path as FsPath, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use futures::TryStreamExt as _;

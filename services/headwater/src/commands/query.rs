@@ -94,12 +94,20 @@ mod tests {
             view: "spend".into(),
             generation: "aa".into(),
             epoch: 2,
-            partitions: vec![partition(0, ""), partition(1, "query-2"), partition(2, "query-1"), partition(3, "query-2")],
+            partitions: vec![
+                partition(0, ""),
+                partition(1, "query-2"),
+                partition(2, "query-1"),
+                partition(3, "query-2"),
+            ],
             served_by: "query-1".into(),
         };
         let expected = "spend generation aa epoch 2 · 40 records in 4 partitions · watermark 1970-01-01T00:00:00Z · answered by query-1, partitions 1, 3 by query-2";
         assert_eq!(describe(&provenance), expected);
         provenance.partitions.truncate(1);
-        assert!(describe(&provenance).ends_with("in 1 partition · watermark 1970-01-01T00:00:00Z · answered by query-1"));
+        assert!(
+            describe(&provenance)
+                .ends_with("in 1 partition · watermark 1970-01-01T00:00:00Z · answered by query-1")
+        );
     }
 }

@@ -42,7 +42,8 @@ async fn a_log_that_takes_its_time_holds_no_worker() {
     *fixture.log.delay.lock() = Duration::from_millis(500);
     let mut client = fixture.client();
 
-    let (known, unknown) = (client.clone().append(to("orders")).await, client.append(to("none")).await);
+    let (known, unknown) =
+        (client.clone().append(to("orders")).await, client.append(to("none")).await);
 
     assert_eq!(known.unwrap().into_inner().accepted, 1);
     assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
@@ -79,10 +80,14 @@ async fn answers_and_tokens_name_the_offsets_at_which_the_log_stored_the_events(
 
     let response = fixture.append(vec![event(1), event(1), event(1)]).await;
 
-    let offsets: Vec<_> = response.results.iter().map(|result| accepted(result).unwrap().1).collect();
+    let offsets: Vec<_> =
+        response.results.iter().map(|result| accepted(result).unwrap().1).collect();
     assert_eq!(offsets, [0, 2, 4]);
     let positions = token(&response.token).positions;
-    assert_eq!(positions.into_iter().collect::<Vec<_>>(), [(PartitionId(partition_of(1)), Offset(5))]);
+    assert_eq!(
+        positions.into_iter().collect::<Vec<_>>(),
+        [(PartitionId(partition_of(1)), Offset(5))]
+    );
 }
 
 #[tokio::test]
@@ -146,7 +151,9 @@ async fn a_topic_that_others_made_is_used_if_it_has_the_declared_partitions() {
     let refused = fixture.client().append(to("wide")).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(
-        refused.message().contains("topic wide has 6 partitions and the stream was declared with 4"),
+        refused
+            .message()
+            .contains("topic wide has 6 partitions and the stream was declared with 4"),
         "{refused}"
     );
     assert_eq!(fixture.post_to("wide", &[], event(1)).await.status, 409);
@@ -169,7 +176,10 @@ async fn a_process_that_ends_answers_for_what_the_log_does_not_answer() {
 
     let response = soon(waiting).await.unwrap().unwrap().into_inner();
     let (_, reason, retryable) = rejected(&response.results[0]).unwrap();
-    assert!(reason.starts_with("perhaps not stored: ") && reason.contains("shutting down"), "{reason}");
+    assert!(
+        reason.starts_with("perhaps not stored: ") && reason.contains("shutting down"),
+        "{reason}"
+    );
     assert!(retryable);
     assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
     assert_eq!(

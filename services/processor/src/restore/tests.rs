@@ -1,0 +1,234 @@
+use std::sync::Arc;
+
+use headwater_engine::Shard;
+use headwater_log::Log as _;
+use headwater_service::{Metrics, Tasks};
+use headwater_state::{Identity, Options, Purpose, digest};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::{
+    Config,
+    handover::Uploads,
+    metrics::ProcessorMetrics,
+    testing::{P0, TestLog, generation, name, plan},
+};
+
+/// A shard on two machines, and the store that they share.
+struct Rig {
+    dir: TempDir,
+    runtime: Runtime,
+    log: Arc<TestLog>,
+    store: Store,
+    uploads: Arc<Uploads>,
+}
+
+fn identity() -> Identity {
+    Identity { generation: generation(1), partition: P0 }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let store = Store::open(&format!("file://{}", dir.path().join("store").display())).unwrap();
+        let uploads = {
+            let _inside = runtime.enter();
+            let metrics = ProcessorMetrics::new(&Metrics::new());
+            let every = Duration::from_secs(60);
+            Uploads::new(store.clone(), 2, every, "p".into(), Tasks::new(), metrics)
+        };
+        let log = TestLog::new();
+        log.orders(0..80);
+        log.orders(80..100);
+        Self { dir, runtime, log, store, uploads: Arc::new(uploads) }
+    }
+
+    fn setup(&self, machine: &str) -> Setup {
+        Setup {
+            identity: identity(),
+            view: name("spend"),
+            plan: plan(),
+            floor: Offset::ZERO,
+            data: self.dir.path().join(machine),
+            log: self.log.clone(),
+            lease: Lease::alone(identity()),
+            uploads: Some(self.uploads.clone()),
+            runtime: self.runtime.handle().clone(),
+            options: Options { write_buffer_bytes: 1 << 20, ..Options::default() },
+            config: Config::default(),
+        }
+    }
+
+    fn open(&self, machine: &str) -> Opened {
+        open(&self.setup(machine), &Shutdown::new(), |_| {}).unwrap()
+    }
+
+    /// Lets the machine's copy come to this position.
+    fn advance(&self, machine: &str, to: u64) {
+        let setup = self.setup(machine);
+        let db = ShardDb::open(&setup.shard_dir(), &setup.identity, &setup.options).unwrap();
+        let mut shard = Shard::open(plan(), db).unwrap();
+        let mut reader = self.log.reader(&name("orders"), P0, shard.position()).unwrap();
+        while shard.position().0 < to {
+            let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
+            shard.apply(&chunk, Some(Offset(to))).unwrap();
+        }
+        shard.commit().unwrap();
+    }
+
+    /// Stores the machine's copy.
+    fn store(&self, machine: &str, epoch: u64) -> Manifest {
+        let setup = self.setup(machine);
+        let db = ShardDb::open(&setup.shard_dir(), &setup.identity, &setup.options).unwrap();
+        let checkpoint = self.dir.path().join(format!("upload-{machine}-{epoch}"));
+        let position = db.checkpoint(&checkpoint).unwrap().position;
+        let owner = format!("{epoch}-{machine}");
+        let identity = identity();
+        let stored =
+            self.store.upload(&checkpoint, &identity, position, &owner, Purpose::HandOver, None);
+        self.runtime.block_on(stored).unwrap()
+    }
+
+    fn digest(&self, machine: &str) -> [u8; 32] {
+        let path = self.setup(machine).shard_dir();
+        let reader = headwater_state::ShardReader::open_checkpoint(&path, &identity()).unwrap();
+        digest(reader.view()).unwrap()
+    }
+}
+
+#[test]
+fn the_copy_that_is_furthest_along_is_taken() {
+    let rig = Rig::new();
+    assert_eq!(rig.open("one").db.progress().position, Offset(0), "nothing anywhere");
+    rig.advance("one", 40);
+    rig.store("one", 1);
+
+    let fresh = rig.open("two");
+    assert_eq!(fresh.db.progress().position, Offset(40));
+    assert!(fresh.fetched.is_some());
+    drop(fresh);
+    assert_eq!(rig.digest("two"), rig.digest("one"));
+
+    rig.advance("two", 70);
+    let ahead = rig.open("two");
+    assert_eq!(ahead.db.progress().position, Offset(70));
+    assert!(ahead.fetched.is_none() && ahead.newest.is_some(), "nothing is downloaded");
+    drop(ahead);
+    rig.store("two", 2);
+    // The log cannot say that it is cheaper to read: it has no record of these any more.
+    rig.log.trim(&name("orders"), P0, Offset(60)).unwrap();
+    let behind = rig.open("one");
+    assert_eq!(behind.db.progress().position, Offset(70));
+    drop(behind);
+    assert_eq!(rig.digest("two"), rig.digest("one"));
+}
+
+#[test]
+fn a_copy_that_lacks_little_reads_it_from_the_log_instead_of_fetching_all() {
+    let rig = Rig::new();
+    rig.advance("one", 90);
+    let manifest = rig.store("one", 1);
+    rig.advance("two", 80);
+    let opened = rig.open("two");
+    let sizes = (rig.log.size(&name("orders"), P0, Offset(80), Offset(90)), manifest.bytes());
+    assert_eq!(opened.db.progress().position, Offset(80), "{sizes:?}");
+    // What it knows of the store it needs for its own uploads.
+    assert_eq!(opened.newest.unwrap().position(), Offset(90));
+}
+
+#[test]
+fn a_reader_that_has_the_former_copy_open_sees_the_new_one() {
+    let rig = Rig::new();
+    rig.advance("two", 10);
+    let scratch = rig.dir.path().join("scratch");
+    let path = rig.setup("two").shard_dir();
+    // As often as it takes for the numbers of both copies to meet.
+    for _ in 0..5 {
+        drop(rig.open("two"));
+    }
+    let reader = headwater_state::ShardReader::open_live(&path, &scratch, &identity()).unwrap();
+    assert_eq!(reader.progress().position, Offset(10));
+    rig.advance("one", 50);
+    rig.store("one", 1);
+    rig.log.trim(&name("orders"), P0, Offset(20)).unwrap();
+    let opened = rig.open("two");
+    assert_eq!(opened.db.progress().position, Offset(50));
+    assert_eq!(reader.refresh().unwrap().position, Offset(50));
+}
+
+#[test]
+fn a_damaged_copy_is_replaced_and_a_damaged_checkpoint_is_passed_over() {
+    let rig = Rig::new();
+    rig.advance("one", 40);
+    let manifest = rig.store("one", 1);
+    rig.advance("two", 60);
+    let current = rig.setup("two").shard_dir().join("CURRENT");
+    fs::write(&current, "MANIFEST-999999\n").unwrap();
+    let opened = open(&rig.setup("two"), &Shutdown::new(), |_| {});
+    // RocksDB does not say in every case that this is damage; then a person is asked, and nothing is lost.
+    if let Ok(opened) = opened {
+        assert_eq!(opened.db.progress().position, Offset(40));
+    }
+
+    let file = manifest.files().iter().find(|file| file.name.ends_with(".sst")).unwrap();
+    let shard = rig.dir.path().join("store").join(generation(1).to_string()).join("0");
+    let stored = shard.join(&file.path);
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[7] ^= 1;
+    // Not in place: it may be a hard link.
+    fs::remove_file(&stored).unwrap();
+    fs::write(&stored, bytes).unwrap();
+    let opened = rig.open("three");
+    assert_eq!(opened.db.progress().position, Offset(0), "the log has it all");
+    assert!(!rig.setup("three").shard_dir().with_file_name("0.restored").exists());
+}
+
+#[test]
+fn a_crash_at_any_moment_of_the_swap_leaves_a_whole_copy() {
+    let rig = Rig::new();
+    let shard = rig.setup("one").shard_dir();
+    let places = Places::of(shard.clone());
+    // What there is of the shard, the restored copy and the old one, and which of them is used then.
+    for (present, used) in [
+        ([true, true, false], "shard"),
+        ([false, true, true], "restored"),
+        ([true, false, true], "shard"),
+        ([false, false, true], "old"),
+        ([false, true, false], "restored"),
+    ] {
+        layout::remove(shard.parent().unwrap()).unwrap();
+        let all = [(&places.shard, "shard"), (&places.restored, "restored"), (&places.old, "old")];
+        for ((path, text), present) in all.into_iter().zip(present) {
+            if present {
+                fs::create_dir_all(path).unwrap();
+                fs::write(path.join("CURRENT"), text).unwrap();
+            }
+        }
+        places.settle().unwrap();
+        assert_eq!(fs::read_to_string(shard.join("CURRENT")).unwrap(), used, "{present:?}");
+        let left: Vec<_> = fs::read_dir(shard.parent().unwrap()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+}
+
+#[test]
+fn a_store_that_is_away_stops_nobody_who_has_a_copy() {
+    let rig = Rig::new();
+    rig.advance("one", 40);
+    rig.store("one", 1);
+    let generations = rig.dir.path().join("store").join(generation(1).to_string());
+    layout::remove(&generations.join("0")).unwrap();
+    // No directory where there should be one.
+    fs::write(generations.join("0"), "").unwrap();
+    let opened = open(&rig.setup("one"), &Shutdown::new(), |_| {});
+    match opened {
+        Ok(opened) => assert_eq!(opened.db.progress().position, Offset(40)),
+        Err(trouble) => panic!("{trouble:?}"),
+    }
+}

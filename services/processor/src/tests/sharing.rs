@@ -86,7 +86,11 @@ async fn partitions_move(seed: u64, store: bool) {
         );
         let tallies = status.tallies.unwrap();
         assert_eq!(
-            tallies.applied + tallies.late + tallies.filtered + tallies.duplicate + tallies.dead_lettered,
+            tallies.applied
+                + tallies.late
+                + tallies.filtered
+                + tallies.duplicate
+                + tallies.dead_lettered,
             count,
             "law 5"
         );
@@ -105,7 +109,10 @@ async fn partitions_move(seed: u64, store: bool) {
         let processor = process.processor.clone();
         process.stop().await;
         let account = processor.account().unwrap();
-        assert!(account.contains("0 of them late") && account.contains("0 outputs left"), "{account}");
+        assert!(
+            account.contains("0 of them late") && account.contains("0 outputs left"),
+            "{account}"
+        );
     }
     assert!(groups.members(&group).is_empty());
 }
@@ -137,10 +144,11 @@ async fn a_new_owner_goes_on_from_the_store_and_not_from_the_beginning() {
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P0, "two")).await.unwrap();
     world.log.orders(1100..1200);
-    world.until("the end", |world| {
-        world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
-    })
-    .await;
+    world
+        .until("the end", |world| {
+            world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
+        })
+        .await;
     assert_eq!(*two.log.begun.lock(), [(P0, Offset(1100))], "where the former owner had stopped");
     assert!(two.metric("headwater_processor_restored_bytes_total") > 0.0);
     assert_eq!(one.metric(r#"headwater_processor_hand_overs_total{outcome="closed"}"#), 1.0);
@@ -151,10 +159,11 @@ async fn a_new_owner_goes_on_from_the_store_and_not_from_the_beginning() {
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P0, "one")).await.unwrap();
     world.log.orders(1200..1300);
-    world.until("the end", |world| {
-        world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "one"
-    })
-    .await;
+    world
+        .until("the end", |world| {
+            world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "one"
+        })
+        .await;
     assert_eq!(one.digest(1, P0), undisturbed(&world.log, 1, P0));
     check_letters(&world, 1, 1300);
     one.stop().await;
@@ -177,10 +186,11 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     tokio::time::sleep(Duration::from_millis(50)).await;
     world.log.orders(500..600);
     groups.expel("one", "two");
-    world.until("the new owner", |world| {
-        world.status(1).is_some_and(|s| s.processor == "two" && s.position == 600)
-    })
-    .await;
+    world
+        .until("the new owner", |world| {
+            world.status(1).is_some_and(|s| s.processor == "two" && s.position == 600)
+        })
+        .await;
     let begun = two.log.begun.lock().clone();
     assert_eq!(begun, [(P0, Offset(500))], "from the store");
     world.until("its outputs", |world| world.published(1)).await;
@@ -205,10 +215,11 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P0, "one")).await.unwrap();
     world.log.orders(620..640);
-    world.until("the old owner again", |world| {
-        world.status(1).is_some_and(|s| s.processor == "one" && s.position == 640)
-    })
-    .await;
+    world
+        .until("the old owner again", |world| {
+            world.status(1).is_some_and(|s| s.processor == "one" && s.position == 640)
+        })
+        .await;
     world.until("its outputs", |world| world.published(1)).await;
     assert_eq!(one.digest(1, P0), undisturbed(&world.log, 1, P0));
     check_letters(&world, 1, 640);
@@ -226,10 +237,11 @@ async fn a_process_that_dies_without_a_word_leaves_all_that_its_successor_needs(
         let one = world.join(&groups, "one", store, config()).await;
         let two = world.join(&groups, "two", store, config()).await;
         let traffic = Traffic::start(&world.log, 2);
-        world.until("work", |world| {
-            world.all().all(|p| world.status_of(1, p).is_some_and(|s| s.published > 300))
-        })
-        .await;
+        world
+            .until("work", |world| {
+                world.all().all(|p| world.status_of(1, p).is_some_and(|s| s.published > 300))
+            })
+            .await;
         world.until("an upload", |w| !store || !w.manifests(1, P0).is_empty()).await;
         one.log.set(Line::Cut);
         groups.expel("one", "two");
@@ -270,10 +282,11 @@ async fn an_upload_that_died_before_its_manifest_is_as_if_it_had_never_been() {
     assert!(std::fs::read_dir(shard.join("files")).unwrap().next().is_some());
     let two = world.join(&groups, "two", true, config()).await;
     world.log.orders(300..400);
-    world.until("the end", |world| {
-        world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
-    })
-    .await;
+    world
+        .until("the end", |world| {
+            world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
+        })
+        .await;
     assert_eq!(two.log.begun.lock()[0], (P0, Offset::ZERO), "from the log alone");
     assert_eq!(two.digest(1, P0), undisturbed(&world.log, 1, P0));
     check_letters(&world, 1, 400);
@@ -330,7 +343,9 @@ async fn moved_in_every_phase(store: bool) {
         assert_eq!(muted.into_iter().collect::<Vec<_>>(), [fence[&partition].0], "decided once");
     }
     let count = traffic.stop();
-    world.until("the end", |world| world.caught_up(1) && world.caught_up(2) && world.published(2)).await;
+    world
+        .until("the end", |world| world.caught_up(1) && world.caught_up(2) && world.published(2))
+        .await;
     for partition in world.all() {
         let owner = [&one, &two]
             .into_iter()
@@ -370,7 +385,8 @@ async fn a_retired_generation_is_deleted_by_its_owners_and_stale_copies_by_whoev
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P2, "two")).await.unwrap();
     world.until("the move", |w| w.status_of(1, P2).unwrap().processor == "two").await;
-    let local = |process: &super::world::Process, p| layout::shard_dir(&process.data, generation(1), p);
+    let local =
+        |process: &super::world::Process, p| layout::shard_dir(&process.data, generation(1), p);
     assert!(local(&one, P2).exists());
     let count = traffic.stop();
     let stored = world.dir.path().join("store").join(generation(1).to_string());
@@ -381,11 +397,12 @@ async fn a_retired_generation_is_deleted_by_its_owners_and_stale_copies_by_whoev
         reason: String::new(),
     }));
     let group = group_id(generation(1));
-    world.until("deletion", |world| {
-        let gone = world.all().all(|p| world.status_of(1, p).is_none());
-        gone && groups.is_deleted(&group) && !local(&one, P2).exists()
-    })
-    .await;
+    world
+        .until("deletion", |world| {
+            let gone = world.all().all(|p| world.status_of(1, p).is_none());
+            gone && groups.is_deleted(&group) && !local(&one, P2).exists()
+        })
+        .await;
     for process in [&one, &two] {
         assert!(!layout::state_dir(&process.data, generation(1)).exists());
     }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use headwater_control::{
-    Action, CONTROL_TOPIC, ControlState, LogEnds, Reach, ReplayId, StatusBoard, decide,
+    Action, CONTROL_TOPIC, ControlState, LogEnds, Reach, ReplayId, STATUS_TOPIC, StatusBoard,
+    decide,
 };
 use headwater_log::{BatchBuilder, Log};
 use headwater_proto::{
@@ -149,7 +150,19 @@ impl World {
         store: bool,
         config: Config,
     ) -> Process {
-        let (log, data) = (self.log.another(), self.data_of(process));
+        self.join_over(self.log.another(), groups, process, store, config).await
+    }
+
+    /// The same, over this view of the log.
+    pub(crate) async fn join_over(
+        &self,
+        log: Arc<TestLog>,
+        groups: &Groups,
+        process: &'static str,
+        store: bool,
+        config: Config,
+    ) -> Process {
+        let data = self.data_of(process);
         let mut node = Node::new(log.clone(), &data, process);
         node.membership = groups.of(process, &log);
         node.checkpoints = store.then(|| self.store());
@@ -172,7 +185,11 @@ impl World {
             replay_id: "spend-1".into(),
             generation: Some(built(number, self.partitions)),
             replaces: generation(replaces).to_string(),
-            options: Some(ReplayOptions { promote: true, retain_ms: 1, ..ReplayOptions::default() }),
+            options: Some(ReplayOptions {
+                promote: true,
+                retain_ms: 1,
+                ..ReplayOptions::default()
+            }),
         }));
     }
 
@@ -275,10 +292,22 @@ impl World {
 
     /// Every statement about a shard that was ever made, in order, with its place in the topic.
     pub(crate) fn said(&self, number: u64, partition: PartitionId) -> Vec<Said> {
-        let generation = generation(number).to_string();
-        let said = self.log.said.lock();
-        let of = |said: &&Said| said.1.generation == generation && said.1.partition == partition.0;
-        said.iter().filter(of).cloned().collect()
+        let topic = name(STATUS_TOPIC);
+        let mut reader = self.log.memory.reader(&topic, P0, Offset::ZERO).unwrap();
+        let mut said = Vec::new();
+        while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
+            for record in chunk.records(Offset::ZERO) {
+                let record = record.unwrap();
+                let Some(value) = record.value else { continue };
+                let status = ShardStatus::decode(value).unwrap();
+                if status.generation == generation(number).to_string()
+                    && status.partition == partition.0
+                {
+                    said.push((record.offset.0, status));
+                }
+            }
+        }
+        said
     }
 
     /// The names of the manifests for hand-overs that the store has.

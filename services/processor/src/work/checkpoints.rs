@@ -23,7 +23,10 @@ pub(crate) struct Taken {
 }
 
 impl Work {
-    pub(super) fn wanted<'a>(&self, orders: &'a Orders) -> impl Iterator<Item = &'a CheckpointDuty> {
+    pub(super) fn wanted<'a>(
+        &self,
+        orders: &'a Orders,
+    ) -> impl Iterator<Item = &'a CheckpointDuty> {
         orders.checkpoints.iter().filter(|duty| !self.checkpoints.contains_key(duty.id.as_str()))
     }
 

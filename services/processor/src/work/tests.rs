@@ -277,3 +277,41 @@ fn state_does_not_wait_for_outputs_that_cannot_be_published() {
     work.step(&orders()).unwrap();
     assert_eq!(rig.log.dead_letters().len(), 5);
 }
+
+#[test]
+fn a_fence_inside_a_gap_of_the_offsets_is_reached_exactly() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    // Their offsets hold no record, for all that a reader sees.
+    rig.log.orders(10..20);
+    rig.log.orders(20..30);
+    *rig.log.gap.lock() = Some((10, 20));
+    for fence in [9, 10, 11, 15, 19, 20, 21] {
+        let number = 10 + fence;
+        let mut work = rig.open(number);
+        let id = format!("spend-1-a{fence}");
+        let at = CheckpointAt::Exactly(Offset(fence));
+        run(&mut work, &Orders { checkpoints: checkpoint(&id, at), ..orders() });
+        assert_eq!(position_of(&work, &id), Some(Offset(fence)));
+        assert_eq!(work.progress().position, Offset(30), "it goes on");
+        assert_eq!(work.progress().tallies.read(), 20, "and reads the rest");
+
+        let mut held = rig.open(100 + number);
+        run(&mut held, &Orders { hold_at: Some(Offset(fence)), ..orders() });
+        assert_eq!(held.progress().position, Offset(fence));
+        run(&mut held, &orders());
+        assert_eq!((held.progress().position, held.progress().tallies.read()), (Offset(30), 20));
+    }
+}
+
+#[test]
+fn the_end_of_the_topic_is_reached_even_if_nothing_is_there() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    rig.log.orders(10..20);
+    *rig.log.gap.lock() = Some((10, 20));
+    let mut work = rig.open(1);
+    run(&mut work, &orders());
+    assert_eq!(work.progress().position, Offset(20), "markers are caught up with too");
+    assert_eq!(work.progress().tallies.read(), 10);
+}

@@ -50,6 +50,11 @@ impl Worker {
         work.commit()?;
         // Time is left for closing the database and for leaving the group.
         let upload_until = until - self.shared.config.hand_over_timeout / 4;
+        if let Err(trouble) = self.lease.check()
+            && trouble.remedy == Remedy::StandDown
+        {
+            return Err(trouble);
+        }
         let uploaded = work.upload_last(upload_until, shutdown)?;
         self.lease.check()?;
         self.group.committed(self.identity.partition, work.progress().position);
@@ -134,4 +139,3 @@ impl Worker {
         Ok(End::Deleted)
     }
 }
-

@@ -136,7 +136,9 @@ impl Worker {
             metrics.stopped(true);
             self.halted = Some(metrics);
         }
-        self.wait_for(format!("partition {partition} of generation {generation} has stopped: {reason}"));
+        self.wait_for(format!(
+            "partition {partition} of generation {generation} has stopped: {reason}"
+        ));
         Ok(())
     }
 

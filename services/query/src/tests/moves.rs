@@ -102,6 +102,41 @@ async fn a_copy_that_was_left_behind_is_neither_read_nor_kept_open() {
     until("its reader is closed", || !exists(&scratch)).await;
 }
 
+#[tokio::test]
+async fn an_instance_that_has_just_started_does_not_take_a_copy_for_the_shard() {
+    let mut bench = Bench::several(2, eager()).await;
+    let generation = bench.create(PER_REGION).await;
+    let region = region_of(0);
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+    // A long time until the owner's word is read.
+    let mut others = BatchBuilder::new();
+    for partition in 10..100_000 {
+        let status =
+            ShardStatus { generation: generation.to_string(), partition, ..ShardStatus::default() };
+        let key = status_key(generation, PartitionId(partition));
+        others.push(0, Some(key.as_bytes()), Some(&status.encode_to_vec()), &[]);
+    }
+    let topic = Name::new(STATUS_TOPIC).unwrap();
+    bench.log.append(&topic, PartitionId(0), others.build().unwrap()).await.unwrap();
+    bench.hand_over(PER_REGION, generation, 0, 1).await;
+    bench.order(region, "book", 1, 0).await;
+    bench.process(generation);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut node = Node::new(bench.log.clone(), bench.seats[0].data.path(), "restarted");
+    node.directory = directory(0);
+    node.advertise = Some(format!("http://{}", listener.local_addr().unwrap()));
+    let config = Config { max_staleness: Duration::from_secs(3_600), ..Config::default() };
+    let seat = Seat::serve(TempDir::new().unwrap(), node, listener, config).await;
+    bench.rpc = seat.rpc.clone();
+    let key = vec![text(region), minute(0)];
+    let answer = bench.get("per_region", key, within(10_000)).await.unwrap();
+
+    assert_eq!(show(&answer.row.unwrap()), format!("{region} +0 2 2 2.50"));
+    assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "query-1");
+}
+
 /// Law 4 holds over a hand-over to an owner who has to catch up.
 #[tokio::test]
 async fn time_never_runs_backwards_when_the_next_owner_is_behind() {

@@ -1,0 +1,96 @@
+//! How a shard's life here begins: restored, opened, claimed.
+
+use std::time::Instant;
+
+use headwater_control::ControlState;
+use headwater_service::Shutdown;
+use headwater_state::Identity;
+use headwater_types::{ENGINE_VERSION, Remedy};
+
+use super::{Worker, muted};
+use crate::{
+    claim::claim,
+    restore,
+    trouble::Trouble,
+    work::{Setup, Work},
+};
+
+impl Worker {
+    pub(super) fn open(
+        &mut self,
+        state: &ControlState,
+        shutdown: &Shutdown,
+    ) -> Result<Work, Trouble> {
+        let shared = self.shared.clone();
+        let Identity { generation, partition } = self.identity;
+        let entry = state.generations().get(&generation).ok_or_else(|| {
+            Trouble::new(Remedy::Retry, format!("generation {generation} is not known yet"))
+        })?;
+        if entry.engine_version != ENGINE_VERSION {
+            let reason = format!(
+                "generation {generation} belongs to engine version {}, and this is version {ENGINE_VERSION}: run the \
+                 Headwater that began it, or start a replay of view {}",
+                entry.engine_version, entry.view
+            );
+            return Err(Trouble::new(Remedy::Correct, reason));
+        }
+        let setup = Setup {
+            identity: self.identity,
+            view: entry.view.clone(),
+            plan: shared.plans.get(entry)?,
+            floor: entry.floor.get(&partition).copied().unwrap_or_default(),
+            data: shared.data.clone(),
+            log: shared.log.clone(),
+            lease: self.lease.clone(),
+            uploads: shared.uploads.clone(),
+            runtime: shared.runtime.clone(),
+            options: shared.options.clone(),
+            config: shared.config.clone(),
+        };
+        shared.topics.check(&*shared.log, &setup.plan.stream)?;
+        let opened = restore::open(&setup, shutdown, |reason| self.wait_for(reason))?;
+        if let Some((bytes, took)) = opened.fetched {
+            shared.metrics.restored(bytes, took);
+        }
+        // Before the shard's new metrics: it takes its own away.
+        self.halted = None;
+        let mut work =
+            Work::open(setup, opened, shared.metrics.shard(&entry.view, &self.identity))?;
+
+        let (own, lease) = (self.muted.clone(), self.lease.clone());
+        let (writer, status) = claim(&shared, &lease, |epoch, former| {
+            if let Some(former) = former {
+                work.inherit(former)?;
+            }
+            self.muted = former.and_then(muted).or(own.clone());
+            self.status(&work, Some(epoch), 0.0)
+        })?;
+        self.epoch = Some(writer.epoch());
+        work.claimed(writer);
+        self.reported = status;
+        (self.reported_at, self.sent_at) = (Some(Instant::now()), Some(Instant::now()));
+        shared.outage.over(self.identity);
+        if let Some(condition) = self.condition.take() {
+            condition.remove();
+        }
+        work.metrics().stopped(false);
+        let position = work.progress().position;
+        self.group.committed(partition, position);
+        tracing::info!(
+            shard = %self.identity,
+            view = %entry.view,
+            position = position.0,
+            epoch = ?self.epoch.map(|epoch| epoch.0),
+            "shard opened"
+        );
+        Ok(work)
+    }
+
+    /// The process is not ready for this reason, though alive.
+    pub(super) fn wait_for(&mut self, reason: String) {
+        let Identity { generation, partition } = self.identity;
+        let name = format!("shard-{generation}-{partition}");
+        let health = &self.shared.health;
+        self.condition.get_or_insert_with(|| health.condition(name)).not_ready(reason);
+    }
+}
