@@ -70,8 +70,7 @@ async fn feed(
                 }
             }
             Err(status) => {
-                let passing = [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded];
-                ensure!(passing.contains(&status.code()), "{status}");
+                ensure!(is_passing(&status), "{status}");
                 told.extend(batch.iter().map(|_| Told::Unknown));
             }
         }
@@ -79,6 +78,11 @@ async fn feed(
         tokio::time::sleep(pace).await;
     }
     Ok(told)
+}
+
+/// What a client sees of a server that is away, or went away while it answered.
+fn is_passing(status: &tonic::Status) -> bool {
+    [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded].contains(&status.code())
 }
 
 /// A token for all that was accepted.
@@ -178,7 +182,7 @@ async fn start_replay(cluster: &impl Platform, id: &str, sql: &[&str]) -> Result
                 return Ok(started.context("no replay was started")?.replay_id);
             }
             // A coordinator that was killed is asked again: the request has an id.
-            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+            Err(status) if is_passing(&status) && Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(status) => return Err(status.into()),
@@ -214,7 +218,7 @@ async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result<()>
         };
         match platform.replays().promote(request).await {
             Ok(_) => break,
-            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+            Err(status) if is_passing(&status) && Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(status) => return Err(status.into()),

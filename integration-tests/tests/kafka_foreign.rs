@@ -161,6 +161,7 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
                     number += 1;
                 }
                 plain.flush(wait)?;
+                transactional.flush(wait)?;
                 match round % 3 {
                     0 => transactional.abort_transaction(wait)?,
                     _ => transactional.commit_transaction(wait)?,

@@ -112,7 +112,7 @@ impl Container {
     /// SIGTERM, and SIGKILL after the deadline; the exit code, which is 137 after SIGKILL.
     pub(super) async fn stop(&self, deadline: Duration) -> Result<i64> {
         let seconds = deadline.as_secs().to_string();
-        docker(&["stop", "--time", &seconds, &self.name]).await?;
+        docker(&["stop", "-t", &seconds, &self.name]).await?;
         self.exit_code().await?.with_context(|| format!("{} still runs", self.name))
     }
 

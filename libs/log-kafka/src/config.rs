@@ -60,7 +60,7 @@ impl Default for KafkaConfig {
     fn default() -> Self {
         Self {
             bootstrap_servers: "127.0.0.1:9092".into(),
-            session_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(6),
             delivery_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(10),
             replication_factor: 0,

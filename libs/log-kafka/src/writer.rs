@@ -20,7 +20,7 @@ use headwater_log::{Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, Fenc
 use headwater_types::{Epoch, Name, PartitionId};
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{BaseProducer, Producer},
+    producer::{BaseProducer, Producer, PurgeConfig},
 };
 
 use crate::{
@@ -141,6 +141,8 @@ impl Claim {
                 broken = Some(fenced);
                 if !fenced {
                     // Readers need not wait until the broker gives it up.
+                    self.producer.purge(PurgeConfig::default().queue().inflight());
+                    let _ = self.producer.flush(ABORT_TIMEOUT);
                     let _ = self.producer.abort_transaction(ABORT_TIMEOUT);
                 }
             }

@@ -258,7 +258,11 @@ fn follow(
     let mut outage = Outage::new(topic);
     let again = |outage: &mut Outage, error: Error| match error.remedy() {
         Remedy::Retry => {
-            outage.failed(&chain(&error));
+            // That the brokers are away was said already, once for the process.
+            let said = log.is_remote()
+                && matches!(error, Error::Log { source: headwater_log::Error::Unavailable(_), .. });
+            let tell = if said { Outage::note } else { Outage::failed };
+            tell(outage, &chain(&error));
             sleep(outage.wait(), shutdown);
             Ok(())
         }

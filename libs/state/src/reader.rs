@@ -217,11 +217,17 @@ impl std::fmt::Debug for ShardReader {
 /// were there before and after: then each was there when it was read, and what had been in an earlier one was
 /// in the files from the beginning.
 fn look(db: &DB, primary: &Path) -> Result<bool, Error> {
+    look_while(db, primary, || {})
+}
+
+/// The primary does `meanwhile` while we look.
+fn look_while(db: &DB, primary: &Path, meanwhile: impl FnOnce()) -> Result<bool, Error> {
     let before = logs(primary)?;
     // The primary deletes files while we read their names: then the next look finds newer names.
     if db.try_catch_up_with_primary().is_err() || !is_current(db, primary)? {
         return Ok(false);
     }
+    meanwhile();
     Ok(logs(primary)? == before)
 }
 

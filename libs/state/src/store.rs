@@ -53,10 +53,13 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path as FsPath, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use headwater_types::Offset;
 use object_store::{ObjectStoreExt as _, path::Path};
 use parking_lot::Mutex;
@@ -142,14 +145,11 @@ impl Store {
             .collect();
 
         let local = transfer::files_of(checkpoint_dir).await?;
-        let hashed: Vec<_> = stream::iter(local)
-            .map(|(name, path)| async move {
-                let (bytes, blake3) = transfer::hash(&path).await?;
-                Ok::<_, Error>((name, path, bytes, blake3))
-            })
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
+        let hashed = all(local.into_iter().map(async |(name, path)| {
+            let (bytes, blake3) = transfer::hash(&path).await?;
+            Ok((name, path, bytes, blake3))
+        }))
+        .await?;
         // Two files of equal content are one in the store.
         let mut wanted: HashMap<String, (PathBuf, u64)> = HashMap::new();
         let mut files = Vec::new();
@@ -160,18 +160,14 @@ impl Store {
                 wanted.entry(blake3).or_insert((path, bytes));
             }
         }
-        let sent = stream::iter(wanted)
-            .map(|(blake3, (path, bytes))| {
-                let to = own.clone().join(blake3.as_str());
-                let from = elsewhere.get(blake3.as_str()).cloned();
-                async move { self.place.store(&path, bytes, &to, from.as_ref()).await }
-            })
-            .buffer_unordered(CONCURRENCY)
-            .try_fold(Sent::default(), async |mut all, one| {
-                all.add(one);
-                Ok(all)
-            })
-            .await?;
+        let moved = all(wanted.into_iter().map(|(blake3, (path, bytes))| {
+            let to = own.clone().join(blake3.as_str());
+            let from = elsewhere.get(blake3.as_str()).cloned();
+            async move { self.place.store(&path, bytes, &to, from.as_ref()).await }
+        }))
+        .await?;
+        let mut sent = Sent::default();
+        moved.into_iter().for_each(|one| sent.add(one));
 
         let path = match purpose {
             Purpose::HandOver => {
@@ -207,7 +203,7 @@ impl Store {
                 .into_iter()
                 .filter_map(|path| Some((hand_over_rank(path.filename()?)?, path)))
                 .collect();
-            found.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+            found.sort_unstable_by_key(|(rank, _)| std::cmp::Reverse(*rank));
             let mut vanished = false;
             for (_, path) in found {
                 match self.read(&path).await {
@@ -265,24 +261,17 @@ impl Store {
         let partial = Partial(into.with_file_name(format!("{name}.partial")));
         layout::remove(&partial.0)?;
         fs::create_dir_all(&partial.0).map_err(|error| Error::io(&partial.0, error))?;
-        stream::iter(manifest.files())
-            .map(|file| {
-                let (shard, to) = (&shard, partial.0.join(&file.name));
-                async move {
-                    let from =
-                        self.place.below(shard, &file.path).ok_or_else(|| Error::Damaged {
-                            location: manifest.url().to_owned(),
-                            detail: format!(
-                                "it names {:?}, which is no place for a file",
-                                file.path
-                            ),
-                        })?;
-                    self.place.load(&from, file, &to).await
-                }
-            })
-            .buffer_unordered(CONCURRENCY)
-            .try_collect::<()>()
-            .await?;
+        all(manifest.files().iter().map(|file| {
+            let (shard, to) = (&shard, partial.0.join(&file.name));
+            async move {
+                let from = self.place.below(shard, &file.path).ok_or_else(|| Error::Damaged {
+                    location: manifest.url().to_owned(),
+                    detail: format!("it names {:?}, which is no place for a file", file.path),
+                })?;
+                self.place.load(&from, file, &to).await
+            }
+        }))
+        .await?;
         let to = into.to_path_buf();
         transfer::blocking(move || {
             fs::File::open(&partial.0)
@@ -329,6 +318,24 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("url", &self.url()).finish_non_exhaustive()
     }
+}
+
+/// Does all of it, a few at a time. After a failure nothing more is begun, and what was begun is waited for:
+/// then nobody writes any more.
+async fn all<T>(
+    work: impl Iterator<Item = impl Future<Output = Result<T, Error>>>,
+) -> Result<Vec<T>, Error> {
+    let failed = &AtomicBool::new(false);
+    let one = |one| async move {
+        if failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let result: Result<T, Error> = one.await;
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        Some(result)
+    };
+    let done: Vec<_> = stream::iter(work.map(one)).buffer_unordered(CONCURRENCY).collect().await;
+    done.into_iter().flatten().collect()
 }
 
 /// A directory that is removed unless it was renamed: nothing is left of what was not finished.

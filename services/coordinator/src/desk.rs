@@ -196,7 +196,7 @@ impl<'a> Desk<'a> {
     /// Nobody knows whether the last append was stored: claims the topic anew, which ends whatever was under
     /// way, and looks.
     async fn recover(&mut self, error: &Error) -> Result<(), End> {
-        self.post.outage.failed(&chain(error));
+        self.post.tell(error);
         loop {
             // Never against the membership: the claim would fence the one that leads.
             let failure = match self.post.confirm().await {
@@ -259,7 +259,12 @@ impl<'a> Desk<'a> {
             }
         };
         for error in &ends.unknown {
-            self.topics.failed(&chain(error));
+            // That the brokers are away was said already, once for the process.
+            let said = matches!(error, headwater_log::Error::Unavailable(_));
+            match said && self.office.log.is_remote() {
+                true => self.topics.note(&chain(error)),
+                false => self.topics.failed(&chain(error)),
+            };
         }
         // A topic that is gone is the shards' to report; one that is away is waited for.
         if let Some(away) = ends.unknown.iter().find(|error| error.remedy() == Remedy::Retry) {

@@ -245,9 +245,18 @@ impl Post {
 
     fn note(&mut self, error: &Error) -> String {
         let reason = chain(error);
-        self.outage.failed(&reason);
+        self.tell(error);
         self.say(Standing::Not(reason.clone()));
         reason
+    }
+
+    /// Says it once; that the brokers are away was said already, once for the process.
+    pub(crate) fn tell(&mut self, error: &Error) {
+        let away = matches!(error, Error::Log(headwater_log::Error::Unavailable(_)));
+        match away && self.log.is_remote() {
+            true => self.outage.note(&chain(error)),
+            false => self.outage.failed(&chain(error)),
+        };
     }
 
     /// Waits until the membership and the claims may agree again.

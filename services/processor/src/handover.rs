@@ -228,6 +228,7 @@ impl Uploader {
 
     /// Waits a moment for the upload that runs; `false` if there is no time for that.
     pub(crate) fn linger(&self, shutdown: &Shutdown) -> bool {
+        self.lease.beat();
         !self.lease.is_over() && !self.uploads.runtime.block_on(urged(shutdown, LOOK))
     }
 

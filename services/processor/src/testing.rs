@@ -16,7 +16,7 @@ use headwater_control::{STATUS_TOPIC, StatusBoard};
 use headwater_engine::ViewPlan;
 use headwater_log::{
     Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
-    MemoryLog, Reader, TopicSpec, WriterId,
+    MemoryLog, Reader, Record, TopicSpec, WriterId,
 };
 use headwater_proto::status::v1::ShardStatus;
 use headwater_sql::{parse_stream, parse_view, plan_view};
@@ -88,7 +88,7 @@ pub(crate) struct TestLog {
     /// Offsets that hold no record in partition 0 of the topic of orders; batches must end and begin there.
     pub(crate) gap: Mutex<Option<(u64, u64)>>,
     pub(crate) remote: AtomicBool,
-    /// What somebody else says just before this process next says something.
+    /// What somebody else says just before this process next says something of the same shard.
     pub(crate) interjection: Arc<Mutex<Option<ShardStatus>>>,
 }
 
@@ -184,6 +184,18 @@ impl TestLog {
         }
         letters
     }
+}
+
+/// The interjection, if this batch is of the same shard.
+fn interject(
+    interjection: &Mutex<Option<ShardStatus>>,
+    batch: &EncodedBatch,
+) -> Option<ShardStatus> {
+    let mut interjection = interjection.lock();
+    let status = interjection.as_ref()?;
+    let key = format!("{}/{}", status.generation, status.partition);
+    let same = |record: Result<Record<'_>, Error>| record.unwrap().key == Some(key.as_bytes());
+    if batch.walk().any(same) { interjection.take() } else { None }
 }
 
 /// Says something as a process would that nobody sees.
@@ -342,7 +354,7 @@ impl Log for TestLog {
             }
             pass(&line)?;
             if topic.as_str() == STATUS_TOPIC
-                && let Some(status) = interjection.lock().take()
+                && let Some(status) = interject(&interjection, &batch)
             {
                 append_status(&log, &status);
             }

@@ -247,7 +247,10 @@ impl Work {
                 Ok(())
             }
             Err(trouble) if trouble.remedy == Remedy::Retry => {
-                if !self.unpublished {
+                if trouble.away {
+                    // Whoever reads the log says so for all.
+                    tracing::debug!(shard = %self.setup.identity, reason = trouble.reason, "outputs wait for the log");
+                } else if !self.unpublished {
                     tracing::warn!(shard = %self.setup.identity, reason = trouble.reason, "outputs cannot be published, trying again");
                     self.unpublished = true;
                 }

@@ -93,6 +93,8 @@ pub(crate) struct Worker {
     /// The state's size, and when it was measured.
     measured: Option<(Instant, u64)>,
     condition: Option<Condition>,
+    /// Why it had to begin anew, as it was said last.
+    interrupted_by: Option<String>,
     /// Says that the shard has stopped, while it has.
     halted: Option<ShardMetrics>,
 }
@@ -120,6 +122,7 @@ impl Worker {
             ends: None,
             measured: None,
             condition: None,
+            interrupted_by: None,
             halted: None,
         }
     }
@@ -165,7 +168,11 @@ impl Worker {
                 After::Again
             }
             Remedy::Retry => {
-                tracing::warn!(%shard, reason, "shard interrupted, going on from its last commit");
+                // Once, however often it is tried.
+                if self.interrupted_by.as_ref() != Some(reason) {
+                    tracing::warn!(%shard, reason, "shard interrupted, going on from its last commit");
+                    self.interrupted_by = Some(reason.clone());
+                }
                 After::Again
             }
             // Whether there is another owner is for the group to say.

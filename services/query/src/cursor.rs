@@ -16,8 +16,8 @@ use tokio::{
 use crate::{
     error::Error,
     generation::Generation,
+    held::{Held, Reads, Rest},
     session::PeerRows,
-    shard::{Held, Reads, Rest},
 };
 
 /// Batches that wait for whoever reads slower than the thread scans.

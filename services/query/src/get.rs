@@ -6,8 +6,8 @@ use headwater_proto::query::v1::{DescribeRequest, DescribeResponse, GetRequest, 
 use crate::{
     Service,
     error::Error,
+    held::{Held, Reads},
     pin::Pin,
-    shard::{Held, Reads},
     value,
 };
 

@@ -37,6 +37,7 @@ mod cursor;
 mod error;
 mod generation;
 mod get;
+mod held;
 mod metrics;
 mod peers;
 mod pin;

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 use tonic::{Code, Status};
 
-use crate::shard::Held;
+use crate::held::Held;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Method {

@@ -15,7 +15,7 @@ use crate::{
     Service,
     error::Error,
     generation::{Generation, Served, is_readable},
-    shard::{Held, Reads, Wanted},
+    held::{Held, Reads, Wanted},
 };
 
 /// A request's freshness, checked and with its times fixed.

@@ -20,7 +20,7 @@ use crate::{
     cursor::{Cursor, Selection},
     error::Error,
     generation::Generation,
-    shard::{ReadScan, Reads},
+    held::{ReadScan, Reads},
     value,
 };
 

@@ -25,7 +25,8 @@ use crate::{
     Service,
     error::Error,
     generation::is_readable,
-    shard::{Held, LiveShard, Rest, Wanted},
+    held::{Held, Rest, Wanted},
+    shard::LiveShard,
     wire,
 };
 

@@ -37,9 +37,9 @@ use crate::{
     Config, Service,
     cursor::{Cursor, Selection},
     error::Error,
+    held::{ReadScan, Reads},
     pin::{Pin, Wish, check_streams, unknown_view},
     scan::{MESSAGE_BYTES, split},
-    shard::{ReadScan, Reads},
     table::{Slot, Slots, ViewTable},
     value,
 };

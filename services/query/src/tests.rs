@@ -31,7 +31,6 @@ use headwater_proto::{
     },
     status::v1::ShardStatus,
 };
-use headwater_service::Tasks;
 use headwater_state::{Identity, ShardDb};
 use headwater_types::{
     GenerationId, GenerationInputs, Name, Offset, PartitionId, StreamDefinition, Token,

@@ -21,8 +21,8 @@ use crate::{
     Service,
     cursor::{Batch, Cursor, Selection},
     error::Error,
+    held::{Held, ReadScan, Reads},
     scan::split,
-    shard::{Held, ReadScan, Reads},
     value,
 };
 

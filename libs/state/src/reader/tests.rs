@@ -358,9 +358,26 @@ fn a_reader_writes_nothing_into_the_directory_of_its_shard() {
     assert_eq!(files(&copy), before);
 }
 
-/// A log that is there only while the reader catches up: it was begun, moved to a file and deleted.
 #[test]
-fn the_names_of_the_logs_change_whenever_one_is_moved_to_a_file() {
+fn a_look_is_trusted_only_if_no_log_came_or_went_meanwhile() {
+    let shard = Shard::new();
+    put(&shard.db, at(1), &[("a", row(1, "one"))]);
+    let reader = shard.reader();
+    let look = |meanwhile: &dyn Fn()| {
+        look_while(&reader.opened.newest().db, shard.db.path(), meanwhile).unwrap()
+    };
+    assert!(look(&|| {}));
+    assert!(
+        look(&|| put(&shard.db, at(2), &[("a", row(1, "two"))])),
+        "a commit is for the next look"
+    );
+    assert!(!look(&|| shard.db.compact().unwrap()), "a log was moved to a file and deleted");
+    assert!(look(&|| {}));
+    assert_eq!(reader.refresh().unwrap(), at(2));
+}
+
+#[test]
+fn no_two_logs_have_one_name() {
     let shard = Shard::new();
     let mut seen = vec![logs(shard.db.path()).unwrap()];
     for position in 1..=5 {

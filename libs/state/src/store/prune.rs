@@ -92,7 +92,7 @@ impl Store {
             let Ok(owners) = fs::read_dir(&directory) else { return Ok(()) };
             for owner in owners.flatten() {
                 let earlier = owner.file_name().to_str().and_then(epoch_of);
-                if !earlier.is_some_and(|earlier| earlier <= epoch) {
+                if earlier.is_none_or(|earlier| earlier > epoch) {
                     continue;
                 }
                 let Ok(files) = fs::read_dir(owner.path()) else { continue };

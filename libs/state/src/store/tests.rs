@@ -393,6 +393,29 @@ async fn a_former_owner_can_break_nothing_of_the_new_one() {
 }
 
 #[tokio::test]
+async fn a_former_owner_leaves_the_files_that_the_new_one_is_about_to_name() {
+    let dir = TempDir::new().unwrap();
+    for store in stores(&dir) {
+        let mut former = Machine::new();
+        former.advance(1);
+        let handed_over = former.store(&store, "1-a", None).await;
+        let mut owner = Machine::restored(&store, &handed_over).await;
+        owner.advance(2);
+        let upload = owner.store(&store, "2-b", Some(&handed_over)).await;
+        // As it is before the manifest is written.
+        let path = store.place.path_of(upload.url()).unwrap();
+        store.place.delete(vec![path.clone()]).await.unwrap();
+        former.advance(3);
+        let further = former.store(&store, "1-a", Some(&handed_over)).await;
+        store.prune(&identity(), &further, &[]).await.unwrap();
+        store.place.put(&path, upload.encode()).await.unwrap();
+        let newest = store.newest(&identity()).await.unwrap().unwrap();
+        assert_eq!(newest.owner(), "2-b");
+        assert_eq!(Machine::restored(&store, &newest).await.digest(), owner.digest());
+    }
+}
+
+#[tokio::test]
 async fn a_new_owner_whose_predecessors_files_vanish_under_it_uploads_its_own() {
     let dir = TempDir::new().unwrap();
     for store in stores(&dir) {

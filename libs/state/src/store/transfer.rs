@@ -118,9 +118,12 @@ static STAGED: AtomicU64 = AtomicU64::new(0);
 /// Takes a file out of a store on a disk; says how many bytes it has and what they hash to.
 pub(super) fn take(from: &FsPath, to: &FsPath, location: &str) -> Result<(u64, String), Error> {
     let here = |error| Error::io(to, error);
-    let there = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Error::Gone { location: location.to_owned() },
-        _ => Error::Store { location: location.to_owned(), source: error.into() },
+    let there = |error: io::Error| {
+        let location = location.to_owned();
+        match error.kind() == io::ErrorKind::NotFound {
+            true => Error::Gone { location },
+            false => Error::Store { location, source: error.into() },
+        }
     };
     let (file, found) = if immutable(to) && fs::hard_link(from, to).is_ok() {
         (fs::File::open(to).map_err(here)?, hash_now(to).map_err(here)?)

@@ -171,7 +171,7 @@ impl Side {
 /// Where a checkpoint lies by what the processor said of it.
 fn place_of(location: &str, store: Option<&Store>) -> anyhow::Result<Place> {
     match store {
-        Some(store) if store.has(location) => return Ok(Place::Stored(location.to_owned())),
+        Some(store) if store.has(location) => Ok(Place::Stored(location.to_owned())),
         Some(store) if !location.starts_with("file://") || location.ends_with(".json") => bail!(
             "the checkpoint {location:?} does not lie in the store at {}: set checkpoints.url to the same URL for the \
              coordinator and all processors",

@@ -109,7 +109,9 @@ fn the_copy_that_is_furthest_along_is_taken() {
     rig.advance("one", 40);
     rig.store("one", 1);
 
-    let fresh = rig.open("two");
+    let mut announced = Vec::new();
+    let fresh = open(&rig.setup("two"), &Shutdown::new(), |text| announced.push(text)).unwrap();
+    assert!(announced[0].starts_with("restoring partition 0 of generation"), "{announced:?}");
     assert_eq!(fresh.db.progress().position, Offset(40));
     assert!(fresh.fetched.is_some());
     drop(fresh);
@@ -145,21 +147,34 @@ fn a_copy_that_lacks_little_reads_it_from_the_log_instead_of_fetching_all() {
 #[test]
 fn a_reader_that_has_the_former_copy_open_sees_the_new_one() {
     let rig = Rig::new();
-    rig.advance("two", 10);
-    let scratch = rig.dir.path().join("scratch");
-    let path = rig.setup("two").shard_dir();
-    // As often as it takes for the numbers of both copies to meet.
-    for _ in 0..5 {
-        drop(rig.open("two"));
-    }
-    let reader = headwater_state::ShardReader::open_live(&path, &scratch, &identity()).unwrap();
-    assert_eq!(reader.progress().position, Offset(10));
     rig.advance("one", 50);
     rig.store("one", 1);
     rig.log.trim(&name("orders"), P0, Offset(20)).unwrap();
-    let opened = rig.open("two");
-    assert_eq!(opened.db.progress().position, Offset(50));
-    assert_eq!(reader.refresh().unwrap().position, Offset(50));
+    let mut met = false;
+    // As many openings as it takes for the numbers of both copies to meet.
+    for opens in 0..12 {
+        let machine = format!("machine-{opens}");
+        let (path, options) = (rig.setup(&machine).shard_dir(), rig.setup(&machine).options);
+        for _ in 0..=opens {
+            drop(ShardDb::open(&path, &identity(), &options).unwrap());
+        }
+        let before = fs::read(path.join("CURRENT")).unwrap();
+        let scratch = rig.dir.path().join(format!("scratch-{opens}"));
+        let reader = headwater_state::ShardReader::open_live(&path, &scratch, &identity()).unwrap();
+        assert_eq!(reader.progress().position, Offset(0));
+
+        let fetched = rig.dir.path().join(format!("fetched-{opens}"));
+        let newest = rig.runtime.block_on(rig.store.newest(&identity())).unwrap().unwrap();
+        rig.runtime.block_on(rig.store.fetch(&newest, &fetched)).unwrap();
+        drop(ShardDb::open(&fetched, &identity(), &options).unwrap());
+        met |= fs::read(fetched.join("CURRENT")).unwrap() == before;
+
+        let opened = rig.open(&machine);
+        assert_eq!(opened.db.progress().position, Offset(50));
+        assert_ne!(fs::read(path.join("CURRENT")).unwrap(), before);
+        assert_eq!(reader.refresh().unwrap().position, Offset(50), "after {opens} openings");
+    }
+    assert!(met, "this is what the test is about");
 }
 
 #[test]

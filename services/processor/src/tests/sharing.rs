@@ -74,11 +74,16 @@ async fn partitions_move(seed: u64, store: bool) {
         tokio::task::spawn_blocking(move || moving.hand_over(partition, to)).await.unwrap();
     }
     let count = traffic.stop();
-    world.until("the end", |world| world.caught_up(1) && world.published(1)).await;
+    let owned = |world: &World| {
+        world.all().all(|partition| {
+            let owner = ["one", "two"][owners[partition.0 as usize]];
+            world.status_of(1, partition).unwrap().processor == owner
+        })
+    };
+    world.until("the end", |w| w.caught_up(1) && w.published(1) && owned(w)).await;
     for partition in world.all() {
         let owner = &processes[owners[partition.0 as usize]];
         let status = world.status_of(1, partition).unwrap();
-        assert_eq!(status.processor, owner.node.instance, "seed {seed}");
         assert_eq!(
             owner.digest(1, partition),
             undisturbed(&world.log, 3, partition),
@@ -115,6 +120,11 @@ async fn partitions_move(seed: u64, store: bool) {
         );
     }
     assert!(groups.members(&group).is_empty());
+    for partition in world.all().filter(|_| store) {
+        let end = world.end_of(partition).0;
+        assert!(world.stored(1, partition, end), "the last word before the end");
+        assert_eq!(world.manifests(1, partition).len(), 1, "and no other is left");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

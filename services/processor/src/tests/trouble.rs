@@ -38,17 +38,24 @@ async fn an_owner_that_is_fenced_by_mistake_claims_its_shard_again() {
     assert_eq!(writer.epoch(), Epoch(before.epoch + 1));
     let zombie = ShardStatus { epoch: writer.epoch().0, processor: "zombie".into(), ..before };
     say(&world, &zombie);
-    world.log.orders(100..200);
-    world
-        .until("the owner again", |world| {
-            let status = world.status(1).unwrap();
-            status.processor == "one" && status.epoch > zombie.epoch && world.published(1)
-        })
-        .await;
-    world.until("the end", |world| world.caught_up(1) && world.published(1)).await;
+    // Not one output, by which it would find out.
+    world.log.orders((101..200).step_by(2));
+    let again = |world: &World, than: u64| {
+        let status = world.status(1).unwrap();
+        status.processor == "one" && status.epoch > than && world.caught_up(1)
+    };
+    world.until("the owner again", |world| again(world, zombie.epoch)).await;
+
+    // And somebody who says nothing: the fence tells of him.
+    let claimed = world.log.memory.writer(&writer_id(identity)).unwrap().epoch();
+    world.log.orders((200..300).step_by(2));
+    world.until("the owner again", |w| again(w, claimed.0) && w.published(1)).await;
     let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
     letters.sort();
-    assert_eq!(letters, expected_letters(1, 200));
+    let mut expected: Vec<_> =
+        (0..100).chain(200..300).step_by(2).map(|number| format!("bad {number}")).collect();
+    expected.sort();
+    assert_eq!(letters, expected);
     assert!(one.node.health.is_ready() && one.node.tasks.failure().is_none());
     one.stop().await;
 }

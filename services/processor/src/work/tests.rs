@@ -1,13 +1,15 @@
 use headwater_control::{CheckpointId, OutputWindow};
+use headwater_proto::status::v1::ShardStatus;
 use headwater_service::Metrics;
-use headwater_state::{ShardReader, digest};
+use headwater_state::{ShardReader, Store, digest};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use headwater_service::Shutdown;
+use headwater_service::{Shutdown, Tasks};
 
 use super::*;
 use crate::{
+    claim::writer_id,
     metrics::ProcessorMetrics,
     testing::{P0, TestLog, generation, name, plan},
 };
@@ -25,7 +27,11 @@ impl Rig {
         Self {
             dir: TempDir::new().unwrap(),
             log: TestLog::new(),
-            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap(),
             plan: plan(),
             metrics: ProcessorMetrics::new(&Metrics::new()),
         }
@@ -36,11 +42,33 @@ impl Rig {
     }
 
     fn try_open(&self, number: u64, floor: u64) -> Result<Work, Trouble> {
+        self.try_open_with(number, floor, None)
+    }
+
+    /// With a store to which so many uploads go at the same time, and claimed.
+    fn open_with_store(&self, number: u64, at_once: usize) -> Work {
+        let url = format!("file://{}", self.dir.path().join("store").display());
+        let uploads = {
+            let _inside = self.runtime.enter();
+            let (store, every) = (Store::open(&url).unwrap(), Duration::from_secs(3600));
+            Uploads::new(store, at_once, every, "p".into(), Tasks::new(), self.metrics.clone())
+        };
+        let mut work = self.try_open_with(number, 0, Some(Arc::new(uploads))).unwrap();
+        work.claimed(self.log.writer(&writer_id(Self::identity(number))).unwrap());
+        work
+    }
+
+    fn try_open_with(
+        &self,
+        number: u64,
+        floor: u64,
+        uploads: Option<Arc<Uploads>>,
+    ) -> Result<Work, Trouble> {
         let identity = Self::identity(number);
         let setup = Setup {
             identity,
             lease: Lease::alone(identity),
-            uploads: None,
+            uploads,
             view: name("spend"),
             plan: self.plan.clone(),
             floor: Offset(floor),
@@ -314,4 +342,47 @@ fn the_end_of_the_topic_is_reached_even_if_nothing_is_there() {
     run(&mut work, &orders());
     assert_eq!(work.progress().position, Offset(20), "markers are caught up with too");
     assert_eq!(work.progress().tallies.read(), 10);
+}
+
+#[test]
+fn a_new_generation_waits_at_the_fence_until_others_can_see_its_checkpoint() {
+    let rig = Rig::new();
+    rig.log.orders(0..10);
+    rig.log.orders(10..20);
+    let at = CheckpointAt::Exactly(Offset(7));
+    let fence = Orders { checkpoints: checkpoint("spend-1-a1", at), ..orders() };
+    let mut work = rig.open_with_store(1, 0);
+    run(&mut work, &fence);
+    assert_eq!(work.progress().position, Offset(7));
+    assert!(work.checkpoints().is_empty(), "nobody else could open it yet");
+    drop(work);
+
+    // A live shard does not wait for anything.
+    let now = Orders { checkpoints: checkpoint("spend-1-a1", CheckpointAt::Now), ..orders() };
+    let mut live = rig.open_with_store(2, 0);
+    live.step(&now).unwrap();
+    run(&mut live, &now);
+    assert_eq!(live.progress().position, Offset(20));
+    assert!(live.checkpoints().is_empty());
+
+    let mut work = rig.open_with_store(1, 1);
+    while work.progress().position < Offset(20) {
+        work.step(&fence).unwrap();
+    }
+    let told = work.checkpoints();
+    assert_eq!((told[0].position, told.len()), (7, 1));
+    let store = Store::open(&format!("file://{}", rig.dir.path().join("store").display())).unwrap();
+    let manifest = rig.runtime.block_on(store.manifest(&told[0].location)).unwrap();
+    let fetched = rig.dir.path().join("fetched");
+    rig.runtime.block_on(store.fetch(&manifest, &fetched)).unwrap();
+    assert_eq!(rig.digest_of(&fetched, 1), rig.undisturbed(3, 7), "law 2 at the fence, for others");
+
+    // The next owner has it too, without a copy of its own.
+    let said = ShardStatus { checkpoints: told.clone(), ..ShardStatus::default() };
+    work.close().unwrap();
+    layout::remove(&layout::checkpoint_dir(rig.dir.path(), generation(1), P0, "")).unwrap();
+    let mut next = rig.open_with_store(1, 1);
+    next.inherit(&said).unwrap();
+    run(&mut next, &fence);
+    assert_eq!(next.checkpoints(), told);
 }

@@ -70,6 +70,7 @@ impl Worker {
         self.reported = status;
         (self.reported_at, self.sent_at) = (Some(Instant::now()), Some(Instant::now()));
         shared.outage.over(self.identity);
+        self.interrupted_by = None;
         if let Some(condition) = self.condition.take() {
             condition.remove();
         }

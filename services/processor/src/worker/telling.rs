@@ -114,6 +114,15 @@ impl Worker {
     pub(super) fn stopped(&mut self, reason: &str) -> Result<(), Trouble> {
         let Identity { generation, partition } = self.identity;
         let shared = self.shared.clone();
+        let state = shared.control.current();
+        if let Some(entry) = state.generations().get(&generation) {
+            let metrics = shared.metrics.shard(&entry.view, &self.identity);
+            metrics.stopped(true);
+            self.halted = Some(metrics);
+        }
+        self.wait_for(format!(
+            "partition {partition} of generation {generation} has stopped: {reason}"
+        ));
         if self.epoch.is_some() {
             let status = self.error_status(self.reported.clone(), reason);
             shared.reports.send(&self.lease, &status);
@@ -130,15 +139,6 @@ impl Worker {
             self.reported = status;
         }
         shared.outage.over(self.identity);
-        let state = shared.control.current();
-        if let Some(entry) = state.generations().get(&generation) {
-            let metrics = shared.metrics.shard(&entry.view, &self.identity);
-            metrics.stopped(true);
-            self.halted = Some(metrics);
-        }
-        self.wait_for(format!(
-            "partition {partition} of generation {generation} has stopped: {reason}"
-        ));
         Ok(())
     }
 

@@ -175,9 +175,10 @@ async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_w
     let mut bench = Bench::several(2, config).await;
     let regions = bench.create(PER_REGION).await;
     let kinds = bench.create(PER_KIND).await;
-    let sql = "SELECT (SELECT sum(orders) FROM per_region), (SELECT sum(orders) FROM per_region WHERE amount >= 0),
-        (SELECT count(*) FROM per_region a JOIN per_region b USING (region, window_start)),
-        (SELECT count(*) FROM per_region), (SELECT sum(orders) FROM per_kind)";
+    let sql = "SELECT (SELECT sum(orders) FROM per_region) AS a,
+        (SELECT sum(orders) FROM per_region WHERE amount >= 0) AS b,
+        (SELECT count(*) FROM per_region a JOIN per_region b USING (region, window_start)) AS c,
+        (SELECT count(*) FROM per_region) AS d, (SELECT sum(orders) FROM per_kind) AS e";
     for minute in 0..40 {
         for (region, kind) in ORDERS {
             bench.order(region, kind, minute, minute).await;
@@ -195,7 +196,17 @@ async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_w
             bench.order("south", "pen", 1, minute).await;
             bench.process(regions);
             bench.process(kinds);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Others make each instance catch up in the meantime.
+            for seat in &bench.seats {
+                for (view, key) in [
+                    ("per_region", vec![text("north"), super::minute(0)]),
+                    ("per_region", vec![text("south"), super::minute(0)]),
+                    ("per_kind", vec![text("pen")]),
+                ] {
+                    let request = GetRequest { view: view.into(), key, freshness: None };
+                    seat.rpc.get(Request::new(request)).await.unwrap();
+                }
+            }
         }
         let parts = asked.await.unwrap().unwrap();
         let positions = |view: &str| -> u64 {
