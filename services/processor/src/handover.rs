@@ -167,20 +167,18 @@ impl Uploader {
         });
         let (uploads, lease, known) =
             (self.uploads.clone(), self.lease.clone(), self.known.clone());
-        let upload = Arc::new(upload);
         let name = format!("upload-{}-{}", lease.identity().generation, lease.identity().partition);
-        self.uploads.tasks.spawn(name, OnFailure::restart(), move |_| {
-            let (uploads, lease, known) = (uploads.clone(), lease.clone(), known.clone());
-            let (upload, outcome, cancel) = (upload.clone(), outcome.clone(), cancel.clone());
-            async move {
+        // A thread of its own: it hashes what it sends.
+        self.uploads.tasks.spawn_thread(name, OnFailure::restart(), move |_| {
+            uploads.runtime.block_on(async {
                 tokio::select! {
                     result = store(&uploads, &lease, &upload, known.as_ref()) => {
                         *outcome.lock() = Some(result);
                     }
                     () = cancel.cancelled() => {}
                 }
-                Ok(())
-            }
+            });
+            Ok(())
         });
     }
 

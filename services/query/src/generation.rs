@@ -154,7 +154,11 @@ impl Library {
     }
 
     pub(crate) fn served(&self, view: &Name) -> Arc<Served> {
-        self.served.lock().entry(view.clone()).or_default().clone()
+        let mut served = self.served.lock();
+        if let Some(served) = served.get(view) {
+            return served.clone();
+        }
+        served.entry(view.clone()).or_default().clone()
     }
 
     /// Gives up what nobody may read any more, and what its readers left on disk.

@@ -490,7 +490,7 @@ fn offsets(provenance: &Provenance) -> Vec<u64> {
 }
 
 fn after(token: &Token) -> Freshness {
-    Freshness { after: vec![token.to_string()], timeout_ms: 5_000, ..Freshness::default() }
+    Freshness { after: vec![token.to_string()], timeout_ms: 20_000, ..Freshness::default() }
 }
 
 fn within(timeout_ms: u64) -> Freshness {

@@ -19,6 +19,8 @@ use crate::{
 const MOVED_PAUSE: Duration = Duration::from_millis(20);
 /// A peer answers this much earlier than the deadline, so that its answer arrives.
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(100);
+/// How much longer than the deadline its answer is waited for: it says how far the shard is.
+const GRACE: Duration = Duration::from_millis(500);
 
 impl LiveShard {
     /// Asks the peers that share the shard's directory, one after the other.
@@ -39,7 +41,7 @@ impl LiveShard {
             );
             let ask = self.ask(&peer, place, wanted, reads).instrument(span);
             let asked = tokio::select! {
-                asked = tokio::time::timeout_at(wanted.deadline.into(), ask) => asked,
+                asked = tokio::time::timeout_at((wanted.deadline + GRACE).into(), ask) => asked,
                 () = self.leaves(place) => {
                     problem = "it has just moved".into();
                     break;
