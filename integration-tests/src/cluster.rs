@@ -56,8 +56,7 @@ impl Cluster {
         let coordinator =
             Service::start(Kind::Coordinator, "coordinator", broker, options()).await?;
         let ingest = Service::start(Kind::Ingest, "ingest", broker, options()).await?;
-        let mut cluster =
-            Self { ingest, coordinator, pairs: Vec::new(), checkpoints, settings };
+        let mut cluster = Self { ingest, coordinator, pairs: Vec::new(), checkpoints, settings };
         for index in 0..processors {
             cluster.add(broker, index < queries).await?;
         }
@@ -159,7 +158,10 @@ impl Platform for Cluster {
 }
 
 /// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end, lag.
-pub async fn lag(broker: &Broker, group: &str) -> Result<Vec<(u32, Option<u64>, u64, Option<u64>)>> {
+pub async fn lag(
+    broker: &Broker,
+    group: &str,
+) -> Result<Vec<(u32, Option<u64>, u64, Option<u64>)>> {
     let text = broker.exec("kafka-consumer-groups", &["--describe", "--group", group]).await?;
     let mut rows = Vec::new();
     // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG …

@@ -195,10 +195,7 @@ pub async fn tell<P: Platform + Send + Sync + 'static>(dev: &Arc<P>) -> Result<S
     let pruned = "SELECT sum(cancelled) FROM punctuality WHERE origin = 'JFK'";
     let grounded =
         flights.iter().filter(|flight| !flight.departed && flight.origin == "JFK").count() as i64;
-    assert_eq!(
-        views::count(&**dev, pruned, after(std::slice::from_ref(&token))).await?,
-        grounded
-    );
+    assert_eq!(views::count(&**dev, pruned, after(std::slice::from_ref(&token))).await?, grounded);
 
     stop.store(true, Ordering::Relaxed);
     let reader = readers.join_next().await.context("the reader")???;

@@ -12,9 +12,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    platform::Platform as _,
     dev::{Dev, PATIENCE},
     flights::{self, Flight, PARTITIONS, View, punctuality},
+    platform::Platform as _,
     replays,
     views::{self, Reader},
 };

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    platform::Platform as _,
     dev::{Dev, PATIENCE},
+    platform::Platform as _,
     views::{self, after},
 };
 use headwater_proto::{

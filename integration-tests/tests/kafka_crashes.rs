@@ -35,7 +35,10 @@ const BATCH: usize = 100;
 /// What became of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
-    Accepted { partition: u32, offset: u64 },
+    Accepted {
+        partition: u32,
+        offset: u64,
+    },
     NotStored,
     /// The log did not say, or the answer got lost.
     Unknown,
@@ -82,7 +85,8 @@ async fn feed(
 
 /// What a client sees of a server that is away, or went away while it answered.
 fn is_passing(status: &tonic::Status) -> bool {
-    [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded].contains(&status.code())
+    [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded]
+        .contains(&status.code())
 }
 
 /// A token for all that was accepted.
@@ -138,16 +142,27 @@ fn check_told<'a>(
                 "an event that was acknowledged at {partition}/{offset} is not there"
             ),
             Told::NotStored => {
-                ensure!(!times.contains_key(json), "an event that was reported as not stored is there");
+                ensure!(
+                    !times.contains_key(json),
+                    "an event that was reported as not stored is there"
+                );
             }
             Told::Unknown => {}
         }
         ensure!(times.get(json).copied().unwrap_or(0) <= 1, "an event was stored twice");
     }
-    records.values().map(|json| by_json.get(json.as_slice()).copied().context("a stranger")).collect()
+    records
+        .values()
+        .map(|json| by_json.get(json.as_slice()).copied().context("a stranger"))
+        .collect()
 }
 
-async fn expect_rows(platform: &impl Platform, flights: &[&Flight], version: u32, token: &str) -> Result<()> {
+async fn expect_rows(
+    platform: &impl Platform,
+    flights: &[&Flight],
+    version: u32,
+    token: &str,
+) -> Result<()> {
     let expected = punctuality(flights.iter().copied(), version);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -178,7 +193,8 @@ async fn start_replay(cluster: &impl Platform, id: &str, sql: &[&str]) -> Result
     loop {
         match cluster.apply(id, sql).await {
             Ok(applied) => {
-                let started = applied.changes.into_iter().find(|change| !change.replay_id.is_empty());
+                let started =
+                    applied.changes.into_iter().find(|change| !change.replay_id.is_empty());
                 return Ok(started.context("no replay was started")?.replay_id);
             }
             // A coordinator that was killed is asked again: the request has an id.
@@ -202,7 +218,10 @@ async fn wait_for(platform: &impl Platform, replay: &str, phases: &[Phase]) -> R
             let ended = matches!(state.phase(), Phase::Failed | Phase::Aborted);
             ensure!(!ended, "replay {replay} ended: {}", state.reason);
         }
-        ensure!(Instant::now() < deadline, "replay {replay} does not come to {phases:?}: {state:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "replay {replay} does not come to {phases:?}: {state:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -228,7 +247,10 @@ async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result<()>
 }
 
 /// Digests by generation and partition, of the shards as their present owners hold them.
-async fn digests(pairs: &[Pair], shards: &[ShardStatus]) -> Result<BTreeMap<(String, u32), [u8; 32]>> {
+async fn digests(
+    pairs: &[Pair],
+    shards: &[ShardStatus],
+) -> Result<BTreeMap<(String, u32), [u8; 32]>> {
     let directory = tempfile::tempdir()?;
     let mut homes = BTreeMap::new();
     for (index, pair) in pairs.iter().enumerate() {
@@ -239,7 +261,8 @@ async fn digests(pairs: &[Pair], shards: &[ShardStatus]) -> Result<BTreeMap<(Str
     }
     let mut digests = BTreeMap::new();
     for status in shards {
-        let home = homes.get(&status.directory).with_context(|| format!("{status:?} is nowhere"))?;
+        let home =
+            homes.get(&status.directory).with_context(|| format!("{status:?} is nowhere"))?;
         let identity = Identity {
             generation: status.generation.parse()?,
             partition: PartitionId(status.partition),
@@ -248,14 +271,19 @@ async fn digests(pairs: &[Pair], shards: &[ShardStatus]) -> Result<BTreeMap<(Str
         let scratch = directory.path().join("scratch").join(format!("{identity}"));
         let reader = ShardReader::open_live(&shard, &scratch, &identity)?;
         let position = reader.progress().position;
-        ensure!(position.0 == status.position, "{identity} is at {position}, not {}", status.position);
+        ensure!(
+            position.0 == status.position,
+            "{identity} is at {position}, not {}",
+            status.position
+        );
         digests.insert((status.generation.clone(), status.partition), digest(reader.view())?);
     }
     Ok(digests)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_happened() -> Result<()> {
+async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_happened()
+-> Result<()> {
     docker::test(async {
         let broker = Broker::start().await?;
         let mut cluster = Cluster::start(&broker, 2, 2).await?;
@@ -264,8 +292,11 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         let flights = Arc::new(flights::read()?);
         let sent = Arc::new(AtomicUsize::new(0));
         let feeder = {
-            let (ingest, flights, sent) = (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
-            tokio::spawn(async move { feed(&ingest, &flights, Duration::from_millis(60), &sent).await })
+            let (ingest, flights, sent) =
+                (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
+            tokio::spawn(
+                async move { feed(&ingest, &flights, Duration::from_millis(60), &sent).await },
+            )
         };
         let reached = async |share: usize| {
             while sent.load(Ordering::Relaxed) < flights.len() * share / 100 {
@@ -299,7 +330,11 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         // log that nobody disturbs.
         for pair in &cluster.pairs {
             if pair.processor.exit_code().await?.is_none() {
-                ensure!(pair.processor.stop(Duration::from_secs(30)).await? == 0, "{}", pair.processor.log().await?);
+                ensure!(
+                    pair.processor.stop(Duration::from_secs(30)).await? == 0,
+                    "{}",
+                    pair.processor.log().await?
+                );
             }
         }
         let shards = cluster.shards().await?;
@@ -308,7 +343,8 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
 
         let data = Volume::create("undisturbed").await?;
         let processor =
-            Service::start(Kind::Processor, "undisturbed", &broker, Options::new().data(&data)).await?;
+            Service::start(Kind::Processor, "undisturbed", &broker, Options::new().data(&data))
+                .await?;
         let alone = vec![Pair { processor, query: None, data }];
         let deadline = Instant::now() + PATIENCE;
         let shards = loop {
@@ -326,7 +362,10 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
             ensure!(Instant::now() < deadline, "it does not catch up: {now:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        ensure!(alone[0].processor.stop(Duration::from_secs(30)).await? == 0, "it did not end well");
+        ensure!(
+            alone[0].processor.stop(Duration::from_secs(30)).await? == 0,
+            "it did not end well"
+        );
         let undisturbed = digests(&alone, &shards).await?;
         assert_eq!(disturbed, undisturbed, "law 2 across processes");
         Ok(())
@@ -350,23 +389,23 @@ impl Platform for Ingest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_or_counted_twice() -> Result<()> {
+async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_or_counted_twice()
+-> Result<()> {
     docker::test(async {
         let broker = Broker::start().await?;
-        let cluster = Cluster::start_with(
-            &broker,
-            1,
-            1,
-            &[("HEADWATER_KAFKA__DELIVERY_TIMEOUT", "3s")],
-        )
-        .await?;
+        let cluster =
+            Cluster::start_with(&broker, 1, 1, &[("HEADWATER_KAFKA__DELIVERY_TIMEOUT", "3s")])
+                .await?;
         let [stream, v1, v2] = definitions().await?;
         cluster.apply("create", &[&stream, &v1]).await?;
         let flights = Arc::new(flights::read()?);
         let sent = Arc::new(AtomicUsize::new(0));
         let feeder = {
-            let (ingest, flights, sent) = (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
-            tokio::spawn(async move { feed(&ingest, &flights, Duration::from_millis(80), &sent).await })
+            let (ingest, flights, sent) =
+                (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
+            tokio::spawn(
+                async move { feed(&ingest, &flights, Duration::from_millis(80), &sent).await },
+            )
         };
         let reached = async |share: usize| {
             while sent.load(Ordering::Relaxed) < flights.len() * share / 100 {
@@ -433,7 +472,8 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         let token = token_of(&told)?;
         let all: Vec<&Flight> = flights.iter().collect();
 
-        let phases = [Phase::Replay, Phase::Align, Phase::Diff, Phase::Hold, Phase::Commit, Phase::Retain];
+        let phases =
+            [Phase::Replay, Phase::Align, Phase::Diff, Phase::Hold, Phase::Commit, Phase::Retain];
         for (round, phase) in phases.into_iter().enumerate() {
             let (sql, version) = if round % 2 == 0 { (&v2, 2) } else { (&v1, 1) };
             let replay = start_replay(&cluster, &format!("round {round}"), &[&stream, sql]).await?;
@@ -448,10 +488,11 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
                     wait_for(&cluster, &replay, &[Phase::Hold]).await?;
                     let id = format!("promote {round}");
                     let delay = if phase == Phase::Commit { 5 } else { 150 };
-                    let (promoted, restarted) = tokio::join!(promote(&cluster, &replay, &id), async {
-                        tokio::time::sleep(Duration::from_millis(delay)).await;
-                        kill.await
-                    });
+                    let (promoted, restarted) =
+                        tokio::join!(promote(&cluster, &replay, &id), async {
+                            tokio::time::sleep(Duration::from_millis(delay)).await;
+                            kill.await
+                        });
                     restarted?;
                     promoted?;
                 }
@@ -476,7 +517,8 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_goes_on() -> Result<()> {
+async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_goes_on() -> Result<()>
+{
     docker::test(async {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 2, 2).await?;

@@ -11,8 +11,7 @@ use headwater_integration_tests::{
     dev::PATIENCE,
     docker::{self, Broker, shared_broker},
     platform::Platform,
-    replays,
-    views,
+    replays, views,
 };
 use headwater_proto::{
     common::v1::value::Kind,
@@ -136,7 +135,10 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
         let cluster = Cluster::start(&broker, 1, 1).await?;
         broker.create_topic("payments", 4, &[]).await?;
         cluster
-            .apply("payments", &[&stream("payments", "payments", 4), &view("paid", "payments", "amount")])
+            .apply(
+                "payments",
+                &[&stream("payments", "payments", 4), &view("paid", "payments", "amount")],
+            )
             .await?;
         let host = broker.bootstrap_host();
         let produced = tokio::task::spawn_blocking(move || -> Result<()> {
@@ -181,7 +183,10 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
             if shards.iter().all(|shard| shard.position == shard.log_end) && shards.len() == 4 {
                 break;
             }
-            ensure!(Instant::now() < deadline, "shards do not reach the last stable offset: {shards:?}");
+            ensure!(
+                Instant::now() < deadline,
+                "shards do not reach the last stable offset: {shards:?}"
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         cluster.terminate().await
@@ -231,7 +236,12 @@ async fn a_compacted_topic_is_counted_as_kafkas_own_consumer_counts_it() -> Resu
             .exec(
                 "kafka-configs",
                 &[
-                    "--alter", "--entity-type", "topics", "--entity-name", "accounts", "--add-config",
+                    "--alter",
+                    "--entity-type",
+                    "topics",
+                    "--entity-name",
+                    "accounts",
+                    "--add-config",
                     "min.compaction.lag.ms=86400000,max.compaction.lag.ms=9223372036854775807",
                 ],
             )
@@ -241,7 +251,10 @@ async fn a_compacted_topic_is_counted_as_kafkas_own_consumer_counts_it() -> Resu
 
         let cluster = Cluster::start(&broker, 1, 1).await?;
         cluster
-            .apply("accounts", &[&stream("accounts", "accounts", 2), &view("balances", "accounts", "amount")])
+            .apply(
+                "accounts",
+                &[&stream("accounts", "accounts", 2), &view("balances", "accounts", "amount")],
+            )
             .await?;
         expect_view(&cluster, "balances", &expected).await?;
         cluster.terminate().await
@@ -250,18 +263,23 @@ async fn a_compacted_topic_is_counted_as_kafkas_own_consumer_counts_it() -> Resu
 }
 
 async fn dry_run(cluster: &Cluster, sql: &[&str]) -> Result<Vec<String>> {
-    let files = sql.iter().enumerate().map(|(place, sql)| DefinitionFile {
-        name: format!("{place}.sql"),
-        sql: (*sql).into(),
-    });
-    let request =
-        ApplyRequest { files: files.collect(), dry_run: true, ..ApplyRequest::default() };
+    let files = sql
+        .iter()
+        .enumerate()
+        .map(|(place, sql)| DefinitionFile { name: format!("{place}.sql"), sql: (*sql).into() });
+    let request = ApplyRequest { files: files.collect(), dry_run: true, ..ApplyRequest::default() };
     let answer = cluster.catalog().apply(request).await?.into_inner();
-    Ok(answer.changes.into_iter().filter_map(|change| change.plan).flat_map(|plan| plan.warnings).collect())
+    Ok(answer
+        .changes
+        .into_iter()
+        .filter_map(|change| change.plan)
+        .flat_map(|plan| plan.warnings)
+        .collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trimmed_topic_is_announced_by_the_plan_and_stops_a_replay_that_it_overtakes() -> Result<()> {
+async fn a_trimmed_topic_is_announced_by_the_plan_and_stops_a_replay_that_it_overtakes()
+-> Result<()> {
     docker::test(async {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 1, 1).await?;
@@ -279,7 +297,10 @@ async fn a_trimmed_topic_is_announced_by_the_plan_and_stops_a_replay_that_it_ove
 
         // A replay begins while nobody runs it, and the topic is trimmed before its first record is read.
         let processor = &cluster.pairs[0].processor;
-        ensure!(processor.stop(Duration::from_secs(30)).await? == 0, "the processor did not end well");
+        ensure!(
+            processor.stop(Duration::from_secs(30)).await? == 0,
+            "the processor did not end well"
+        );
         let applied = cluster
             .apply("overtaken", &[&definition, &view("clicked", "clicks", "amount + 1")])
             .await?;
@@ -323,7 +344,9 @@ async fn a_trimmed_topic_is_announced_by_the_plan_and_stops_a_replay_that_it_ove
         let warnings =
             dry_run(&cluster, &[&definition, &view("clicked", "clicks", "amount + 2")]).await?;
         ensure!(
-            warnings.iter().any(|warning| warning.contains("trimmed") || warning.contains("no longer")),
+            warnings
+                .iter()
+                .any(|warning| warning.contains("trimmed") || warning.contains("no longer")),
             "{warnings:?}"
         );
         Ok(())
@@ -358,13 +381,17 @@ async fn other_numbers_of_partitions_are_refused_and_never_split_keys() -> Resul
             let refused = cluster.apply(topic, &[&stream(topic, topic, 4)]).await;
             let error = refused.expect_err("the numbers differ").message().to_owned();
             ensure!(
-                error.contains(topic) && error.contains('4') && error.contains(&partitions.to_string()),
+                error.contains(topic)
+                    && error.contains('4')
+                    && error.contains(&partitions.to_string()),
                 "{error}"
             );
         }
 
         broker.create_topic("grows", 2, &[]).await?;
-        cluster.apply("grows", &[&stream("grows", "grows", 2), &view("grown", "grows", "amount")]).await?;
+        cluster
+            .apply("grows", &[&stream("grows", "grows", 2), &view("grown", "grows", "amount")])
+            .await?;
         let plain = producer(&broker, None)?;
         for number in 0..100 {
             let (key, value) = event(number % 5, number);

@@ -36,7 +36,11 @@ async fn a_service_waits_for_its_brokers_and_says_so_once() -> Result<()> {
         tokio::time::sleep(Duration::from_secs(12)).await;
         for service in &services {
             let kind = service.kind();
-            ensure!(service.exit_code().await?.is_none(), "{kind:?} ended:\n{}", service.log().await?);
+            ensure!(
+                service.exit_code().await?.is_none(),
+                "{kind:?} ended:\n{}",
+                service.log().await?
+            );
             let (alive, _) = service.get("/healthz").await?;
             let (ready, why) = service.get("/readyz").await?;
             assert_eq!((alive, ready), (200, 503), "{kind:?}: {why}");
@@ -94,7 +98,8 @@ async fn a_second_coordinator_stands_by_and_takes_over() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let stream = flights::definition("stream.sql")?;
-        let refused = OnlyCoordinator(&second).apply("early", &[&stream]).await.expect_err("it stands by");
+        let refused =
+            OnlyCoordinator(&second).apply("early", &[&stream]).await.expect_err("it stands by");
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         cluster.apply("first", &[&stream]).await?;
 
@@ -136,7 +141,10 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
              WITH (topic = 'notes', format = 'json', key = 'id', partitions = 2);";
         cluster.apply("notes", &[stream]).await?;
         let event = |length: usize| {
-            format!("{{\"id\":\"a\",\"text\":\"{}\",\"ts\":\"2024-01-01T00:00:00Z\"}}", "x".repeat(length))
+            format!(
+                "{{\"id\":\"a\",\"text\":\"{}\",\"ts\":\"2024-01-01T00:00:00Z\"}}",
+                "x".repeat(length)
+            )
         };
         for (length, stored) in [(900_000, true), (1_020_000, false), (10, true)] {
             let request = AppendRequest {
@@ -181,8 +189,11 @@ fn settings_that_would_break_a_promise_are_refused_before_anything_starts() {
         ("HEADWATER_SERVER__LISTN", "0.0.0.0:1", "listn"),
     ] {
         for name in ["ingest", "processor", "coordinator", "query"] {
-            let output =
-                service(name).arg("--check-config").env(variable, value).output().expect("it starts");
+            let output = service(name)
+                .arg("--check-config")
+                .env(variable, value)
+                .output()
+                .expect("it starts");
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{name} {variable}: {text}");
             assert!(text.contains(said), "{name} {variable}: {text}");

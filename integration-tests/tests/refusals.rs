@@ -5,8 +5,8 @@ use std::{fs, path::Path, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    platform::Platform as _,
     dev::{self, Dev},
+    platform::Platform as _,
     views::{self, after},
 };
 use headwater_proto::{

@@ -48,8 +48,8 @@ use std::{
 pub use error::Error;
 use futures::{FutureExt, channel::oneshot};
 use headwater_log::{
-    Appended, BoxFuture, Cleanup, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError, FencedWriter, Log,
-    Reader, TopicSpec, WriterId,
+    Appended, BoxFuture, Cleanup, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError,
+    FencedWriter, Log, Reader, TopicSpec, WriterId,
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::{Mutex, RwLock};

@@ -227,7 +227,11 @@ fn a_closed_log_answers_with_errors() {
     let last = log.append(&topic(), ZERO, batch(&[b"b"]));
     let mut behind = log.reader(&topic(), ZERO, Offset(0)).unwrap();
     drop(log);
-    assert_eq!(block_on(last).unwrap().first(), Offset(1), "what was appended before is still committed");
+    assert_eq!(
+        block_on(last).unwrap().first(),
+        Offset(1),
+        "what was appended before is still committed"
+    );
     // It was woken by that append or by the end.
     let _ = waiting.join().unwrap();
     assert!(matches!(behind.read(1, Duration::ZERO), Err(LogError::Unavailable(_))));

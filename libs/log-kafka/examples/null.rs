@@ -52,7 +52,8 @@ fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/self/stat").expect("this is Linux");
     let fields: Vec<&str> =
         text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().expect("a number") + fields[12].parse::<f64>().expect("a number");
+    let ticks: f64 =
+        fields[11].parse::<f64>().expect("a number") + fields[12].parse::<f64>().expect("a number");
     ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
@@ -83,7 +84,8 @@ fn ours(bootstrap: &str, topic: &str, one_core: bool, walk: bool) -> (u64, u64) 
                             bytes += record.expect("intact").value.map_or(0, <[u8]>::len) as u64;
                         }
                     } else {
-                        records += u64::from(BatchHeader::read(chunk.bytes()).expect("a batch").records);
+                        records +=
+                            u64::from(BatchHeader::read(chunk.bytes()).expect("a batch").records);
                         bytes += chunk.bytes().len() as u64;
                     }
                 }
@@ -135,8 +137,7 @@ fn bare(bootstrap: &str, topic: &str, one_core: bool) -> (u64, u64) {
     unsafe {
         let queue = rd_kafka_queue_get_consumer(consumer.client().native_ptr());
         while records < wanted {
-            let count =
-                rd_kafka_consume_batch_queue(queue, 100, taken.as_mut_ptr(), taken.len());
+            let count = rd_kafka_consume_batch_queue(queue, 100, taken.as_mut_ptr(), taken.len());
             for message in &taken[..usize::try_from(count).unwrap_or(0)] {
                 if (**message).err == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                     records += 1;

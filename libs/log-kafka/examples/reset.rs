@@ -36,7 +36,9 @@ fn main() {
         .filter(|name| name.starts_with("headwater."))
         .collect();
     if !groups.is_empty() {
-        for outcome in block_on(admin.delete_groups(&groups, &options)).expect("groups can be deleted") {
+        for outcome in
+            block_on(admin.delete_groups(&groups, &options)).expect("groups can be deleted")
+        {
             if let Err((group, code)) = outcome {
                 eprintln!("group {group}: {code}");
             }

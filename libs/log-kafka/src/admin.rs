@@ -74,7 +74,10 @@ impl Admin {
         context: Context,
     ) -> Result<Self, KafkaError> {
         Ok(Self {
-            admin: config.asker(client).remove("allow.auto.create.topics").remove("isolation.level")
+            admin: config
+                .asker(client)
+                .remove("allow.auto.create.topics")
+                .remove("isolation.level")
                 .remove("enable.auto.commit")
                 .create_with_context(context.clone())?,
             asker: config.asker(client).create_with_context(AskerContext(context.clone()))?,
@@ -110,9 +113,13 @@ impl Admin {
     /// How many partitions the topic has now; `None` if it does not exist.
     pub(crate) fn count_partitions(&self, topic: &Name) -> Result<Option<u32>, Error> {
         let failed = |error| translate(error, &About::topic(topic), &self.context.trouble);
-        let metadata =
-            self.asker.client().fetch_metadata(Some(topic.as_str()), self.timeout).map_err(failed)?;
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic.as_str()) else {
+        let metadata = self
+            .asker
+            .client()
+            .fetch_metadata(Some(topic.as_str()), self.timeout)
+            .map_err(failed)?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic.as_str())
+        else {
             return Ok(None);
         };
         match found.error().map(RDKafkaErrorCode::from) {

@@ -37,7 +37,11 @@ impl Trouble {
             Some(BrokerTransportFailure | AllBrokersDown)
                 if last.as_deref().is_some_and(|last| last.contains("uthenticat")) => {}
             Some(
-                AllBrokersDown | BrokerTransportFailure | Resolve | SSL | Authentication
+                AllBrokersDown
+                | BrokerTransportFailure
+                | Resolve
+                | SSL
+                | Authentication
                 | SaslAuthenticationFailed,
             ) => *last = Some(shorten(reason)),
             Some(_) | None => {}
@@ -80,7 +84,10 @@ impl ClientContext for Context {
         self.trouble.note(error.rdkafka_error_code(), reason);
     }
 
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("set sasl.oauthbearer.method=oidc and the endpoint that issues tokens".into())
     }
 }
@@ -96,7 +103,8 @@ mod tests {
             Some(RDKafkaErrorCode::BrokerTransportFailure),
             "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)",
         );
-        let refused = "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused";
+        let refused =
+            "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused";
         assert_eq!(trouble.last().as_deref(), Some(refused));
         trouble.note(Some(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         assert_eq!(trouble.last().as_deref(), Some(refused));

@@ -300,7 +300,10 @@ mod tests {
         assert_eq!(end, Offset(9));
         lane.fill().failed(Failure::OutOfRange);
         push(&lane, 9, b"c");
-        assert!(matches!(lane.take(end, Duration::ZERO).0, Taken::Batch(..)), "first what there is");
+        assert!(
+            matches!(lane.take(end, Duration::ZERO).0, Taken::Batch(..)),
+            "first what there is"
+        );
         assert!(matches!(lane.take(end, Duration::ZERO).0, Taken::Failed(Failure::OutOfRange)));
     }
 }

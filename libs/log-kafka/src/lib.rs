@@ -156,17 +156,16 @@ impl KafkaLog {
 impl Inner {
     /// Finds or starts a consumer that does not read the partition yet.
     fn attach(&self, lane: &Arc<Lane>, from: Offset) -> Result<Arc<Pump>, Error> {
-        let failed = |error: rdkafka::error::KafkaError| {
-            error::unavailable(error, &self.context.trouble)
-        };
+        let failed =
+            |error: rdkafka::error::KafkaError| error::unavailable(error, &self.context.trouble);
         let mut pumps = self.pumps.lock();
         for pump in pumps.iter() {
             if pump.attach(lane, from).map_err(failed)? {
                 return Ok(pump.clone());
             }
         }
-        let pump = Pump::start(&self.config, &self.client, pumps.len(), &self.context)
-            .map_err(failed)?;
+        let pump =
+            Pump::start(&self.config, &self.client, pumps.len(), &self.context).map_err(failed)?;
         pumps.push(pump.clone());
         pump.attach(lane, from).map_err(failed)?;
         Ok(pump)
@@ -242,10 +241,10 @@ impl Log for KafkaLog {
                 Some(existing) => {
                     return Err(error::differs(&topic, existing, TopicSpec::keep(1)));
                 }
-                None => self.inner.admin.create(
-                    &topic,
-                    TopicSpec { partitions: 1, cleanup: Cleanup::Keep },
-                )?,
+                None => self
+                    .inner
+                    .admin
+                    .create(&topic, TopicSpec { partitions: 1, cleanup: Cleanup::Keep })?,
             }
             *created = true;
         }

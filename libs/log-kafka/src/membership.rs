@@ -113,7 +113,8 @@ impl Member for KafkaMember {
         let owned = self.shared.owned.lock();
         let mut own = self.shared.positions.lock();
         for (partition, offset) in positions {
-            if owned.contains(partition) && own.latest.insert(*partition, *offset) != Some(*offset) {
+            if owned.contains(partition) && own.latest.insert(*partition, *offset) != Some(*offset)
+            {
                 own.changed = true;
             }
         }
@@ -191,13 +192,15 @@ impl Shared {
                 self.commit_changed(&consumer, CommitMode::Async);
             }
         }
-        let owned: Vec<_> = std::mem::take(&mut *self.owned.lock()).into_iter().collect();
+        let owned: Vec<_> = self.owned.lock().iter().copied().collect();
         if fatal {
+            self.owned.lock().clear();
             tracing::warn!(group = %self.group, "the group is joined anew");
             self.assignee.lost(&owned);
         } else if !owned.is_empty() {
             self.assignee.revoked(&owned);
             self.commit_changed(&consumer, CommitMode::Sync);
+            self.owned.lock().clear();
         }
         *self.consumer.lock() = None;
         self.positions.lock().latest.clear();
@@ -271,18 +274,21 @@ impl ConsumerContext for Assignments {
             shared.assignee.assigned(&partitions);
             done
         } else {
-            // Those of a member that is leaving were revoked already.
+            // Those of a member that is leaving were revoked already. While they are handed over they are ours.
             let owned: Vec<_> = {
-                let mut all = shared.owned.lock();
-                partitions.into_iter().filter(|partition| all.remove(partition)).collect()
+                let all = shared.owned.lock();
+                partitions.into_iter().filter(|partition| all.contains(partition)).collect()
             };
+            let released = || shared.owned.lock().retain(|partition| !owned.contains(partition));
             if consumer.assignment_lost() {
                 tracing::warn!(group = %shared.group, partitions = ?owned, "partitions lost");
+                released();
                 shared.assignee.lost(&owned);
             } else if !owned.is_empty() {
                 tracing::info!(group = %shared.group, partitions = ?owned, "partitions revoked");
                 shared.assignee.revoked(&owned);
                 shared.commit_changed(consumer, CommitMode::Sync);
+                released();
             }
             shared.positions.lock().latest.retain(|partition, _| !owned.contains(partition));
             consumer.incremental_unassign(&nothing)

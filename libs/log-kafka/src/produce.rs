@@ -108,7 +108,8 @@ impl InFlight {
             }
             _ if partly => Error::Uncertain(error.into()),
             Some(
-                RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight
+                RDKafkaErrorCode::PurgeQueue
+                | RDKafkaErrorCode::PurgeInflight
                 | RDKafkaErrorCode::Fatal,
             ) => Error::Uncertain(error.into()),
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
@@ -271,9 +272,7 @@ impl Appender {
     /// Waits until all that was appended is answered.
     pub(crate) fn flush(&self, deadline: Duration) -> Result<(), Error> {
         let producer = self.shared.producer.read().clone();
-        producer
-            .flush(deadline)
-            .map_err(|error| unavailable(error, &self.shared.context.trouble))
+        producer.flush(deadline).map_err(|error| unavailable(error, &self.shared.context.trouble))
     }
 }
 

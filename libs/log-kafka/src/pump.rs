@@ -27,9 +27,9 @@ use rdkafka::{
     bindings::{
         rd_kafka_consume_batch_queue, rd_kafka_header_cnt, rd_kafka_header_get_all,
         rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers,
-        rd_kafka_message_leader_epoch, rd_kafka_message_t, rd_kafka_message_timestamp, rd_kafka_queue_destroy,
-        rd_kafka_queue_get_consumer, rd_kafka_queue_t, rd_kafka_resp_err_t as Code,
-        rd_kafka_timestamp_type_t, rd_kafka_topic_name,
+        rd_kafka_message_leader_epoch, rd_kafka_message_t, rd_kafka_message_timestamp,
+        rd_kafka_queue_destroy, rd_kafka_queue_get_consumer, rd_kafka_queue_t,
+        rd_kafka_resp_err_t as Code, rd_kafka_timestamp_type_t, rd_kafka_topic_name,
     },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
@@ -79,27 +79,28 @@ impl Pump {
         let (budget, placement) = (config.read_ahead_bytes, config.placement);
         let context = AskerContext(context.clone());
         let (started, starting) = mpsc::channel();
-        let spawned = thread::Builder::new().name(format!("kafka-reader-{index}")).spawn(move || {
-            // librdkafka's threads inherit the cores of the thread that creates the consumer.
-            placement::apply(placement, index);
-            match settings.create_with_context(context) {
-                Err(error) => drop(started.send(Err(error))),
-                Ok(consumer) => {
-                    let pump = Arc::new(Self {
-                        consumer,
-                        lanes: Mutex::default(),
-                        changes: AtomicU64::new(0),
-                        budget: usize::try_from(budget).unwrap_or(usize::MAX),
-                        room: Condvar::new(),
-                        resting: Mutex::new(false),
-                        stop: AtomicBool::new(false),
-                    });
-                    let _ = started.send(Ok(pump.clone()));
-                    drop(started);
-                    run(&pump);
+        let spawned =
+            thread::Builder::new().name(format!("kafka-reader-{index}")).spawn(move || {
+                // librdkafka's threads inherit the cores of the thread that creates the consumer.
+                placement::apply(placement, index);
+                match settings.create_with_context(context) {
+                    Err(error) => drop(started.send(Err(error))),
+                    Ok(consumer) => {
+                        let pump = Arc::new(Self {
+                            consumer,
+                            lanes: Mutex::default(),
+                            changes: AtomicU64::new(0),
+                            budget: usize::try_from(budget).unwrap_or(usize::MAX),
+                            room: Condvar::new(),
+                            resting: Mutex::new(false),
+                            stop: AtomicBool::new(false),
+                        });
+                        let _ = started.send(Ok(pump.clone()));
+                        drop(started);
+                        run(&pump);
+                    }
                 }
-            }
-        });
+            });
         let gone = || KafkaError::ClientCreation("its thread cannot be started".into());
         spawned.map_err(|_| gone())?;
         starting.recv().map_err(|_| gone())?
@@ -114,7 +115,8 @@ impl Pump {
     /// Begins to fill the lane from `from` on. False if another lane has the partition.
     pub(crate) fn attach(&self, lane: &Arc<Lane>, from: Offset) -> Result<bool, KafkaError> {
         let mut lanes = self.lanes.lock();
-        let same = |other: &Arc<Lane>| other.topic == lane.topic && other.partition == lane.partition;
+        let same =
+            |other: &Arc<Lane>| other.topic == lane.topic && other.partition == lane.partition;
         if lanes.iter().any(same) {
             return Ok(false);
         }

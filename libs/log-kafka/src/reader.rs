@@ -137,7 +137,10 @@ impl Reader for KafkaReader {
                     known_end = Some(end);
                 }
                 Taken::Nothing if known_end.is_some() => {
-                    let reason = format!("{}[{}] cannot be read at {}", self.topic, self.partition, self.position);
+                    let reason = format!(
+                        "{}[{}] cannot be read at {}",
+                        self.topic, self.partition, self.position
+                    );
                     return Err(self.inner.unavailable(reason));
                 }
                 Taken::Nothing => {

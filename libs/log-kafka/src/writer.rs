@@ -16,7 +16,9 @@ use std::{
 };
 
 use futures::{FutureExt, channel::oneshot};
-use headwater_log::{Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, FencedWriter, WriterId};
+use headwater_log::{
+    Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, FencedWriter, WriterId,
+};
 use headwater_types::{Epoch, Name, PartitionId};
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
@@ -131,7 +133,9 @@ impl Claim {
         while let Ok(Request { topic, partition, batch, done }) = inbox.recv() {
             let outcome = match broken {
                 Some(true) => Err(self.fenced()),
-                Some(false) => Err(Error::Uncertain("an earlier append failed: claim the writer anew".into())),
+                Some(false) => {
+                    Err(Error::Uncertain("an earlier append failed: claim the writer anew".into()))
+                }
                 None => self.append(&topic, partition, &batch),
             };
             if let Err(error) = &outcome

@@ -6,7 +6,10 @@ pub struct Appended(Offsets);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Offsets {
-    Consecutive { first: Offset, records: u32 },
+    Consecutive {
+        first: Offset,
+        records: u32,
+    },
     /// Records of others came between them.
     Each(Box<[Offset]>),
 }
@@ -20,7 +23,9 @@ impl Appended {
     /// Rising, and at least one.
     pub fn each(offsets: Vec<Offset>) -> Self {
         match (offsets.first(), offsets.last(), u32::try_from(offsets.len())) {
-            (Some(first), Some(last), Ok(records)) if last.0 - first.0 + 1 == u64::from(records) => {
+            (Some(first), Some(last), Ok(records))
+                if last.0 - first.0 + 1 == u64::from(records) =>
+            {
                 Self::consecutive(*first, records)
             }
             _ => Self(Offsets::Each(offsets.into())),
@@ -64,6 +69,9 @@ mod tests {
         assert_eq!(one, Appended::consecutive(Offset(4), 3));
         assert_eq!((one.first(), one.offset(2), one.end()), (Offset(4), Offset(6), Offset(7)));
         let apart = Appended::each(vec![Offset(4), Offset(9)]);
-        assert_eq!((apart.first(), apart.offset(1), apart.end()), (Offset(4), Offset(9), Offset(10)));
+        assert_eq!(
+            (apart.first(), apart.offset(1), apart.end()),
+            (Offset(4), Offset(9), Offset(10))
+        );
     }
 }

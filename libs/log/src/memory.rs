@@ -12,8 +12,8 @@ use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    Appended, BoxFuture, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error,
-    FencedWriter, Log, Reader, TopicSpec, WriterId,
+    Appended, BoxFuture, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends,
+    Error, FencedWriter, Log, Reader, TopicSpec, WriterId,
 };
 
 /// A [`Log`] in memory. Clones share it.

@@ -16,8 +16,8 @@ use std::{
 
 use futures::FutureExt;
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter, Log,
-    MemoryLog, Reader, TopicSpec, WriterId,
+    Appended, BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter,
+    Log, MemoryLog, Reader, TopicSpec, WriterId,
     conformance::{self, Subject},
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};

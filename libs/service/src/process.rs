@@ -273,7 +273,7 @@ impl Start<'_> {
                 Ok(service) => return (Ok(Some(service)), tasks),
                 Err(error) => error,
             };
-            if false {
+            if remedy_of(&error) != Some(Remedy::Retry) {
                 return (Err(error), tasks);
             }
             // The next attempt begins from nothing.

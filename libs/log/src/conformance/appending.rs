@@ -30,7 +30,10 @@ pub(super) fn appends_are_stored_in_the_order_of_calls(subject: &dyn Subject) {
     // Awaiting the last one first shows that the order of calls decides.
     appended.reverse();
     for (index, (_, offset)) in appended.into_iter().enumerate() {
-        assert_eq!(block_on(offset).expect("an append succeeds").first(), at(398 - 2 * index as u64));
+        assert_eq!(
+            block_on(offset).expect("an append succeeds").first(),
+            at(398 - 2 * index as u64)
+        );
     }
     bench.expect(0, 0, &contents);
 }

@@ -10,8 +10,9 @@ use headwater_control::{ControlState, Role};
 use headwater_log::{Log, MemoryLog};
 use headwater_proto::control::v1::{
     ApplyRequest, ApplyResponse, GetCatalogRequest, GetReplayRequest, ListReplaysRequest, Phase,
-    PlanRequest, PromoteRequest, Replay, UndoRequest, Verdict,
-    catalog_service_server::CatalogService as _, replay_service_server::ReplayService as _,
+    PlanRequest, PromoteRequest, Replay, StreamDeclared, UndoRequest, Verdict,
+    catalog_service_server::CatalogService as _, control_record::Event,
+    replay_service_server::ReplayService as _,
 };
 use headwater_service::Node;
 use headwater_types::{Name, Offset, PartitionId};
@@ -312,8 +313,7 @@ async fn a_log_that_goes_away_later_ends_nothing_and_is_waited_for() {
     let gone = office.request("gone", move |state| {
         far.away.store(true, Ordering::SeqCst);
         let sql = state.streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
-        let event = headwater_proto::control::v1::StreamDeclared { name: "orders".into(), sql };
-        Ok(vec![headwater_proto::control::v1::control_record::Event::StreamDeclared(event)])
+        Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
     });
     let checks = async {
         until("it says why", async || {
@@ -424,29 +424,34 @@ async fn no_swap_rests_on_an_error_that_was_taken_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_waits_does_not_hold_up_the_hand_over() {
-    let mut pair = Pair::new().await;
-    pair.assign(0).await;
-    pair.apply(0, &[ORDERS]).await.unwrap();
-    pair.far.away.store(true, Ordering::SeqCst);
-    let far = pair.far.clone();
-    let office = pair.coordinators[0].office.clone();
-    let sql =
-        pair.state(0).streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
-    let request = office.request("stuck", move |_| {
-        let event = headwater_proto::control::v1::StreamDeclared { name: "orders".into(), sql };
-        Ok(vec![headwater_proto::control::v1::control_record::Event::StreamDeclared(event)])
-    });
-    let hand_over = async {
-        until("it tries", async || pair.condition(0).is_some()).await;
-        let started = std::time::Instant::now();
-        pair.revoke(0).await;
-        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    };
-    let (answer, ()) = tokio::join!(request, hand_over);
-    unavailable(&answer.err().unwrap(), "hands over");
-    far.away.store(false, Ordering::SeqCst);
-    pair.assign(1).await;
-    assert!(pair.state(1).effects("stuck").is_none());
+    for hung in [true, false] {
+        let mut pair = Pair::new().await;
+        pair.assign(0).await;
+        pair.apply(0, &[ORDERS]).await.unwrap();
+        let far = pair.far.clone();
+        far.hung.store(usize::from(hung), Ordering::SeqCst);
+        let office = pair.coordinators[0].office.clone();
+        let sql = pair.state(0).streams()["orders"].sql.clone();
+        let sql = sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
+        let request = office.request("stuck", move |_| {
+            far.away.store(!hung, Ordering::SeqCst);
+            Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
+        });
+        let hand_over = async {
+            until("it tries", async || {
+                pair.condition(0).is_some() || hung && pair.far.hung.load(Ordering::SeqCst) == 0
+            })
+            .await;
+            let started = std::time::Instant::now();
+            pair.revoke(0).await;
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        };
+        let (answer, ()) = tokio::join!(request, hand_over);
+        unavailable(&answer.err().unwrap(), "hands over");
+        pair.far.away.store(false, Ordering::SeqCst);
+        pair.assign(1).await;
+        assert!(pair.state(1).effects("stuck").is_none());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,8 @@ pub(super) struct Far {
     pub(super) silent: AtomicUsize,
     /// So many fenced appends are not stored, and nobody says so.
     pub(super) deaf: AtomicUsize,
+    /// So many fenced appends are not stored, and never end.
+    pub(super) hung: AtomicUsize,
     /// The status topic hands out nothing more.
     pub(super) stale: AtomicBool,
     pub(super) claims: AtomicUsize,
