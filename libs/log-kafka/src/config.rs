@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rdkafka::ClientConfig;
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -277,7 +277,10 @@ impl KafkaConfig {
             .set("fetch.queue.backoff.ms", "1")
             .set("fetch.message.max.bytes", "1048576")
             .set("queued.min.messages", "100000")
-            .set("queued.max.messages.kbytes", "16384");
+            .set("queued.max.messages.kbytes", "16384")
+            // Taking many records at once passes by rdkafka, and with it by the context: what librdkafka says
+            // would go to stderr as it is. The client that asks hears the same of the brokers.
+            .set_log_level(RDKafkaLogLevel::Emerg);
         config
     }
 

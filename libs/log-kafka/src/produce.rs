@@ -29,7 +29,7 @@ use crate::{
 
 /// How long the thread waits for reports, and so how late it sees that it shall end. Each wait ends with a
 /// millisecond of asking over and over, so it should be long.
-const POLL: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_millis(500);
 /// How long to wait for room in librdkafka's queue.
 const ROOM: Duration = Duration::from_millis(10);
 

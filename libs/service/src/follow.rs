@@ -74,11 +74,12 @@ pub fn create_topics(log: &dyn Log) -> Result<(), Error> {
     for (topic, spec) in
         [(CONTROL_TOPIC, TopicSpec::keep(1)), (STATUS_TOPIC, TopicSpec::compact(1))]
     {
-        log.create_topic(&topic_name(topic)?, spec).map_err(|source| match source {
-            headwater_log::Error::TopicDiffers { existing, requested, .. } => {
+        log.create_topic(&topic_name(topic)?, spec).map_err(|source| {
+            if let headwater_log::Error::TopicDiffers { existing, requested, .. } = source {
                 Error::OwnTopic { topic, existing, requested }
+            } else {
+                Error::Log { topic, source }
             }
-            source => Error::Log { topic, source },
         })?;
     }
     Ok(())

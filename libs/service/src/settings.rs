@@ -224,7 +224,12 @@ fn hide(table: &mut Table) {
             Value::String(text) if SECRETS.iter().any(|secret| name.contains(secret)) => {
                 *text = "***".to_owned();
             }
-            _ => {}
+            Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::Array(_) => {}
         }
     }
 }

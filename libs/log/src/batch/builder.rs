@@ -132,6 +132,7 @@ pub(super) fn fill(
 }
 
 /// The length of a key or value written by [`put_blob`].
+#[inline(always)]
 pub(super) fn blob_len(blob: Option<&[u8]>) -> usize {
     match blob {
         None => varint::len_signed(-1),

@@ -23,6 +23,7 @@ pub struct RelayBuilder {
 
 impl RelayBuilder {
     /// Whether a record at this offset can still be added: offsets rise, and lie less than 2³¹ apart.
+    #[inline]
     pub fn takes(&self, offset: Offset) -> bool {
         self.records == 0 || (offset.0 > self.last && offset.0 - self.base < 1 << 31)
     }
@@ -70,10 +71,7 @@ impl RelayBuilder {
             + blob_len(key)
             + blob_len(value)
             + varint::len_signed(count as i64)
-            + headers
-                .clone()
-                .map(|(name, value)| blob_len(Some(name)) + blob_len(value))
-                .sum::<usize>();
+            + if count == 0 { 0 } else { headers_len(headers.clone()) };
         let out = &mut self.bytes;
         out.reserve(body + 10);
         // Few large pieces rather than many small ones.
@@ -85,19 +83,23 @@ impl RelayBuilder {
         piece.blob(key, out);
         piece.blob(value, out);
         piece.put(count as i64);
-        for (name, value) in headers {
-            piece.blob(Some(name), out);
-            piece.blob(value, out);
+        if count > 0 {
+            for (name, value) in headers {
+                piece.blob(Some(name), out);
+                piece.blob(value, out);
+            }
         }
         piece.flush(out);
         true
     }
 
     /// The bytes of the batch so far.
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.records == 0
     }
@@ -115,6 +117,10 @@ impl RelayBuilder {
         self.records = 0;
         Some((bytes, Offset(self.last + 1)))
     }
+}
+
+fn headers_len<'h>(headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>) -> usize {
+    headers.map(|(name, value)| blob_len(Some(name)) + blob_len(value)).sum()
 }
 
 /// Numbers that wait to be written together.

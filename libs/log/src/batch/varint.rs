@@ -13,6 +13,7 @@ pub(super) fn put_signed(value: i64, out: &mut Vec<u8>) {
 }
 
 /// The length of `value` written by [`put_signed`].
+#[inline(always)]
 pub(super) fn len_signed(value: i64) -> usize {
     let zigzag = ((value << 1) ^ (value >> 63)) as u64;
     (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
