@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
     dev::PATIENCE,
-    docker::{self, Broker, shared_broker},
+    docker::{self, Broker},
     platform::Platform,
     replays, views,
 };
@@ -131,7 +131,7 @@ async fn expect_view(platform: &impl Platform, view: &str, expected: &Counted) -
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result<()> {
     docker::test(async {
-        let broker = shared_broker().await?;
+        let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 1, 1).await?;
         broker.create_topic("payments", 4, &[]).await?;
         cluster
@@ -374,7 +374,7 @@ async fn trim(broker: &Broker, topic: &str, before: &[u64]) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_numbers_of_partitions_are_refused_and_never_split_keys() -> Result<()> {
     docker::test(async {
-        let broker = shared_broker().await?;
+        let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 1, 1).await?;
         for (topic, partitions) in [("few", 2), ("many", 6)] {
             broker.create_topic(topic, partitions, &[]).await?;

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
     dev::{self, PATIENCE},
-    docker::{self, Broker, Kind, Options, Service, shared_broker},
+    docker::{self, Broker, Kind, Options, Service},
     flights,
     platform::Platform,
 };
@@ -134,7 +134,7 @@ impl Platform for OnlyCoordinator<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
     docker::test(async {
-        let broker = shared_broker().await?;
+        let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 0, 0).await?;
         let stream = "CREATE STREAM notes (id VARCHAR, text VARCHAR, ts TIMESTAMP, \
              WATERMARK FOR ts AS ts - INTERVAL '5 seconds') \
