@@ -222,7 +222,7 @@ async fn a_second_process_on_the_same_directory_is_refused_and_the_first_goes_on
 
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("is in use by process") && said.contains("--data"), "{said}");
+    assert!(said.contains("is in use by process") && said.contains("another directory"), "{said}");
     let answer = append(&dev, &[&good(1)]).await?;
     assert_eq!(views::count(&dev, "SELECT count(*) FROM spend", after(&[answer.token])).await?, 1);
 
@@ -251,7 +251,7 @@ async fn a_directory_of_a_newer_version_or_of_something_else_is_left_alone() -> 
     let output = refused(&other)?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("cat.jpg") && said.contains("--data"), "{said}");
+    assert!(said.contains("cat.jpg") && said.contains("choose another one"), "{said}");
     assert_eq!(fs::read_dir(&other)?.count(), 1, "nothing was added");
 
     let occupied = std::net::TcpListener::bind("127.0.0.1:0")?;
