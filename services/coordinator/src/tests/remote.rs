@@ -175,6 +175,10 @@ impl FencedWriter for Writer {
             self.broken.store(true, Ordering::SeqCst);
             return failed(error);
         }
+        if take(&self.far.hung) {
+            self.broken.store(true, Ordering::SeqCst);
+            return std::future::pending().boxed();
+        }
         let (far, silent) = (self.far.clone(), take(&self.far.silent));
         self.broken.store(silent, Ordering::SeqCst);
         let stored = self.inner.append(topic, partition, batch.clone());
