@@ -32,19 +32,21 @@ fn main() {
     };
     let one_core = placement == "one-core";
     let begun = Instant::now();
-    let (records, bytes) = match lane.as_str() {
-        "bare" => bare(bootstrap, topic, one_core),
-        "ours" => ours(bootstrap, topic, one_core, false),
-        _ => ours(bootstrap, topic, one_core, true),
+    let report = |records: u64, bytes: u64| {
+        let cpu = cpu_seconds();
+        println!(
+            "{{\"lane\":\"{lane}-{placement}\",\"events\":{records},\"bytes\":{bytes},\"cpu_s\":{cpu:.3},\"wall_s\":{:.3},\"us_per_event\":{:.3}}}",
+            begun.elapsed().as_secs_f64(),
+            cpu * 1e6 / records as f64
+        );
+        // What is measured ends here; destroying clients is not part of it.
+        std::process::exit(0);
     };
-    let cpu = cpu_seconds();
-    println!(
-        "{{\"lane\":\"{lane}-{placement}\",\"events\":{records},\"bytes\":{bytes},\"cpu_s\":{cpu:.3},\"wall_s\":{:.3},\"us_per_event\":{:.3}}}",
-        begun.elapsed().as_secs_f64(),
-        cpu * 1e6 / records as f64
-    );
-    // What is measured ends here; destroying clients is not part of it.
-    std::process::exit(0);
+    match lane.as_str() {
+        "bare" => bare(bootstrap, topic, one_core, report),
+        "ours" => ours(bootstrap, topic, one_core, false, report),
+        _ => ours(bootstrap, topic, one_core, true, report),
+    }
 }
 
 /// User and system time of the process so far.
@@ -57,7 +59,7 @@ fn cpu_seconds() -> f64 {
     ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
-fn ours(bootstrap: &str, topic: &str, one_core: bool, walk: bool) -> (u64, u64) {
+fn ours(bootstrap: &str, topic: &str, one_core: bool, walk: bool, report: impl FnOnce(u64, u64)) {
     let config = KafkaConfig {
         bootstrap_servers: bootstrap.into(),
         placement: if one_core { Placement::OneCore } else { Placement::AnyCore },
@@ -94,10 +96,11 @@ fn ours(bootstrap: &str, topic: &str, one_core: bool, walk: bool) -> (u64, u64) 
         })
         .collect();
     let counted = threads.into_iter().map(|thread| thread.join().expect("no panic"));
-    counted.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    let (records, bytes) = counted.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    report(records, bytes);
 }
 
-fn bare(bootstrap: &str, topic: &str, one_core: bool) -> (u64, u64) {
+fn bare(bootstrap: &str, topic: &str, one_core: bool, report: impl FnOnce(u64, u64)) {
     if one_core {
         let allowed = sched_getaffinity(None).expect("an affinity");
         let cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect::<Vec<_>>();
@@ -147,5 +150,5 @@ fn bare(bootstrap: &str, topic: &str, one_core: bool) -> (u64, u64) {
             }
         }
     }
-    (records, bytes)
+    report(records, bytes);
 }

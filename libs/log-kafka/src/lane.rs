@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::RelayBuilder;
+use headwater_log::{RelayBuilder, Relayed};
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A batch is handed out once it has about this many bytes, or earlier to a reader that waits.
-pub(crate) const BATCH_BYTES: usize = 256 << 10;
+pub(crate) const BATCH_BYTES: usize = 128 << 10;
 
 /// Why no more comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum Failure {
     /// The topic was deleted.
     UnknownTopic,
     Refused,
+    /// librdkafka does not take the partition on.
+    NotRead(String),
 }
 
 /// The way of one partition's records from a consumer's thread to their reader.
@@ -69,25 +71,34 @@ impl Spares {
 
 /// A batch in a buffer that is given back when nobody reads it any more.
 pub(crate) struct Borrowed {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) spares: Arc<Spares>,
+    /// `None` only while it is dropped.
+    batch: Option<Relayed>,
+    spares: Arc<Spares>,
+}
+
+impl Borrowed {
+    pub(crate) fn new(batch: Relayed, spares: &Arc<Spares>) -> Self {
+        Self { batch: Some(batch), spares: spares.clone() }
+    }
 }
 
 impl AsRef<[u8]> for Borrowed {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.batch.as_ref().map_or(&[], Relayed::as_ref)
     }
 }
 
 impl Drop for Borrowed {
     fn drop(&mut self) {
-        self.spares.give_back(std::mem::take(&mut self.bytes));
+        if let Some(batch) = self.batch.take() {
+            self.spares.give_back(batch.into_buffer());
+        }
     }
 }
 
 pub(crate) struct State {
     open: RelayBuilder,
-    sealed: VecDeque<(Vec<u8>, Offset)>,
+    sealed: VecDeque<Relayed>,
     /// Records before it were handed over already.
     next: Offset,
     /// The position from which on there was nothing to read when the consumer looked last.
@@ -97,7 +108,7 @@ pub(crate) struct State {
 
 /// What a reader gets.
 pub(crate) enum Taken {
-    Batch(Vec<u8>, Offset),
+    Batch(Relayed),
     /// Nothing lies between the reader and this position.
     Passed(Offset),
     Nothing,
@@ -134,11 +145,14 @@ impl Lane {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// A reader waits and there is nothing here.
+    pub(crate) fn is_empty_handed(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) && self.bytes() == 0
+    }
+
     /// A reader waits for what there is in the log and not here.
     pub(crate) fn is_starving(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
-            && self.bytes() == 0
-            && !self.at_end.load(Ordering::Relaxed)
+        self.is_empty_handed() && !self.at_end.load(Ordering::Relaxed)
     }
 
     /// To put records in. Whoever waits is woken when the guard goes.
@@ -154,8 +168,8 @@ impl Lane {
         let mut state = self.state.lock();
         let mut deadline = None;
         let taken = loop {
-            if let Some((bytes, end)) = state.sealed.pop_front().or_else(|| state.open.take()) {
-                break Taken::Batch(bytes, end);
+            if let Some(batch) = state.sealed.pop_front().or_else(|| state.open.take()) {
+                break Taken::Batch(batch);
             }
             if let Some(failure) = &state.failure {
                 break Taken::Failed(failure.clone());
@@ -175,12 +189,12 @@ impl Lane {
                 }
             }
         };
-        let Taken::Batch(bytes, _) = &taken else {
+        let Taken::Batch(batch) = &taken else {
             // Who has waited in vain will wait again: it stays marked until it gets something.
             return (taken, 0);
         };
         self.waiting.store(false, Ordering::Relaxed);
-        let freed = bytes.len();
+        let freed = batch.as_ref().len();
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
         (taken, freed)
     }
@@ -281,15 +295,16 @@ mod tests {
         push(&lane, 5, b"again");
         push(&lane, 6, b"b");
         let held = lane.bytes();
-        let (Taken::Batch(first, end), freed) = lane.take(Offset(3), Duration::ZERO) else {
+        let (Taken::Batch(first), freed) = lane.take(Offset(3), Duration::ZERO) else {
             panic!("there is a batch")
         };
-        assert_eq!((end, freed), (Offset(6), first.len()));
-        let (Taken::Batch(second, end), _) = lane.take(end, Duration::ZERO) else {
+        assert_eq!((first.end(), freed), (Offset(6), first.as_ref().len()));
+        let (Taken::Batch(second), more) = lane.take(first.end(), Duration::ZERO) else {
             panic!("there is another")
         };
+        let end = second.end();
         assert_eq!(end, Offset(7));
-        assert_eq!((held, lane.bytes()), (first.len() + second.len(), 0));
+        assert_eq!((held, lane.bytes()), (freed + more, 0));
         assert!(matches!(lane.take(end, Duration::ZERO).0, Taken::Nothing));
         assert!(lane.is_starving());
 
@@ -300,10 +315,7 @@ mod tests {
         assert_eq!(end, Offset(9));
         lane.fill().failed(Failure::OutOfRange);
         push(&lane, 9, b"c");
-        assert!(
-            matches!(lane.take(end, Duration::ZERO).0, Taken::Batch(..)),
-            "first what there is"
-        );
+        assert!(matches!(lane.take(end, Duration::ZERO).0, Taken::Batch(_)), "first what there is");
         assert!(matches!(lane.take(end, Duration::ZERO).0, Taken::Failed(Failure::OutOfRange)));
     }
 }

@@ -61,7 +61,7 @@ use health::Health;
 use lane::{Lane, Spares};
 use membership::KafkaMember;
 use produce::Appender;
-use pump::Pump;
+use pump::{Pump, ReadAhead};
 use reader::KafkaReader;
 use writer::{CLAIMS_TOPIC, KafkaWriter};
 
@@ -82,6 +82,7 @@ pub(crate) struct Inner {
     appender: Appender,
     pumps: Mutex<Vec<Arc<Pump>>>,
     spares: Arc<Spares>,
+    read_ahead: Arc<ReadAhead>,
     health: Arc<Health>,
     claims: Mutex<bool>,
 }
@@ -107,6 +108,7 @@ impl KafkaLog {
             appender,
             pumps: Mutex::default(),
             spares: Arc::default(),
+            read_ahead: Arc::new(ReadAhead::new(config.read_ahead_bytes)),
             health,
             claims: Mutex::new(false),
         };
@@ -156,18 +158,18 @@ impl KafkaLog {
 impl Inner {
     /// Finds or starts a consumer that does not read the partition yet.
     fn attach(&self, lane: &Arc<Lane>, from: Offset) -> Result<Arc<Pump>, Error> {
-        let failed =
-            |error: rdkafka::error::KafkaError| error::unavailable(error, &self.context.trouble);
         let mut pumps = self.pumps.lock();
-        for pump in pumps.iter() {
-            if pump.attach(lane, from).map_err(failed)? {
-                return Ok(pump.clone());
-            }
+        pumps.retain(|pump| !pump.has_ended());
+        if let Some(pump) = pumps.iter().find(|pump| pump.attach(lane, from)) {
+            return Ok(pump.clone());
         }
-        let pump =
-            Pump::start(&self.config, &self.client, pumps.len(), &self.context).map_err(failed)?;
+        let taken = |index: &usize| pumps.iter().any(|pump| pump.index == *index);
+        let index = (0..).find(|index| !taken(index)).unwrap_or_default();
+        let pump = Pump::start(&self.config, &self.client, index, &self.context, &self.read_ahead)
+            .map_err(|error| error::unavailable(error, &self.context.trouble))?;
+        // Nobody else knows it yet.
+        pump.attach(lane, from);
         pumps.push(pump.clone());
-        pump.attach(lane, from).map_err(failed)?;
         Ok(pump)
     }
 

@@ -13,14 +13,14 @@ use std::{
     ptr, slice,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use headwater_types::Offset;
+use headwater_types::{Offset, PartitionId};
 use parking_lot::{Condvar, Mutex};
 use rdkafka::{
     TopicPartitionList,
@@ -29,7 +29,8 @@ use rdkafka::{
         rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers,
         rd_kafka_message_leader_epoch, rd_kafka_message_t, rd_kafka_message_timestamp,
         rd_kafka_queue_destroy, rd_kafka_queue_get_consumer, rd_kafka_queue_t,
-        rd_kafka_resp_err_t as Code, rd_kafka_timestamp_type_t, rd_kafka_topic_name,
+        rd_kafka_queue_yield, rd_kafka_resp_err_t as Code, rd_kafka_timestamp_type_t,
+        rd_kafka_topic_name,
     },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
@@ -44,27 +45,68 @@ use crate::{
 };
 
 /// How many records are taken from librdkafka at once at most.
-const RECORDS: usize = 8192;
+const RECORDS: usize = 16384;
 /// How long the thread waits for the first record, and so how late it sees that it shall end.
 const IDLE: i32 = 100;
-/// How long it gathers more records while there are many: larger pieces cost less.
-const GATHER: i32 = 2;
+/// How long it leaves librdkafka's thread alone while records come in numbers: if it waited for them, it
+/// would be woken for the first of each piece, and the two would take turns all the time.
+const GATHER: Duration = Duration::from_millis(3);
 /// How many at once are many.
 const MANY: usize = 512;
 /// How long it rests while readers have enough.
 const REST: Duration = Duration::from_millis(20);
 
-/// What the thread and the readers share.
+/// How long a consumer without readers is kept: another reader often comes soon.
+const LINGER: Duration = Duration::from_secs(30);
+/// How many rests a reader that has nothing waits for room before the others make some.
+const RESTS: usize = 5;
+
+/// How much all the consumers of a process may hold for their readers, in equal parts.
+pub(crate) struct ReadAhead {
+    bytes: usize,
+    lanes: AtomicUsize,
+}
+
+impl ReadAhead {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), lanes: AtomicUsize::new(0) }
+    }
+
+    /// The part of one lane.
+    fn share(&self) -> usize {
+        (self.bytes / self.lanes.load(Ordering::Relaxed).max(1)).max(1 << 20)
+    }
+}
+
+/// What the readers share with the thread of a consumer.
 pub(crate) struct Pump {
-    consumer: BaseConsumer<AskerContext>,
-    lanes: Mutex<Vec<Arc<Lane>>>,
-    /// Counts changes of `lanes`.
-    changes: AtomicU64,
-    /// How many bytes of records may wait for their readers.
-    budget: usize,
+    /// Tells the consumers of a process apart.
+    pub(crate) index: usize,
+    wanted: Mutex<Wanted>,
+    /// There are orders.
+    ordered: AtomicBool,
+    /// As long as the thread lives.
+    queue: Mutex<Option<Queue>>,
+    read_ahead: Arc<ReadAhead>,
     room: Condvar,
     resting: Mutex<bool>,
     stop: AtomicBool,
+}
+
+/// What is to be read, and what the thread does not know of it yet.
+#[derive(Default)]
+struct Wanted {
+    lanes: Vec<Arc<Lane>>,
+    orders: Vec<Order>,
+    /// The thread has ended, and will carry out nothing any more.
+    ended: bool,
+}
+
+/// Only the thread changes what is read, between two times of taking records: then all that it takes
+/// afterwards is of the new assignment. librdkafka drops what is outdated, but not once it is taken.
+enum Order {
+    Read(Arc<Lane>, Offset),
+    Leave(Arc<Lane>),
 }
 
 impl Pump {
@@ -74,32 +116,37 @@ impl Pump {
         client: &str,
         index: usize,
         context: &Context,
+        read_ahead: &Arc<ReadAhead>,
     ) -> Result<Arc<Self>, KafkaError> {
         let settings = config.reader(&format!("{client}-reader-{index}"));
-        let (budget, placement) = (config.read_ahead_bytes, config.placement);
+        let cores = (config.placement, placement::spread(client, index));
         let context = AskerContext(context.clone());
+        let read_ahead = read_ahead.clone();
         let (started, starting) = mpsc::channel();
         let spawned =
             thread::Builder::new().name(format!("kafka-reader-{index}")).spawn(move || {
                 // librdkafka's threads inherit the cores of the thread that creates the consumer.
-                placement::apply(placement, index);
-                match settings.create_with_context(context) {
-                    Err(error) => drop(started.send(Err(error))),
-                    Ok(consumer) => {
-                        let pump = Arc::new(Self {
-                            consumer,
-                            lanes: Mutex::default(),
-                            changes: AtomicU64::new(0),
-                            budget: usize::try_from(budget).unwrap_or(usize::MAX),
-                            room: Condvar::new(),
-                            resting: Mutex::new(false),
-                            stop: AtomicBool::new(false),
-                        });
-                        let _ = started.send(Ok(pump.clone()));
-                        drop(started);
-                        run(&pump);
-                    }
-                }
+                placement::apply(cores.0, cores.1);
+                let consumer: BaseConsumer<_> = match settings.create_with_context(context) {
+                    Ok(consumer) => consumer,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                let queue = Queue::of(&consumer);
+                let pump = Arc::new(Self {
+                    index,
+                    wanted: Mutex::default(),
+                    ordered: AtomicBool::new(false),
+                    queue: Mutex::new(Some(Queue::of(&consumer))),
+                    read_ahead,
+                    room: Condvar::new(),
+                    resting: Mutex::new(false),
+                    stop: AtomicBool::new(false),
+                });
+                let _ = started.send(Ok(pump.clone()));
+                drop(started);
+                Reading::new(&pump, &consumer, &queue).run();
+                // Both before the consumer.
+                drop((pump.queue.lock().take(), queue));
             });
         let gone = || KafkaError::ClientCreation("its thread cannot be started".into());
         spawned.map_err(|_| gone())?;
@@ -109,40 +156,37 @@ impl Pump {
     /// Ends the thread soon.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.room.notify_all();
+        self.wake();
     }
 
-    /// Begins to fill the lane from `from` on. False if another lane has the partition.
-    pub(crate) fn attach(&self, lane: &Arc<Lane>, from: Offset) -> Result<bool, KafkaError> {
-        let mut lanes = self.lanes.lock();
+    pub(crate) fn has_ended(&self) -> bool {
+        self.wanted.lock().ended
+    }
+
+    /// Begins to fill the lane from `from` on. False if another lane has the partition, or the thread has
+    /// ended.
+    pub(crate) fn attach(&self, lane: &Arc<Lane>, from: Offset) -> bool {
+        let mut wanted = self.wanted.lock();
         let same =
             |other: &Arc<Lane>| other.topic == lane.topic && other.partition == lane.partition;
-        if lanes.iter().any(same) {
-            return Ok(false);
+        if wanted.ended || wanted.lanes.iter().any(same) {
+            return false;
         }
-        let offset = rdkafka::Offset::Offset(i64::try_from(from.0).unwrap_or(i64::MAX));
-        lanes.push(lane.clone());
-        self.changes.fetch_add(1, Ordering::Release);
-        // The lock is kept: assignments come one after the other.
-        let assigned = list(lane, offset).and_then(|list| self.consumer.incremental_assign(&list));
-        if assigned.is_err() {
-            lanes.retain(|other| !Arc::ptr_eq(other, lane));
-            self.changes.fetch_add(1, Ordering::Release);
-        }
-        assigned.map(|()| true)
+        wanted.lanes.push(lane.clone());
+        wanted.orders.push(Order::Read(lane.clone(), from));
+        drop(wanted);
+        self.read_ahead.lanes.fetch_add(1, Ordering::Relaxed);
+        self.wake_for_orders();
+        true
     }
 
     pub(crate) fn detach(&self, lane: &Arc<Lane>) {
-        let mut lanes = self.lanes.lock();
-        if let Err(error) = list(lane, rdkafka::Offset::Invalid)
-            .and_then(|list| self.consumer.incremental_unassign(&list))
-        {
-            tracing::debug!(topic = %lane.topic, partition = %lane.partition, %error, "a partition is still read");
-        }
-        lanes.retain(|other| !Arc::ptr_eq(other, lane));
-        self.changes.fetch_add(1, Ordering::Release);
-        drop(lanes);
-        self.room.notify_all();
+        let mut wanted = self.wanted.lock();
+        wanted.lanes.retain(|other| !Arc::ptr_eq(other, lane));
+        wanted.orders.push(Order::Leave(lane.clone()));
+        drop(wanted);
+        self.read_ahead.lanes.fetch_sub(1, Ordering::Relaxed);
+        self.wake_for_orders();
     }
 
     /// A reader has taken some of what it had.
@@ -152,36 +196,145 @@ impl Pump {
         }
     }
 
+    fn wake_for_orders(&self) {
+        self.ordered.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(queue) = &*self.queue.lock() {
+            queue.wake();
+        }
+        self.made_room();
+    }
+
+    fn has_news(&self) -> bool {
+        self.ordered.load(Ordering::Acquire) || self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// What the thread of a consumer knows.
+struct Reading<'a> {
+    pump: &'a Pump,
+    consumer: &'a BaseConsumer<AskerContext>,
+    queue: &'a Queue,
+    lanes: Vec<Arc<Lane>>,
+    known: Known,
+}
+
+/// By what [`Message::place`] says.
+type Known = HashMap<(usize, i32), Option<Arc<Lane>>>;
+
+impl<'a> Reading<'a> {
+    fn new(pump: &'a Pump, consumer: &'a BaseConsumer<AskerContext>, queue: &'a Queue) -> Self {
+        Self { pump, consumer, queue, lanes: Vec::new(), known: HashMap::new() }
+    }
+
+    /// Moves records from librdkafka's queue to the lanes until the pump is stopped, or has had no reader
+    /// for [`LINGER`].
+    fn run(&mut self) {
+        let mut records = vec![ptr::null_mut(); RECORDS];
+        let mut busy = false;
+        let mut last_needed = Instant::now();
+        while !self.pump.stop.load(Ordering::Relaxed) {
+            self.obey();
+            if self.lanes.is_empty() {
+                if last_needed.elapsed() > LINGER && self.end() {
+                    return;
+                }
+            } else {
+                last_needed = Instant::now();
+            }
+            if !self.balance() {
+                continue;
+            }
+            if busy {
+                thread::sleep(GATHER);
+            }
+            let mut count = self.queue.take(0, &mut records);
+            busy = (MANY..RECORDS).contains(&count);
+            if count == 0 && !self.pump.has_news() {
+                // It returns as soon as this one record is there, or somebody wakes it.
+                count = self.queue.take(IDLE, &mut records[..1]);
+            }
+            self.deliver(&records[..count]);
+        }
+        self.pump.wanted.lock().ended = true;
+    }
+
+    /// False if a reader has come after all.
+    fn end(&self) -> bool {
+        let mut wanted = self.pump.wanted.lock();
+        wanted.ended = wanted.lanes.is_empty();
+        wanted.ended
+    }
+
+    fn obey(&mut self) {
+        if !self.pump.ordered.swap(false, Ordering::Acquire) {
+            return;
+        }
+        let orders = std::mem::take(&mut self.pump.wanted.lock().orders);
+        for order in orders {
+            self.known.clear();
+            match order {
+                Order::Read(lane, from) => {
+                    let offset = rdkafka::Offset::Offset(i64::try_from(from.0).unwrap_or(i64::MAX));
+                    let assigned = list(&lane, offset)
+                        .and_then(|list| self.consumer.incremental_assign(&list));
+                    match assigned {
+                        Ok(()) => self.lanes.push(lane),
+                        Err(error) => lane.fill().failed(Failure::NotRead(error.to_string())),
+                    }
+                }
+                Order::Leave(lane) => {
+                    let before = self.lanes.len();
+                    self.lanes.retain(|other| !Arc::ptr_eq(other, &lane));
+                    if self.lanes.len() == before {
+                        continue;
+                    }
+                    if let Err(error) = list(&lane, rdkafka::Offset::Invalid)
+                        .and_then(|list| self.consumer.incremental_unassign(&list))
+                    {
+                        tracing::debug!(topic = %lane.topic, partition = %lane.partition, %error, "a partition is still read");
+                    }
+                }
+            }
+        }
+    }
+
     /// Rests while readers have enough to do. One that has nothing while others keep what they have gets
-    /// the others paused, as far as they have more than their share.
-    fn balance(&self) {
+    /// the others paused, as far as they have more than their share: at once if it is known to lack what is
+    /// in the log, and after some rests if there may be something new for it. False if there is other news.
+    fn balance(&self) -> bool {
+        let mut rests = 0;
         loop {
-            let lanes = self.lanes.lock();
-            let share = (self.budget / lanes.len().max(1)).max(1 << 20);
-            for lane in lanes.iter() {
+            let share = self.pump.read_ahead.share();
+            for lane in &self.lanes {
                 if lane.paused.load(Ordering::Relaxed) && lane.bytes() < share / 4 {
                     self.pause(lane, false);
                 }
             }
-            let active = lanes.iter().filter(|lane| !lane.paused.load(Ordering::Relaxed));
-            if active.map(|lane| lane.bytes()).sum::<usize>() < self.budget {
-                return;
+            let active = || self.lanes.iter().filter(|lane| !lane.paused.load(Ordering::Relaxed));
+            if active().map(|lane| lane.bytes()).sum::<usize>() < share * self.lanes.len() {
+                return true;
             }
-            if lanes.iter().any(|lane| lane.is_starving()) {
-                for lane in lanes.iter().filter(|lane| lane.bytes() >= share) {
-                    if !lane.paused.load(Ordering::Relaxed) {
-                        self.pause(lane, true);
-                    }
+            let lacks =
+                |lane: &Arc<Lane>| lane.is_starving() || (rests >= RESTS && lane.is_empty_handed());
+            if self.lanes.iter().any(lacks) {
+                for lane in active().filter(|lane| lane.bytes() >= share) {
+                    self.pause(lane, true);
                 }
-                return;
+                return true;
             }
-            drop(lanes);
-            let mut resting = self.resting.lock();
+            let mut resting = self.pump.resting.lock();
             *resting = true;
-            self.room.wait_for(&mut resting, REST);
+            if !self.pump.has_news() {
+                self.pump.room.wait_for(&mut resting, REST);
+            }
             *resting = false;
-            if self.stop.load(Ordering::Relaxed) {
-                return;
+            rests += 1;
+            if self.pump.has_news() {
+                return false;
             }
         }
     }
@@ -199,12 +352,45 @@ impl Pump {
         }
     }
 
-    fn find(&self, topic: &CStr, partition: i32) -> Option<Arc<Lane>> {
-        let (topic, partition) = (topic.to_str().ok()?, u32::try_from(partition).ok()?);
-        let here =
-            |lane: &&Arc<Lane>| lane.topic.as_str() == topic && lane.partition.0 == partition;
-        self.lanes.lock().iter().find(here).cloned()
+    fn deliver(&mut self, records: &[*mut rd_kafka_message_t]) {
+        let lanes = &self.lanes;
+        let mut records = records.iter().map(|message| Message(*message)).peekable();
+        while let Some(first) = records.next() {
+            let place = first.place();
+            let lane = self.known.entry(place).or_insert_with(|| find(lanes, &first));
+            let Some(lane) = lane else {
+                // Of a partition that is no longer read, or of none.
+                continue;
+            };
+            let mut fill = lane.fill();
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message.get().err {
+                    Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                        let offset = Offset(u64::try_from(message.get().offset).unwrap_or(0));
+                        let (key, value) = (message.key(), message.value());
+                        fill.push(offset, message.timestamp_ms(), key, value, message.headers());
+                    }
+                    Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                        fill.ended(Offset(u64::try_from(message.get().offset).unwrap_or(0)));
+                    }
+                    code => {
+                        if let Some(failure) = failure(code, &message) {
+                            fill.failed(failure);
+                        }
+                    }
+                }
+                next = records.next_if(|following| following.place() == place);
+            }
+        }
     }
+}
+
+fn find(lanes: &[Arc<Lane>], message: &Message) -> Option<Arc<Lane>> {
+    let topic = message.topic()?.to_str().ok()?;
+    let partition = PartitionId(u32::try_from(message.place().1).ok()?);
+    let here = |lane: &&Arc<Lane>| lane.topic.as_str() == topic && lane.partition == partition;
+    lanes.iter().find(here).cloned()
 }
 
 fn list(lane: &Lane, offset: rdkafka::Offset) -> Result<TopicPartitionList, KafkaError> {
@@ -219,7 +405,7 @@ struct Queue(*mut rd_kafka_queue_t);
 
 impl Queue {
     fn of(consumer: &BaseConsumer<AskerContext>) -> Self {
-        // SAFETY: the client lives as long as the pump, which outlives the queue.
+        // SAFETY: the client is alive, and its thread gives every queue back before the client.
         Self(unsafe { rd_kafka_queue_get_consumer(consumer.client().native_ptr()) })
     }
 
@@ -231,7 +417,16 @@ impl Queue {
         };
         usize::try_from(taken).unwrap_or(0)
     }
+
+    /// Whoever waits in [`Queue::take`], or does so next, returns at once.
+    fn wake(&self) {
+        // SAFETY: the queue is valid; librdkafka locks it itself.
+        unsafe { rd_kafka_queue_yield(self.0) }
+    }
 }
+
+// SAFETY: a queue of librdkafka may be used from any thread.
+unsafe impl Send for Queue {}
 
 impl Drop for Queue {
     fn drop(&mut self) {
@@ -290,16 +485,19 @@ impl Message {
     /// more than all the rest of it.
     ///
     /// In the layout of record batch v2 the number of headers follows the value, and librdkafka hands out
-    /// values where they lie in the batch. Only batches of that layout have a leader epoch.
+    /// values where they lie in the batch, empty ones excepted. Batches of older layouts have no leader epoch.
     fn may_have_headers(&self) -> bool {
         let message = self.get();
-        // SAFETY: the message is valid.
-        let is_v2 = unsafe { rd_kafka_message_leader_epoch(self.0) } >= 0;
-        if !is_v2 || message.payload.is_null() {
+        if message.payload.is_null() || message.len == 0 {
             return true;
         }
-        // SAFETY: see above: the record goes on behind its value.
-        unsafe { *message.payload.cast::<u8>().add(message.len) != 0 }
+        // SAFETY: the message is valid.
+        let is_v2 = unsafe { rd_kafka_message_leader_epoch(self.0) } >= 0;
+        // SAFETY: a record of this layout goes on behind its value with the number of its headers. Its
+        // broker has seen to that: Kafka refuses batches whose records end before. (librdkafka gives a set of
+        // messages of an older layout the leader epoch of the batch before it; brokers turn the older layouts
+        // into this one, since Kafka 4.0 all of them.)
+        !is_v2 || unsafe { *message.payload.cast::<u8>().add(message.len) != 0 }
     }
 
     fn headers(&self) -> HeaderList<'_> {
@@ -371,67 +569,6 @@ impl<'a> Iterator for HeaderList<'a> {
 }
 
 impl ExactSizeIterator for HeaderList<'_> {}
-
-/// Moves records from librdkafka's queue to the lanes until the pump is stopped.
-fn run(pump: &Arc<Pump>) {
-    let queue = Queue::of(&pump.consumer);
-    let mut records = vec![ptr::null_mut(); RECORDS];
-    let mut lanes = HashMap::new();
-    let mut seen = 0;
-    let mut busy = false;
-    while !pump.stop.load(Ordering::Relaxed) {
-        pump.balance();
-        let mut count = queue.take(if busy { GATHER } else { 0 }, &mut records);
-        busy = count >= MANY;
-        if count == 0 {
-            // It returns as soon as this one record is there.
-            count = queue.take(IDLE, &mut records[..1]);
-        }
-        let changes = pump.changes.load(Ordering::Acquire);
-        if changes != seen {
-            seen = changes;
-            lanes.clear();
-        }
-        deliver(pump, &mut lanes, &records[..count]);
-    }
-}
-
-/// By what [`Message::place`] says.
-type Known = HashMap<(usize, i32), Option<Arc<Lane>>>;
-
-fn deliver(pump: &Pump, lanes: &mut Known, records: &[*mut rd_kafka_message_t]) {
-    let mut records = records.iter().map(|message| Message(*message)).peekable();
-    while let Some(first) = records.next() {
-        let place = first.place();
-        let lane = lanes
-            .entry(place)
-            .or_insert_with(|| first.topic().and_then(|topic| pump.find(topic, place.1)));
-        let Some(lane) = lane else {
-            // Of a partition that is no longer read, or of none.
-            continue;
-        };
-        let mut fill = lane.fill();
-        let mut next = Some(first);
-        while let Some(message) = next {
-            match message.get().err {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
-                    let offset = Offset(u64::try_from(message.get().offset).unwrap_or(0));
-                    let (key, value) = (message.key(), message.value());
-                    fill.push(offset, message.timestamp_ms(), key, value, message.headers());
-                }
-                Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                    fill.ended(Offset(u64::try_from(message.get().offset).unwrap_or(0)));
-                }
-                code => {
-                    if let Some(failure) = failure(code, &message) {
-                        fill.failed(failure);
-                    }
-                }
-            }
-            next = records.next_if(|following| following.place() == place);
-        }
-    }
-}
 
 /// What an error means for the reader; `None` if librdkafka gets over it by itself.
 fn failure(code: Code, message: &Message) -> Option<Failure> {

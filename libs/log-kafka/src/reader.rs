@@ -8,7 +8,7 @@ use headwater_log::{Chunk, Ends, Error, Reader};
 use headwater_types::{Name, Offset, PartitionId};
 
 use crate::{
-    Inner,
+    Inner, error,
     lane::{Borrowed, Failure, Lane, Taken},
     pump::Pump,
 };
@@ -66,9 +66,10 @@ impl KafkaReader {
                 // It may have been away for a moment, or be gone.
                 self.inner.admin.check(&self.topic, self.partition).map(drop)
             }
+            Failure::NotRead(reason) => Err(self.inner.unavailable(reason)),
             Failure::Refused => Err(Error::Refused {
                 topic,
-                reason: "the brokers' ACLs do not let this user read it",
+                reason: error::denied("Read", &self.topic, &self.inner.context.trouble).into(),
             }),
             Failure::OutOfRange => {
                 let ends = self.inner.admin.ends(&self.topic, self.partition)?;
@@ -115,10 +116,11 @@ impl Reader for KafkaReader {
                 pump.made_room();
             }
             match taken {
-                Taken::Batch(bytes, end) => {
+                Taken::Batch(batch) => {
+                    let end = batch.end();
                     self.position = end;
-                    let bytes = Borrowed { bytes, spares: self.inner.spares.clone() };
-                    let chunk = Chunk::new(Bytes::from_owner(bytes), end).verified();
+                    let bytes = Bytes::from_owner(Borrowed::new(batch, &self.inner.spares));
+                    let chunk = Chunk::new(bytes, end).verified();
                     return Ok(Some(chunk.of(self.topic.clone(), self.partition)));
                 }
                 Taken::Passed(end) => {

@@ -26,7 +26,7 @@ pub use builder::BatchBuilder;
 use bytes::Bytes;
 pub use header::{BatchHeader, HEADER_LEN};
 use headwater_types::{Name, Offset, PartitionId};
-pub use relay::RelayBuilder;
+pub use relay::{RelayBuilder, Relayed};
 pub use walk::{HeaderIter, Headers, Record, Records};
 
 use crate::Error;

@@ -54,7 +54,7 @@ use std::{fmt, sync::Arc, time::Duration};
 pub use appended::Appended;
 pub use batch::{
     BatchBuilder, BatchHeader, Chunk, EncodedBatch, HEADER_LEN, HeaderIter, Headers, Record,
-    Records, RelayBuilder,
+    Records, RelayBuilder, Relayed,
 };
 pub use compaction::Compaction;
 pub use error::Error;

@@ -39,6 +39,7 @@ impl Offset {
 
     /// The position after this record.
     #[must_use]
+    #[inline]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }

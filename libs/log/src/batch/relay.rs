@@ -9,11 +9,14 @@ use super::{
 /// Builds stored batches out of records that come one by one with the offsets they have in their log,
 /// which may leave gaps: for a log whose client library takes its batches apart.
 ///
-/// One buffer holds one batch. Nothing is allocated per record. The batches have no checksum: a chunk of
+/// One buffer holds one batch. Nothing is allocated per record, and only keys and values are copied: what
+/// lies between them is written in place. The batches have no checksum: a chunk of
 /// them is [`Chunk::verified`](crate::Chunk::verified), for they never leave the memory of this process.
 #[derive(Debug, Default)]
 pub struct RelayBuilder {
+    /// The batch, and room for more of it that was filled with zeros once.
     bytes: Vec<u8>,
+    used: usize,
     records: u32,
     base: u64,
     last: u64,
@@ -28,10 +31,12 @@ impl RelayBuilder {
         self.records == 0 || (offset.0 > self.last && offset.0 - self.base < 1 << 31)
     }
 
-    /// Begins the next batch in this buffer. What is in it is thrown away; a batch that was begun keeps its own.
+    /// Begins the next batch in this buffer, which [`Relayed::into_buffer`] gave back. What is in it is thrown
+    /// away; a batch that was begun keeps its own.
     pub fn reuse(&mut self, mut buffer: Vec<u8>) {
         if self.records == 0 {
-            buffer.clear();
+            // Nothing to do for one that was used before.
+            buffer.resize(buffer.capacity(), 0);
             self.bytes = buffer;
         }
     }
@@ -53,7 +58,11 @@ impl RelayBuilder {
             return false;
         }
         if self.records == 0 {
-            self.bytes.resize(HEADER_LEN, 0);
+            if self.bytes.len() < HEADER_LEN {
+                self.bytes.resize(HEADER_LEN, 0);
+            }
+            self.bytes[..HEADER_LEN].fill(0);
+            self.used = HEADER_LEN;
             self.base = offset.0;
             self.base_timestamp = timestamp_ms;
             self.max_timestamp = timestamp_ms;
@@ -72,31 +81,39 @@ impl RelayBuilder {
             + blob_len(value)
             + varint::len_signed(count as i64)
             + if count == 0 { 0 } else { headers_len(headers.clone()) };
-        let out = &mut self.bytes;
-        out.reserve(body + 10);
-        // Few large pieces rather than many small ones.
-        let mut piece = Piece::default();
-        piece.put(body as i64);
-        piece.byte(0);
-        piece.put(timestamp_delta);
-        piece.put(offset_delta);
-        piece.blob(key, out);
-        piece.blob(value, out);
-        piece.put(count as i64);
+        // The length itself has ten bytes at most.
+        let needed = body + 10;
+        if self.bytes.len() - self.used < needed {
+            self.grow(needed);
+        }
+        let mut room = Room { bytes: &mut self.bytes[self.used..], at: 0 };
+        room.put(body as i64);
+        room.byte(0);
+        room.put(timestamp_delta);
+        room.put(offset_delta);
+        room.blob(key);
+        room.blob(value);
+        room.put(count as i64);
         if count > 0 {
             for (name, value) in headers {
-                piece.blob(Some(name), out);
-                piece.blob(value, out);
+                room.blob(Some(name));
+                room.blob(value);
             }
         }
-        piece.flush(out);
+        self.used += room.at;
         true
+    }
+
+    #[cold]
+    fn grow(&mut self, by: usize) {
+        let len = (self.used + by).max(2 * self.bytes.len());
+        self.bytes.resize(len, 0);
     }
 
     /// The bytes of the batch so far.
     #[inline]
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        if self.is_empty() { 0 } else { self.used }
     }
 
     #[inline]
@@ -104,18 +121,45 @@ impl RelayBuilder {
         self.records == 0
     }
 
-    /// The batch as it would be stored, and the position after its last record; then it is empty.
-    pub fn take(&mut self) -> Option<(Vec<u8>, Offset)> {
+    /// The batch as it would be stored; then it is empty.
+    pub fn take(&mut self) -> Option<Relayed> {
         if self.records == 0 {
             return None;
         }
         let last_delta = (self.last - self.base) as u32;
         let mut bytes = std::mem::take(&mut self.bytes);
-        fill(&mut bytes, self.records, last_delta, self.base_timestamp, self.max_timestamp);
+        let batch = &mut bytes[..self.used];
+        fill(batch, self.records, last_delta, self.base_timestamp, self.max_timestamp);
         // Offsets beyond i64::MAX cannot be reached by counting.
-        bytes[..8].copy_from_slice(&self.base.to_be_bytes());
+        batch[..8].copy_from_slice(&self.base.to_be_bytes());
         self.records = 0;
-        Some((bytes, Offset(self.last + 1)))
+        Some(Relayed { bytes, len: self.used, end: Offset(self.last + 1) })
+    }
+}
+
+/// A batch that a [`RelayBuilder`] has built.
+#[derive(Debug)]
+pub struct Relayed {
+    bytes: Vec<u8>,
+    len: usize,
+    end: Offset,
+}
+
+impl Relayed {
+    /// The position after its last record.
+    pub fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// The buffer, to be used again.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Relayed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 
@@ -123,27 +167,19 @@ fn headers_len<'h>(headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>) 
     headers.map(|(name, value)| blob_len(Some(name)) + blob_len(value)).sum()
 }
 
-/// Numbers that wait to be written together.
-struct Piece {
-    bytes: [u8; 64],
-    len: usize,
+/// Where the next record goes.
+struct Room<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
 }
 
-impl Default for Piece {
-    #[inline(always)]
-    fn default() -> Self {
-        Self { bytes: [0; 64], len: 0 }
-    }
-}
-
-impl Piece {
+impl Room<'_> {
     #[inline(always)]
     fn byte(&mut self, byte: u8) {
-        self.bytes[self.len & 63] = byte;
-        self.len += 1;
+        self.bytes[self.at] = byte;
+        self.at += 1;
     }
 
-    /// At most four numbers of ten bytes come between two blobs.
     #[inline(always)]
     fn put(&mut self, value: i64) {
         let mut value = ((value << 1) ^ (value >> 63)) as u64;
@@ -155,17 +191,11 @@ impl Piece {
     }
 
     #[inline(always)]
-    fn blob(&mut self, blob: Option<&[u8]>, out: &mut Vec<u8>) {
+    fn blob(&mut self, blob: Option<&[u8]>) {
         let Some(blob) = blob else { return self.put(-1) };
         self.put(blob.len() as i64);
-        self.flush(out);
-        out.extend_from_slice(blob);
-    }
-
-    #[inline(always)]
-    fn flush(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.bytes[..self.len & 63]);
-        self.len = 0;
+        self.bytes[self.at..self.at + blob.len()].copy_from_slice(blob);
+        self.at += blob.len();
     }
 }
 
@@ -173,6 +203,10 @@ impl Piece {
 mod tests {
     use super::*;
     use crate::Chunk;
+
+    fn chunk(batch: &Relayed) -> Chunk {
+        Chunk::new(batch.as_ref().to_vec(), batch.end()).verified()
+    }
 
     #[test]
     fn records_keep_their_offsets_and_gaps() {
@@ -184,9 +218,9 @@ mod tests {
         assert!(relay.push(Offset(9), 3, None, Some(b"value"), headers.into_iter()));
         assert!(!relay.push(Offset(9), 3, None, Some(b"again"), none()));
         assert!(!relay.takes(Offset(7 + (1 << 31))));
-        let (bytes, end) = relay.take().unwrap();
-        assert_eq!(end, Offset(10));
-        let chunk = Chunk::new(bytes, end).verified();
+        let batch = relay.take().unwrap();
+        assert_eq!(batch.end(), Offset(10));
+        let chunk = chunk(&batch);
         let records: Vec<_> = chunk.records(Offset::ZERO).map(Result::unwrap).collect();
         assert_eq!(records.iter().map(|r| r.offset.0).collect::<Vec<_>>(), [7, 9]);
         assert_eq!((records[0].timestamp_ms, records[1].timestamp_ms), (5, 3));
@@ -198,7 +232,24 @@ mod tests {
         );
         assert_eq!(chunk.records(Offset(8)).count(), 1);
 
+        let illegible = [(b"\xff".as_slice(), Some(b"2".as_slice()))];
+        assert!(relay.push(Offset(1), 0, None, None, illegible.into_iter()));
+        let illegible = relay.take().unwrap();
+        let chunk = super::tests::chunk(&illegible);
+        let record = chunk.records(Offset::ZERO).next().unwrap().unwrap();
+        assert_eq!(
+            record.headers.iter().collect::<Vec<_>>(),
+            [("\u{fffd}", Some(b"2".as_slice()))],
+            "a name in another encoding harms nobody"
+        );
+
+        // What a longer batch has left in the buffer is not seen.
+        relay.reuse(batch.into_buffer());
         assert!(relay.push(Offset(1), 0, None, None, none()), "it can be used again");
-        assert_eq!(relay.take().unwrap().1, Offset(2));
+        let again = relay.take().unwrap();
+        assert_eq!(again.end(), Offset(2));
+        let mut fresh = RelayBuilder::default();
+        fresh.push(Offset(1), 0, None, None, none());
+        assert_eq!(again.as_ref(), fresh.take().unwrap().as_ref());
     }
 }

@@ -234,8 +234,12 @@ fn check_headers(mut bytes: &[u8], count: i64) -> Result<(), Flaw> {
     if left == 0 && bytes.is_empty() { Ok(()) } else { Err(BAD_HEADERS.into()) }
 }
 
+/// Stands for the name of a header that is not UTF-8: Kafka checks no names, and Headwater looks for its own
+/// only.
+const ILLEGIBLE: &str = "\u{fffd}";
+
 fn take_header<'a>(bytes: &mut &'a [u8]) -> Result<(&'a str, Option<&'a [u8]>), Flaw> {
     let name = take_blob(bytes).flatten().ok_or(BAD_HEADERS)?;
-    let name = std::str::from_utf8(name).map_err(|_| BAD_HEADERS)?;
+    let name = std::str::from_utf8(name).unwrap_or(ILLEGIBLE);
     Ok((name, take_blob(bytes).ok_or(BAD_HEADERS)?))
 }

@@ -39,6 +39,7 @@ pub(super) fn records_come_back_as_they_went_in(subject: &dyn Subject) {
             ],
             ..keyed("with", "headers")
         },
+        Content { headers: vec![("why".into(), b"empty".to_vec())], ..keyed("with", "") },
     ];
     bench.append(0, &contents);
     for content in &contents {
