@@ -63,6 +63,10 @@ pub const LAWS: &[Law] = &[
     ("an offset beyond the end is an error", reading::an_offset_beyond_the_end_is_an_error),
     ("what is unknown is named", reading::what_is_unknown_is_named),
     ("a topic is created once", appending::a_topic_is_created_once),
+    (
+        "a record over the limit is refused with its batch",
+        appending::a_record_over_the_limit_is_refused_with_its_batch,
+    ),
     ("size follows the bytes", reading::size_follows_the_bytes),
     ("what was trimmed is refused", removing::what_was_trimmed_is_refused),
     ("a partition is trimmed to its end", removing::a_partition_is_trimmed_to_its_end),

@@ -65,6 +65,12 @@ pub enum Error {
 
     /// Nothing that was acknowledged is lost, and appends succeed again once there is room.
     #[error("the log's disk is full: free some space, then retry")]
+    /// Nothing of its batch was stored.
+    #[error(
+        "record {index} of a batch for topic {topic} counts {bytes} bytes, over the limit of {limit} ({set_by})"
+    )]
+    RecordTooLarge { topic: Name, index: u32, bytes: usize, limit: usize, set_by: &'static str },
+
     Full(#[source] BoxError),
 
     /// The log did not answer in time: the batch may be stored, and may be not.
@@ -88,7 +94,8 @@ impl Error {
             | Self::UnknownPartition { .. }
             | Self::TopicDiffers { .. }
             | Self::Refused { .. }
-            | Self::TooLarge { .. } => Remedy::Correct,
+            | Self::TooLarge { .. }
+            | Self::RecordTooLarge { .. } => Remedy::Correct,
             Self::Full(_) | Self::Uncertain(_) | Self::Unavailable(_) => Remedy::Retry,
         }
     }

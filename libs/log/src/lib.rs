@@ -32,8 +32,8 @@
 //! 9. *Fenced*: after a claim of a writer no older claim stores anything, also after a restart.
 //! 10. *Compacted*: a topic that compacts keeps at least the latest record of each key, at its offset
 //!     and in order. What is gone leaves a gap in the offsets.
-//! 11. *Said*: an unknown topic or partition, another specification or a batch that is too large is an
-//!     error that names it.
+//! 11. *Said*: an unknown topic or partition, another specification, a batch or a record that is too large is
+//!     an error that names it, and nothing of it is stored.
 //!
 //! # Elsewhere
 //!
@@ -45,6 +45,7 @@ mod batch;
 mod compaction;
 pub mod conformance;
 mod error;
+mod limit;
 mod membership;
 mod memory;
 mod partitioner;
@@ -60,6 +61,7 @@ pub use compaction::Compaction;
 pub use error::Error;
 pub use futures::future::BoxFuture;
 use headwater_types::{Epoch, Name, Offset, PartitionId};
+pub use limit::RecordLimit;
 pub use membership::{Alone, Assignee, GroupId, Member, Membership};
 pub use memory::MemoryLog;
 pub use partitioner::{murmur2, partition_for_key};
@@ -85,10 +87,17 @@ pub trait Log: Send + Sync + 'static {
     /// Where the partition starts and ends now.
     fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error>;
 
+    /// How large a record of this topic may be, as far as the log knows now without asking anybody; `None` if
+    /// only the batch has a limit.
+    fn record_limit(&self, _topic: &Name) -> Option<RecordLimit> {
+        None
+    }
+
     /// Stores the batch; the future resolves to the offsets of its records once it is durable.
     ///
-    /// The order of calls is the order of records. A future that is dropped may or may not have been
-    /// stored. When the log has more to write than it may hold, the future waits for room.
+    /// The order of calls is the order of records. The call itself waits for nothing: it may come from a thread
+    /// that must not block. A future that is dropped may or may not have been stored. When the log has more to
+    /// write than it may hold, the future waits for room. A batch with a record over the limit is refused as a whole.
     fn append(
         &self,
         topic: &Name,

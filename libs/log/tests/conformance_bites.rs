@@ -17,7 +17,7 @@ use std::{
 use futures::FutureExt;
 use headwater_log::{
     Appended, BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter,
-    Log, MemoryLog, Reader, TopicSpec, WriterId,
+    Log, MemoryLog, Reader, RecordLimit, TopicSpec, WriterId,
     conformance::{self, Subject},
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
@@ -28,6 +28,8 @@ enum Fault {
     AcknowledgesWithoutStoring,
     StoresWhenPolled,
     StoresSomeTwice,
+    StoresWhatComesBeforeTheTooLarge,
+    TakesAnySize,
     MixesPartitions,
     MakesEmptyAbsent,
     LosesHeaders,
@@ -70,6 +72,10 @@ const NOTICED: &[(&str, &[Fault])] = &[
     ("an offset beyond the end is an error", &[TakesAnyOffset]),
     ("what is unknown is named", &[CreatesWhatIsMissing]),
     ("a topic is created once", &[ForgetsSpecifications]),
+    (
+        "a record over the limit is refused with its batch",
+        &[StoresWhatComesBeforeTheTooLarge, TakesAnySize],
+    ),
     ("size follows the bytes", &[MeasuresNothing]),
     ("what was trimmed is refused", &[TrimsNothing, TrimsTooMuch]),
     ("a partition is trimmed to its end", &[TrimsNothing]),
@@ -82,6 +88,8 @@ const NOTICED: &[(&str, &[Fault])] = &[
     ("a claim survives", &[ForgetsEverything]),
     ("compaction survives", &[ForgetsEverything, ForgetsTheLastAppend]),
 ];
+
+const LIMIT: RecordLimit = RecordLimit { bytes: 500_000, overhead: 50, set_by: "the test" };
 
 /// A log that lives on between openings, except for its fault.
 struct Broken {
@@ -170,6 +178,10 @@ impl Log for Faulty {
         self.log.ends(topic, partition)
     }
 
+    fn record_limit(&self, _: &Name) -> Option<RecordLimit> {
+        Some(LIMIT)
+    }
+
     fn append(
         &self,
         topic: &Name,
@@ -177,6 +189,17 @@ impl Log for Faulty {
         batch: EncodedBatch,
     ) -> BoxFuture<'static, Result<Appended, Error>> {
         self.missing(topic);
+        if self.fault != TakesAnySize
+            && let Err(error) = LIMIT.check(topic, &batch)
+        {
+            if self.fault == StoresWhatComesBeforeTheTooLarge {
+                let first = batch.walk().next().unwrap().unwrap();
+                let mut before = BatchBuilder::new();
+                before.push(first.timestamp_ms, first.key, first.value, &[]);
+                drop(self.log.append(topic, partition, before.build().unwrap()));
+            }
+            return std::future::ready(Err(error)).boxed();
+        }
         let batch = self.change(batch);
         let (log, topic) = (self.log.clone(), topic.clone());
         let call = self.calls.fetch_add(1, Ordering::Relaxed);

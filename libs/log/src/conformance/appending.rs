@@ -120,6 +120,33 @@ pub(super) fn a_topic_is_created_once(subject: &dyn Subject) {
     assert!(matches!(none, Err(Error::Refused { .. })), "a topic without partitions: {none:?}");
 }
 
+pub(super) fn a_record_over_the_limit_is_refused_with_its_batch(subject: &dyn Subject) {
+    let bench = Bench::new(subject, "over-the-limit", one());
+    let Some(limit) = bench.log.record_limit(&bench.topic) else { return };
+    let sized = |bytes: usize| {
+        let content = keyed("k", &"x".repeat(bytes - limit.overhead - 1));
+        let counted =
+            limit.count(content.key.as_deref(), content.value.as_deref().expect("it has one"));
+        assert_eq!(counted, bytes);
+        content
+    };
+    let (largest, larger) = (sized(limit.bytes), sized(limit.bytes + 1));
+    let small = numbered("r", 4);
+    bench.append(0, &small[..1]);
+    let error = bench
+        .try_append(0, &[small[1].clone(), larger, small[2].clone()])
+        .expect_err("one of its records is too large");
+    let Error::RecordTooLarge { topic, index, bytes, limit: said, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((topic, *index), (&bench.topic, 1), "{error}");
+    assert_eq!((*bytes, *said), (limit.bytes + 1, limit.bytes), "{error}");
+    let rest = [small[1].clone(), largest, small[2].clone()];
+    assert_eq!(bench.append(0, &rest), 1, "nothing of the refused batch was stored");
+    bench.append(0, &small[3..]);
+    bench.expect(0, 0, &[&small[..1], &rest, &small[3..]].concat());
+}
+
 pub(super) fn a_newer_claim_fences_the_older_ones(subject: &dyn Subject) {
     let bench = Bench::new(subject, "fenced", TopicSpec::keep(2));
     let id = WriterId(fresh("writer").to_string());
