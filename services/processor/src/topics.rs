@@ -18,25 +18,32 @@ use crate::trouble::Trouble;
 /// What the log says of topics, asked now and then on behalf of all shards of this process.
 pub(crate) struct Topics {
     every: Duration,
+    confirmed: Duration,
     seen: Mutex<HashMap<Name, Seen>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Seen {
     /// `None`: not asked yet.
     partitions: Option<u32>,
     asked: Option<Instant>,
+    /// Since when the log says that it is not there.
+    missing: Option<Instant>,
 }
+
+/// A remote log's word that a topic does not exist is believed after this time: who answers may not have heard
+/// of it yet.
+const CONFIRMED: Duration = Duration::from_secs(30);
 
 impl Topics {
     pub(crate) fn new(every: Duration) -> Self {
-        Self { every, seen: Mutex::default() }
+        Self { every, confirmed: CONFIRMED, seen: Mutex::default() }
     }
 
     /// A partition was assigned that shows how many there are at least.
     pub(crate) fn has_at_least(&self, topic: &Name, partitions: u32) {
         let mut seen = self.seen.lock();
-        let entry = seen.entry(topic.clone()).or_insert(Seen { partitions: None, asked: None });
+        let entry = seen.entry(topic.clone()).or_default();
         entry.partitions = entry.partitions.max(Some(partitions));
     }
 
@@ -53,10 +60,7 @@ impl Topics {
                     partitions = Some(spec.partitions);
                 }
                 // One that is gone is an error to whoever reads it.
-                Ok(None) if known.is_none() => {
-                    self.forget(topic);
-                    return Err(Error::UnknownTopic { topic: topic.clone() }.into());
-                }
+                Ok(None) if known.is_none() => return Err(self.missing(log, topic)),
                 Ok(None) => {}
                 Err(error) if known.is_none() => {
                     self.forget(topic);
@@ -76,7 +80,7 @@ impl Topics {
     fn known(&self, topic: &Name) -> (Option<u32>, bool) {
         let mut seen = self.seen.lock();
         if !seen.contains_key(topic) {
-            seen.insert(topic.clone(), Seen { partitions: None, asked: None });
+            seen.insert(topic.clone(), Seen::default());
         }
         let Some(entry) = seen.get_mut(topic) else { return (None, true) };
         // Nobody may go on without an answer, so whoever has none asks for himself.
@@ -88,9 +92,21 @@ impl Topics {
         (entry.partitions, due)
     }
 
+    fn missing(&self, log: &dyn Log, topic: &Name) -> Trouble {
+        let mut seen = self.seen.lock();
+        let since =
+            *seen.entry(topic.clone()).or_default().missing.get_or_insert_with(Instant::now);
+        if log.is_remote() && since.elapsed() < self.confirmed {
+            let reason = format!("there is no topic {topic} yet, or a broker has not heard of it");
+            return Trouble::new(Remedy::Retry, reason);
+        }
+        seen.remove(topic);
+        Error::UnknownTopic { topic: topic.clone() }.into()
+    }
+
     fn note(&self, topic: &Name, partitions: u32) {
         if let Some(entry) = self.seen.lock().get_mut(topic) {
-            entry.partitions = Some(partitions);
+            (entry.partitions, entry.missing) = (Some(partitions), None);
         }
     }
 
@@ -103,8 +119,8 @@ fn differs(stream: &StreamDefinition, found: u32) -> Trouble {
     let StreamDefinition { name, topic, partitions, .. } = stream;
     let remedy = if found > *partitions {
         format!(
-            "create a new stream and its views over the topic with partitions = {found}, which reads it from its start; \
-             what this stream's views hold is right up to where they stopped"
+            "copy its records by their keys to a new topic, and create a new stream with partitions = {found} and its \
+             views over that; what this stream's views hold is right up to where they stopped"
         )
     } else {
         format!(
@@ -125,7 +141,7 @@ mod tests {
     use headwater_log::{MemoryLog, TopicSpec};
 
     use super::*;
-    use crate::testing::{name, plan};
+    use crate::testing::{TestLog, name, plan};
 
     #[test]
     fn a_topic_with_other_partitions_than_declared_is_an_error_that_says_both_and_what_to_do() {
@@ -142,6 +158,23 @@ mod tests {
         {
             assert!(trouble.reason.contains(part), "{}", trouble.reason);
         }
+    }
+
+    #[test]
+    fn a_remote_logs_word_that_there_is_no_topic_is_believed_after_a_while() {
+        let (log, mut stream) = (TestLog::new(), StreamDefinition::clone(&plan().stream));
+        log.remote.store(true, std::sync::atomic::Ordering::SeqCst);
+        stream.topic = name("late");
+        let mut topics = Topics::new(Duration::ZERO);
+        for _ in 0..3 {
+            let trouble = topics.check(&*log, &stream).unwrap_err();
+            assert_eq!(trouble.remedy, Remedy::Retry, "{}", trouble.reason);
+        }
+        topics.confirmed = Duration::ZERO;
+        let trouble = topics.check(&*log, &stream).unwrap_err();
+        assert_eq!(trouble.remedy, Remedy::Correct, "{}", trouble.reason);
+        log.create_topic(&name("late"), TopicSpec::keep(1)).unwrap();
+        topics.check(&*log, &stream).unwrap();
     }
 
     #[test]
