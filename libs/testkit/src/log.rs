@@ -4,14 +4,14 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use headwater_log::{
     Appended, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader,
-    TopicSpec, WriterId,
+    RecordLimit, TopicSpec, WriterId,
 };
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
@@ -32,6 +32,10 @@ pub struct FaultyLog {
     /// Whether every record is said to lie an offset further from the one before it than it does, as if
     /// somebody else wrote between them.
     pub apart: AtomicBool,
+    /// So many partitions more than there are, as if somebody had added them to all topics that are not spared.
+    pub added: AtomicU32,
+    /// How large it says that a record may be.
+    pub record_limit: Mutex<Option<RecordLimit>>,
     /// So many reads find nothing although there is something, as if it were still on its way.
     pub late_reads: Arc<AtomicUsize>,
     /// So many appends to topics that are not spared are answered; the others wait.
@@ -62,6 +66,8 @@ impl FaultyLog {
             failing: Mutex::default(),
             uncertain: Mutex::default(),
             apart: AtomicBool::new(false),
+            added: AtomicU32::new(0),
+            record_limit: Mutex::default(),
             late_reads: Arc::default(),
             let_through: watch::Sender::new(usize::MAX),
             spared: Mutex::default(),
@@ -135,7 +141,13 @@ impl Log for FaultyLog {
     }
 
     fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.ask(|log| log.topic(topic))
+        let mut spec = self.ask(|log| log.topic(topic))?;
+        if let Some(spec) = &mut spec
+            && !self.spared.lock().contains(topic.as_str())
+        {
+            spec.partitions += self.added.load(SeqCst);
+        }
+        Ok(spec)
     }
 
     fn is_remote(&self) -> bool {
@@ -144,6 +156,11 @@ impl Log for FaultyLog {
 
     fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
         self.ask(|log| log.ends(topic, partition))
+    }
+
+    fn record_limit(&self, topic: &Name) -> Option<RecordLimit> {
+        let spared = self.spared.lock().contains(topic.as_str());
+        self.record_limit.lock().filter(|_| !spared)
     }
 
     fn append(

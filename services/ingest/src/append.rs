@@ -15,13 +15,13 @@ use futures::{
 };
 use headwater_engine::decode::DecodeError;
 use headwater_log::{
-    Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, partition_for_key,
+    Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, RecordLimit, partition_for_key,
 };
 use headwater_proto::ingest::v1::{
     Accepted, AppendResponse, AppendResult, Rejected, append_result::Outcome,
 };
 use headwater_service::{Node, Shutdown, follow::ControlView};
-use headwater_types::{Clock, EventTime, Name, PartitionId, Remedy, Token};
+use headwater_types::{Clock, EventTime, Name, PartitionId, Remedy, StreamDefinition, Token};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tracing::Instrument as _;
 
@@ -137,12 +137,16 @@ impl Appender {
             return Err(Refusal::TooMany { limit });
         }
         let bytes: usize = events.iter().map(Bytes::len).sum();
-        let (max_event, now_ms) = (self.config.max_event.bytes(), self.clock.now_millis());
+        let now_ms = self.clock.now_millis();
+        let limits = Limits {
+            event: self.config.max_event.bytes(),
+            record: self.log.record_limit(&stream.definition.topic),
+        };
         let checked = if bytes <= CHECK_INLINE_BYTES {
-            check(&stream, &events, bytes, max_event, now_ms)
+            check(&stream, &events, bytes, limits, now_ms)
         } else {
             let stream = stream.clone();
-            tokio::task::spawn_blocking(move || check(&stream, &events, bytes, max_event, now_ms))
+            tokio::task::spawn_blocking(move || check(&stream, &events, bytes, limits, now_ms))
                 .await
                 .map_err(|_| Refusal::Stopping)?
         };
@@ -274,6 +278,8 @@ impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         let retryable = match error.remedy() {
             Remedy::Retry | Remedy::StandDown => true,
+            // Each was within the limit that was known a moment ago: the one that is not is refused alone next time.
+            Remedy::Correct if matches!(error, LogError::RecordTooLarge { .. }) => true,
             Remedy::Correct | Remedy::Repair => false,
         };
         // To send it again may store it twice, and who sends it should know.
@@ -292,14 +298,17 @@ struct Checked {
     bytes: u64,
 }
 
+/// How large an event may be.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Our own setting.
+    event: usize,
+    /// The log's, for what becomes of it with its key.
+    record: Option<RecordLimit>,
+}
+
 /// Checks every event and puts the good ones into batches, one per partition unless they get large.
-fn check(
-    stream: &Stream,
-    events: &[Bytes],
-    bytes: usize,
-    max_event: usize,
-    now_ms: i64,
-) -> Checked {
+fn check(stream: &Stream, events: &[Bytes], bytes: usize, limits: Limits, now_ms: i64) -> Checked {
     let definition = &stream.definition;
     let latest = latest_event_time(now_ms, definition.max_future_micros);
     let mut batches = Batches::new(definition.partitions, bytes);
@@ -307,23 +316,24 @@ fn check(
     let mut results = Vec::with_capacity(events.len());
     let mut good = 0;
     for event in events {
-        let outcome = if event.len() > max_event {
-            Outcome::Rejected(too_large(event.len(), max_event))
+        let outcome = if event.len() > limits.event {
+            Outcome::Rejected(too_large(event.len(), limits.event))
         } else {
             match validator.check(event) {
                 Ok(checked) if checked.event_time > latest => {
                     let column = &definition.columns[definition.event_time].name;
                     Outcome::Rejected(too_far_ahead(column, checked.event_time, now_ms, latest))
                 }
-                Ok(checked) => {
-                    good += event.len() as u64;
-                    Outcome::Accepted(batches.push(
-                        definition.key.is_some(),
-                        now_ms,
-                        checked.key,
-                        event,
-                    ))
-                }
+                Ok(checked) => match over(limits.record, checked.key, event) {
+                    Some((bytes, limit)) => {
+                        Outcome::Rejected(too_large_record(definition, event.len(), bytes, limit))
+                    }
+                    None => {
+                        good += event.len() as u64;
+                        let keyed = definition.key.is_some();
+                        Outcome::Accepted(batches.push(keyed, now_ms, checked.key, event))
+                    }
+                },
                 Err(error) => Outcome::Rejected(wrong(error)),
             }
         };
@@ -342,6 +352,33 @@ fn latest_event_time(timestamp_ms: i64, max_future_micros: i64) -> EventTime {
 fn too_large(len: usize, limit: usize) -> Rejected {
     let limit = headwater_service::config::ByteSize(limit as u64);
     let reason = format!("the event has {len} bytes, over the limit of {limit} (ingest.max-event)");
+    Rejected { field: String::new(), reason, retryable: false }
+}
+
+/// What the event's record counts for, if that is over the log's limit. Found out here, it costs no other event: the
+/// log refuses a batch as a whole.
+fn over(
+    limit: Option<RecordLimit>,
+    key: Option<&[u8]>,
+    event: &[u8],
+) -> Option<(usize, RecordLimit)> {
+    let limit = limit?;
+    let bytes = limit.count(key, event);
+    (bytes > limit.bytes).then_some((bytes, limit))
+}
+
+fn too_large_record(
+    definition: &StreamDefinition,
+    len: usize,
+    bytes: usize,
+    limit: RecordLimit,
+) -> Rejected {
+    let RecordLimit { bytes: limit, set_by, .. } = limit;
+    let reason = format!(
+        "the event has {len} bytes and counts {bytes} with its key, over the limit of {limit} for a record of topic \
+         {} ({set_by})",
+        definition.topic
+    );
     Rejected { field: String::new(), reason, retryable: false }
 }
 

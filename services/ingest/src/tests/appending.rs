@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use headwater_log::RecordLimit;
 use headwater_proto::ingest::v1::AppendRequest;
 use headwater_service::config::ByteSize;
 use headwater_types::{Offset, PartitionId};
@@ -71,6 +72,36 @@ async fn each_bad_event_is_told_its_field_and_costs_no_other() {
     }
     assert_eq!(response.results.first().and_then(accepted).unwrap().1, 0);
     assert_eq!(response.results.last().and_then(accepted).unwrap().1, 1);
+}
+
+#[tokio::test]
+async fn an_event_over_the_logs_own_limit_is_refused_alone_and_the_reason_names_that_limit() {
+    let fixture = Fixture::new().await;
+    let limit =
+        RecordLimit { bytes: 200, overhead: 30, set_by: "kafka.settings.message.max.bytes" };
+    *fixture.log.record_limit.lock() = Some(limit);
+    // Its key counts, too: it has two bytes.
+    let sized = |bytes: usize| {
+        let event = format!("{{\"user_id\":42,\"note\":\"\",\"ts\":{}}}", NOW_MS / 1000);
+        let note = "x".repeat(bytes - event.len());
+        Bytes::from(event.replace("\"\"", &format!("\"{note}\"")))
+    };
+    let (largest, larger) = (sized(168), sized(169));
+    let events = vec![event(42), larger, largest.clone(), event(42)];
+
+    let response = fixture.append(events.clone()).await;
+
+    assert_eq!((response.accepted, response.rejected), (3, 1));
+    let (_, reason, retryable) = rejected(&response.results[1]).unwrap();
+    assert!(!retryable, "{reason}");
+    for part in ["169 bytes", "counts 201", "200 for a record of topic orders", limit.set_by] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    let stored = &fixture.stored()[partition_of(42) as usize];
+    let stored: Vec<_> = stored.iter().map(|(_, _, event)| event.clone()).collect();
+    assert_eq!(stored, [&events[0], &largest, &events[3]].map(|event| event.to_vec()));
+    let offsets = [0, 2, 3].map(|index| accepted(&response.results[index]).unwrap().1);
+    assert_eq!(offsets, [0, 1, 2]);
 }
 
 #[tokio::test]
