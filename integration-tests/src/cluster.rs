@@ -29,9 +29,10 @@ pub struct Cluster {
     settings: Vec<(&'static str, &'static str)>,
 }
 
-/// Crashes are noticed within two seconds rather than ten, and checkpoints come often.
+/// Crashes are noticed within two seconds, a pause in time before that, and checkpoints come often.
 const QUICK: &[(&str, &str)] = &[
     ("HEADWATER_KAFKA__SESSION_TIMEOUT", "2s"),
+    ("HEADWATER_PROCESSOR__SESSION_GUARD", "1s"),
     ("HEADWATER_PROCESSOR__CHECKPOINT_INTERVAL", "1s"),
 ];
 

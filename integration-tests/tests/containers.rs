@@ -142,11 +142,17 @@ async fn a_service_that_refuses_its_settings_is_seen_to_end_with_its_code_and_it
     docker::test(async {
         let broker = shared_broker().await?;
         let data = Volume::create("data").await?;
-        let options = Options::new().data(&data).setting("HEADWATER_SERVER__LISTNE", "1");
-        let service = Service::launch(Kind::Processor, "processor-1", &broker, options).await?;
-        ensure!(service.ended().await? == 2, "{}", service.log().await?);
-        let said = service.log().await?;
-        ensure!(said.contains("HEADWATER_SERVER__LISTNE"), "{said}");
+        // A name that does not exist; and two settings of different sections that do not go together.
+        for (name, value, named) in [
+            ("HEADWATER_SERVER__LISTNE", "1", "HEADWATER_SERVER__LISTNE"),
+            ("HEADWATER_PROCESSOR__SESSION_GUARD", "5s", "processor.session-guard is 5s"),
+        ] {
+            let options = Options::new().data(&data).setting(name, value);
+            let service = Service::launch(Kind::Processor, "processor-1", &broker, options).await?;
+            ensure!(service.ended().await? == 2, "{}", service.log().await?);
+            let said = service.log().await?;
+            ensure!(said.contains(named), "{said}");
+        }
         Ok(())
     })
     .await

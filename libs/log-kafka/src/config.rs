@@ -232,6 +232,17 @@ impl KafkaConfig {
         })
     }
 
+    /// How often a member tells its group that it is there.
+    fn heartbeat(&self) -> Duration {
+        (self.session_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(3))
+    }
+
+    /// How long a process may stand still at any moment before its group may give its partitions to others: the
+    /// last they heard of it may be a heartbeat old.
+    pub fn silence(&self) -> Duration {
+        self.session_timeout.saturating_sub(self.heartbeat())
+    }
+
     /// What every client has.
     pub(crate) fn client(&self, client: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -307,7 +318,7 @@ impl KafkaConfig {
             .set("group.id", group)
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.to_string())
-            .set("heartbeat.interval.ms", (session / 4).clamp(100, 3000).to_string())
+            .set("heartbeat.interval.ms", self.heartbeat().as_millis().to_string())
             // A hand-over takes place inside a poll.
             .set("max.poll.interval.ms", (session.max(120_000)).to_string())
             .set("enable.auto.offset.store", "false");

@@ -1,5 +1,7 @@
 //! What a service is to the process that runs it.
 
+use std::time::Duration;
+
 use axum::Router;
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::service::RoutesBuilder;
@@ -33,6 +35,12 @@ pub trait Service: Sized + Send + Sync + 'static {
 
     /// Whether the settings fit together; an error names the key and the remedy.
     fn check(config: &Self::Config) -> anyhow::Result<()>;
+
+    /// Whether they fit the log's groups, which may give a process's partitions to others once it has stood still
+    /// for so long.
+    fn check_silence(_config: &Self::Config, _silence: Duration) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Starts it. An error of the log among the causes decides whether this is tried again.
     fn start(

@@ -198,7 +198,9 @@ impl<C: Serialize + DeserializeOwned + Default> Settings<C> {
         telemetry.check()?;
         server.check().and_then(|()| checkpoints.check()).map_err(Error::Refused)?;
         kafka.check().map_err(Error::Refused)?;
-        S::check(&own).map_err(|error| Error::Refused(format!("{error:#}")))?;
+        S::check(&own)
+            .and_then(|()| S::check_silence(&own, kafka.silence()))
+            .map_err(|error| Error::Refused(format!("{error:#}")))?;
         Ok(Self { common, own })
     }
 

@@ -45,7 +45,8 @@ pub struct Config {
     pub hand_over_timeout: Duration,
 
     /// A process that stood still for longer asks its groups whether its shards are still its own, before it
-    /// writes anything that others see. Shorter than the session after which the group gives them away.
+    /// writes anything that others see. It must be shorter than `kafka.session-timeout` less a quarter of that, at
+    /// most 3s: so old may be the last that the group has heard when a pause begins.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub session_guard: Duration,
@@ -87,7 +88,7 @@ impl Default for Config {
             report_interval: Duration::from_millis(200),
             sync_interval: Duration::from_secs(60),
             hand_over_timeout: Duration::from_secs(20),
-            session_guard: Duration::from_secs(5),
+            session_guard: Duration::from_secs(4),
             checkpoint_interval: Duration::from_secs(60),
             uploads: const { NonZeroU16::new(4).expect("4 > 0") },
             topic_interval: Duration::from_secs(10),
@@ -123,6 +124,18 @@ impl Config {
         );
         Ok(())
     }
+
+    /// Whether a pause is noticed here before the group, which may hear nothing of a process for so long, has
+    /// given its shards away.
+    pub(crate) fn check_silence(&self, silence: Duration) -> anyhow::Result<()> {
+        ensure!(
+            self.session_guard < silence,
+            "processor.session-guard is {:?}, but a process that stood still for {silence:?} may have lost its shards, \
+             and would write for them: make it shorter, or kafka.session-timeout longer",
+            self.session_guard
+        );
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -140,5 +153,17 @@ mod tests {
         Config::default().check().unwrap();
         let config = Config { write_buffer: ByteSize(5), ..Config::default() };
         assert!(config.check().unwrap_err().to_string().starts_with("processor.write-buffer"));
+    }
+
+    #[test]
+    fn a_guard_that_would_notice_a_pause_too_late_is_refused() {
+        let config = Config { session_guard: Duration::from_secs(3), ..Config::default() };
+        config.check_silence(Duration::from_millis(3001)).unwrap();
+        let error = config.check_silence(Duration::from_secs(3)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("processor.session-guard is 3s")
+                && error.contains("kafka.session-timeout"),
+            "{error}"
+        );
     }
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use headwater_service::{Data, Node, Service};
 use tonic::service::RoutesBuilder;
 
@@ -13,6 +15,10 @@ impl Service for Processor {
 
     fn check(config: &Config) -> anyhow::Result<()> {
         config.check()
+    }
+
+    fn check_silence(config: &Config, silence: Duration) -> anyhow::Result<()> {
+        config.check_silence(silence)
     }
 
     async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
