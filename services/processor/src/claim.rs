@@ -9,7 +9,12 @@
 //! claim      a new epoch: the former owner publishes nothing from here on
 //! opened     a status with the new epoch, with what the former owner was last heard to say
 //! look back  did it say something else before our status came to the topic? then say that instead
+//! catch up   with the control plane: what the former owner said rests on what it had read there
 //! ```
+//!
+//! "Opened" says that it has not looked back yet, and from where that is to be done. So if the new owner ends
+//! between the two, or cannot read the topic for a while, the former owner's word is not forgotten: whoever
+//! claims next looks back from the same place.
 //!
 //! The topic compacts, and so the look back rests on a compaction that leaves alone what was just written. Kafka's
 //! does: it never touches the segment that is written to. A log that compacts at once has one process.
@@ -19,17 +24,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use headwater_control::StatusBoard;
+use headwater_control::{CONTROL_TOPIC, StatusBoard};
 use headwater_log::{FencedWriter, WriterId};
-use headwater_proto::status::v1::ShardStatus;
+use headwater_proto::status::v1::{LookBack, ShardStatus};
 use headwater_state::Identity;
 use headwater_types::{Epoch, Offset, Remedy};
 use prost::Message;
 
 use crate::{lease::Lease, reports::ONLY, trouble::Trouble, worker::Shared};
 
-/// Following the status topic that takes longer is not to be counted on.
-const BOARD_DEADLINE: Duration = Duration::from_secs(10);
+/// Following a topic of the control plane that takes longer is not to be counted on.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 1 << 20;
 const READ_WAIT: Duration = Duration::from_millis(100);
 
@@ -38,41 +43,66 @@ pub(crate) fn writer_id(shard: Identity) -> WriterId {
     WriterId(format!("shards/{}/{}", shard.generation, shard.partition))
 }
 
+/// What a former owner has left that binds the next one.
+pub(crate) struct LastWord<'a> {
+    pub(crate) status: &'a ShardStatus,
+    /// Where it had stopped with an error, which counts as mute from there on; `None` too as long as that may
+    /// not be its last word.
+    pub(crate) stopped_at: Option<Offset>,
+}
+
 /// Claims the shard and says so. `opened` makes the status, from the new epoch and what the former owner
 /// said last. Returns the writer and the status that all agree on.
 pub(crate) fn claim(
     shared: &Shared,
-    lease: &Lease,
-    mut opened: impl FnMut(Epoch, Option<&ShardStatus>) -> Result<ShardStatus, Trouble>,
+    lease: &Arc<Lease>,
+    mut opened: impl FnMut(Epoch, Option<LastWord<'_>>) -> Result<ShardStatus, Trouble>,
 ) -> Result<(Arc<dyn FencedWriter>, ShardStatus), Trouble> {
     let shard = lease.identity();
     lease.confirm()?;
     let writer = shared.log.writer(&writer_id(shard))?;
     let epoch = writer.epoch();
-    let from = shared.log.ends(shared.reports.topic(), ONLY)?.end;
-    let board = board_at(shared, from)?;
-    let mut former = board.get(shard.generation, shard.partition).cloned();
-    superseded(former.as_ref(), epoch)?;
-
-    let mut status = opened(epoch, former.as_ref())?;
-    let mut appended = shared.reports.write(lease, Some(&status), None)?;
-    if let Some(later) = said_between(shared, shard, from, appended.first())? {
-        superseded(Some(&later), epoch)?;
-        let outdated = former.as_ref().is_some_and(|former| former.epoch > later.epoch);
-        let same = former.as_ref().is_some_and(|former| {
-            (&former.muted_for, former.muted_at) == (&later.muted_for, later.muted_at)
-                && former.checkpoints == later.checkpoints
-        });
-        if !outdated && !same {
-            tracing::info!(%shard, epoch = epoch.0, "the former owner spoke until it was claimed");
-            former = Some(later);
-            status = opened(epoch, former.as_ref())?;
-            appended = shared.reports.write(lease, Some(&status), None)?;
+    let end = shared.log.ends(shared.reports.topic(), ONLY)?.end;
+    let board = board_at(shared, end)?;
+    let former = board.get(shard.generation, shard.partition);
+    superseded(former, epoch)?;
+    let part = match former {
+        // It ended before it had looked.
+        Some(ShardStatus { look_back: Some(part), .. }) => *part,
+        Some(status) => {
+            LookBack { from: end.0, epoch: status.epoch, stopped_at: stopped_at(status) }
         }
-    }
-    let board = board_at(shared, appended.end())?;
+        None => LookBack { from: end.0, ..LookBack::default() },
+    };
+
+    let heard = former.map(|status| LastWord { status, stopped_at: None });
+    // Nobody must act upon an error yet, as they do when a shard has stopped.
+    let first =
+        ShardStatus { look_back: Some(part), error: String::new(), ..opened(epoch, heard)? };
+    let appended = shared.reports.write(lease, Some(&first), None)?;
+    let later = said_between(shared, shard, part, appended.first())?;
+    superseded(later.as_ref(), epoch)?;
+    catch_up(shared)?;
+
+    let at = later.as_ref().map_or(part.stopped_at, stopped_at).map(Offset);
+    let last = later.as_ref().or(former).map(|status| LastWord { status, stopped_at: at });
+    let status = ShardStatus { look_back: None, ..opened(epoch, last)? };
+    let bound = |status: &ShardStatus| (status.muted_for.clone(), status.muted_at);
+    let end = if bound(&first) == bound(&status) && first.checkpoints == status.checkpoints {
+        // That it has looked may be said in its own time: who looks again finds the same.
+        shared.reports.send(lease, &status);
+        appended.end()
+    } else {
+        tracing::info!(%shard, epoch = epoch.0, "bound by what the former owner said last");
+        shared.reports.write(lease, Some(&status), None)?.end()
+    };
+    let board = board_at(shared, end)?;
     superseded(board.get(shard.generation, shard.partition), epoch)?;
     Ok((writer, status))
+}
+
+fn stopped_at(status: &ShardStatus) -> Option<u64> {
+    (!status.error.is_empty()).then_some(status.position)
 }
 
 /// [`Remedy::StandDown`] if this was said by somebody who claimed the shard after us.
@@ -91,8 +121,7 @@ pub(crate) fn superseded(said: Option<&ShardStatus>, epoch: Epoch) -> Result<(),
 
 /// The board with all that the topic has before `end`.
 fn board_at(shared: &Shared, end: Offset) -> Result<Arc<StatusBoard>, Trouble> {
-    let board =
-        async { tokio::time::timeout(BOARD_DEADLINE, shared.control.wait_board(end)).await };
+    let board = async { tokio::time::timeout(READ_DEADLINE, shared.control.wait_board(end)).await };
     let late = |_| {
         let reason = format!("{} is not read to {end} in time", shared.reports.topic());
         Trouble { away: true, ..Trouble::new(Remedy::Retry, reason) }
@@ -100,14 +129,27 @@ fn board_at(shared: &Shared, end: Offset) -> Result<Arc<StatusBoard>, Trouble> {
     Ok(shared.runtime.block_on(board).map_err(late)??)
 }
 
-/// What was said last of the shard in this part of the topic.
+/// Reads the control topic to its present end. A swap for which the former owner had stopped to publish would
+/// else look as if it had been cancelled.
+fn catch_up(shared: &Shared) -> Result<(), Trouble> {
+    let state = async { tokio::time::timeout(READ_DEADLINE, shared.control.wait_current()).await };
+    let late = |_| {
+        let reason = format!("{CONTROL_TOPIC} is not read to its end in time");
+        Trouble { away: true, ..Trouble::new(Remedy::Retry, reason) }
+    };
+    shared.runtime.block_on(state).map_err(late)??;
+    Ok(())
+}
+
+/// What was said last of the shard in this part of the topic, by somebody who knew what he said.
 fn said_between(
     shared: &Shared,
     shard: Identity,
-    from: Offset,
+    LookBack { from, mut epoch, .. }: LookBack,
     to: Offset,
 ) -> Result<Option<ShardStatus>, Trouble> {
     let mut said: Option<ShardStatus> = None;
+    let from = Offset(from);
     if from >= to {
         return Ok(said);
     }
@@ -131,7 +173,12 @@ fn said_between(
             }
             // One that cannot be decoded is derived, as all of them, and nobody else reads it either.
             let Some(Ok(status)) = record.value.map(ShardStatus::decode) else { continue };
-            if said.as_ref().is_none_or(|said| said.epoch <= status.epoch) {
+            if status.epoch < epoch {
+                continue;
+            }
+            epoch = status.epoch;
+            // One who had not looked back only repeats.
+            if status.look_back.is_none() {
                 said = Some(status);
             }
         }

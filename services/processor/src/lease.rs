@@ -226,7 +226,7 @@ impl Lease {
         Ok(())
     }
 
-    fn not_ours(&self) -> Trouble {
+    pub(crate) fn not_ours(&self) -> Trouble {
         Trouble::new(Remedy::StandDown, format!("{} is another processor's now", self.identity))
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use headwater_control::{STATUS_TOPIC, status_key};
-use headwater_log::{Appended, BatchBuilder, Log};
+use headwater_log::{Appended, BatchBuilder, BoxFuture, Error, Log};
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::{Node, OnFailure, Shutdown};
 use headwater_state::Identity;
@@ -25,11 +25,16 @@ use crate::{lease::Lease, trouble::Trouble};
 pub(crate) const ONLY: PartitionId = PartitionId(0);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+type Append = BoxFuture<'static, Result<Appended, Error>>;
+
 /// A log that takes longer is away.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Takes statuses of all shards and appends them together. What waits is at most one status per shard:
 /// a newer one takes the place of an older one that the log has not taken yet.
+///
+/// What is said of a shard comes to the topic in the order in which it was said: the last word counts, and the
+/// next owner is bound by it.
 #[derive(Clone)]
 pub(crate) struct Reports {
     log: Arc<dyn Log>,
@@ -37,17 +42,28 @@ pub(crate) struct Reports {
     topic: Name,
     runtime: Handle,
     waiting: Arc<Mutex<Waiting>>,
+    /// Held from the choice of what is appended until the log has been given it.
+    order: Arc<Mutex<()>>,
     more: Arc<Notify>,
     /// The last shard has said its last word.
     closing: Shutdown,
 }
 
-/// By key.
-type Waiting = BTreeMap<String, Entry>;
+#[derive(Default)]
+struct Waiting {
+    /// By key.
+    statuses: Statuses,
+    /// How often a shard's status was written past those that wait, by key.
+    written: BTreeMap<String, u64>,
+}
+
+type Statuses = BTreeMap<String, Entry>;
 
 struct Entry {
     lease: Arc<Lease>,
     status: Vec<u8>,
+    /// Of [`Waiting::written`], when it was said.
+    turn: u64,
 }
 
 impl Reports {
@@ -58,6 +74,7 @@ impl Reports {
             topic: Name::new(STATUS_TOPIC)?,
             runtime: Handle::current(),
             waiting: Arc::default(),
+            order: Arc::default(),
             more: Arc::new(Notify::new()),
             closing: Shutdown::new(),
         };
@@ -75,8 +92,11 @@ impl Reports {
 
     /// Appends the status with others, soon.
     pub(crate) fn send(&self, lease: &Arc<Lease>, status: &ShardStatus) {
-        let entry = Entry { lease: lease.clone(), status: status.encode_to_vec() };
-        self.waiting.lock().insert(key(&lease.identity()), entry);
+        let (key, status) = (key(&lease.identity()), status.encode_to_vec());
+        let mut waiting = self.waiting.lock();
+        let turn = waiting.written.get(&key).copied().unwrap_or_default();
+        waiting.statuses.insert(key, Entry { lease: lease.clone(), status, turn });
+        drop(waiting);
         self.more.notify_one();
     }
 
@@ -95,19 +115,28 @@ impl Reports {
             return Err(Trouble::new(Remedy::Repair, "a batch of one record is empty"));
         };
         lease.check()?;
-        // What waits is older.
-        self.waiting.lock().remove(&key);
         let limit = until.map_or(WRITE_DEADLINE, |until| {
             until.saturating_duration_since(Instant::now()).min(WRITE_DEADLINE)
         });
+        let late = || {
+            let reason = format!("{} takes no records for now", self.topic);
+            Trouble { away: true, ..Trouble::new(Remedy::Retry, reason) }
+        };
+        let begun = Instant::now();
+        let order = self.order.try_lock_for(limit).ok_or_else(late)?;
+        if lease.is_over() {
+            return Err(lease.not_ours());
+        }
+        // What waits is older, and so is what the log was given and does not take.
+        let mut waiting = self.waiting.lock();
+        waiting.statuses.remove(&key);
+        *waiting.written.entry(key).or_default() += 1;
+        drop(waiting);
         let append = self.log.append(&self.topic, ONLY, batch);
-        let appended = self.runtime.block_on(async { tokio::time::timeout(limit, append).await });
-        let appended = appended.map_err(|_| Trouble {
-            remedy: Remedy::Retry,
-            reason: format!("{} takes no records for now", self.topic),
-            away: true,
-        })?;
-        Ok(appended?)
+        drop(order);
+        let left = limit.saturating_sub(begun.elapsed());
+        let appended = self.runtime.block_on(async { tokio::time::timeout(left, append).await });
+        Ok(appended.map_err(|_| late())??)
     }
 
     /// Appends what waits, and nothing after it.
@@ -116,11 +145,31 @@ impl Reports {
     }
 
     /// What came meanwhile is newer.
-    fn put_back(&self, statuses: Waiting) {
+    fn put_back(&self, statuses: Statuses) {
         let mut waiting = self.waiting.lock();
-        for (key, status) in statuses {
-            waiting.entry(key).or_insert(status);
+        for (key, entry) in statuses {
+            if waiting.written.get(&key).copied().unwrap_or_default() == entry.turn {
+                waiting.statuses.entry(key).or_insert(entry);
+            }
         }
+    }
+
+    /// Gives the log what waits, and says what that was and whether something is held back.
+    fn give(&self) -> (Statuses, Option<Append>, bool) {
+        let _order = self.order.lock();
+        let mut statuses = std::mem::take(&mut self.waiting.lock().statuses);
+        statuses.retain(|_, entry| !entry.lease.is_over());
+        // Held back until the group has confirmed that the shard is still ours.
+        let doubtful: Statuses =
+            statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
+        let held = !doubtful.is_empty();
+        self.put_back(doubtful);
+        let mut batch = BatchBuilder::new();
+        for (key, entry) in &statuses {
+            batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&entry.status), &[]);
+        }
+        let append = batch.build().map(|batch| self.log.append(&self.topic, ONLY, batch));
+        (statuses, append, held)
     }
 
     async fn run(&self) -> anyhow::Result<()> {
@@ -133,19 +182,10 @@ impl Reports {
                 () = self.closing.cancelled() => {}
             }
             let closing = self.closing.is_cancelled();
-            let mut statuses = std::mem::take(&mut *self.waiting.lock());
-            statuses.retain(|_, entry| !entry.lease.is_over());
-            // Held back until the group has confirmed that the shard is still ours.
-            let doubtful: Waiting =
-                statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
-            held = !doubtful.is_empty();
-            self.put_back(doubtful);
-            let mut batch = BatchBuilder::new();
-            for (key, entry) in &statuses {
-                batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&entry.status), &[]);
-            }
-            if let Some(batch) = batch.build() {
-                match self.log.append(&self.topic, ONLY, batch).await {
+            let (statuses, append);
+            (statuses, append, held) = self.give();
+            if let Some(append) = append {
+                match append.await {
                     Ok(_) => retry = FIRST_RETRY,
                     Err(error) => {
                         if retry == FIRST_RETRY {
@@ -172,4 +212,47 @@ impl Reports {
 
 fn key(identity: &Identity) -> String {
     status_key(identity.generation, identity.partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use headwater_service::follow::create_topics;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::testing::{P0, TestLog, generation, read_board};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_status_that_the_log_did_not_take_never_comes_after_a_later_one() {
+        let (log, dir) = (TestLog::new(), TempDir::new().unwrap());
+        create_topics(&*log).unwrap();
+        let node = Node::new(log.clone(), dir.path(), "test");
+        let reports = Reports::start(&node).unwrap();
+        let identity = Identity { generation: generation(1), partition: P0 };
+        let lease = Lease::new(identity, Arc::default(), Duration::from_secs(600));
+        let at = |position| ShardStatus {
+            generation: identity.generation.to_string(),
+            position,
+            ..ShardStatus::default()
+        };
+        let last = || read_board(&log.memory).position(identity.generation, P0);
+
+        log.lost.store(1, Ordering::Relaxed);
+        reports.send(&lease, &at(1));
+        while log.lost.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let (own, own_lease, second) = (reports.clone(), lease.clone(), at(2));
+        let write = move || own.write(&own_lease, Some(&second), None).map(drop);
+        tokio::task::spawn_blocking(write).await.unwrap().unwrap();
+        tokio::time::sleep(FIRST_RETRY * 3).await;
+        assert_eq!(last().map(|position| position.0), Some(2));
+
+        reports.send(&lease, &at(3));
+        reports.close();
+        assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+        assert_eq!(last().map(|position| position.0), Some(3));
+    }
 }

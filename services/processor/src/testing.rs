@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use headwater_control::{STATUS_TOPIC, StatusBoard};
+use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC, StatusBoard};
 use headwater_engine::ViewPlan;
 use headwater_log::{
     Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
@@ -90,6 +90,12 @@ pub(crate) struct TestLog {
     pub(crate) remote: AtomicBool,
     /// What somebody else says just before this process next says something of the same shard.
     pub(crate) interjection: Arc<Mutex<Option<ShardStatus>>>,
+    /// The line is cut as soon as that was said.
+    pub(crate) interrupted: AtomicBool,
+    /// The control topic hands out nothing more.
+    pub(crate) deaf: Arc<AtomicBool>,
+    /// So many appends to the status topic are not stored, and that is said after a while.
+    pub(crate) lost: Arc<AtomicU32>,
 }
 
 /// A status, and its offset.
@@ -124,6 +130,9 @@ impl TestLog {
             gap: Mutex::default(),
             remote: AtomicBool::new(false),
             interjection: Arc::default(),
+            interrupted: AtomicBool::new(false),
+            deaf: Arc::default(),
+            lost: Arc::default(),
         })
     }
 
@@ -215,8 +224,12 @@ fn pass(line: &(Mutex<Line>, Condvar)) -> Result<(), Error> {
     }
     match *state {
         Line::Open => Ok(()),
-        Line::Frozen | Line::Cut => Err(Error::Unavailable("the line is cut".into())),
+        Line::Frozen | Line::Cut => Err(is_cut()),
     }
+}
+
+fn is_cut() -> Error {
+    Error::Unavailable("the line is cut".into())
 }
 
 /// What the shards said last: all that is in the status topic at this moment.
@@ -281,6 +294,7 @@ struct TestReader {
     topic: Name,
     partition: PartitionId,
     gap: Option<(u64, u64)>,
+    deaf: Arc<AtomicBool>,
 }
 
 impl Reader for TestReader {
@@ -290,6 +304,10 @@ impl Reader for TestReader {
 
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
         pass(&self.line)?;
+        if self.deaf.load(Ordering::Relaxed) && self.topic.as_str() == CONTROL_TOPIC {
+            std::thread::sleep(wait.min(Duration::from_millis(5)));
+            return Ok(None);
+        }
         if let Some((from, to)) = self.gap
             && (from..to).contains(&self.position().0)
         {
@@ -345,21 +363,40 @@ impl Log for TestLog {
         partition: PartitionId,
         batch: EncodedBatch,
     ) -> BoxFuture<'static, Result<Appended, Error>> {
-        let (line, log, topic) = (self.line.clone(), self.memory.clone(), topic.clone());
-        let interjection = self.interjection.clone();
-        Box::pin(async move {
-            // Not `pass`: a task of the runtime must not stand still.
-            while *line.0.lock() == Line::Frozen {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        let about_shards = topic.as_str() == STATUS_TOPIC;
+        if about_shards && take(&self.lost) {
+            return Box::pin(async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(Error::Uncertain("it was not stored".into()))
+            });
+        }
+        // Held, so that nothing comes to the log any more once the line is cut.
+        let mut line = self.line.0.lock();
+        match *line {
+            Line::Open => {}
+            Line::Cut => return Box::pin(async { Err(is_cut()) }),
+            Line::Frozen => {
+                drop(line);
+                let (line, log, topic) = (self.line.clone(), self.memory.clone(), topic.clone());
+                return Box::pin(async move {
+                    // Not `pass`: a task of the runtime must not stand still.
+                    while *line.0.lock() == Line::Frozen {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    pass(&line)?;
+                    log.append(&topic, partition, batch).await
+                });
             }
-            pass(&line)?;
-            if topic.as_str() == STATUS_TOPIC
-                && let Some(status) = interject(&interjection, &batch)
-            {
-                append_status(&log, &status);
-            }
-            log.append(&topic, partition, batch).await
-        })
+        }
+        let interjected = about_shards.then(|| interject(&self.interjection, &batch)).flatten();
+        if let Some(status) = &interjected {
+            append_status(&self.memory, status);
+        }
+        let append = self.memory.append(topic, partition, batch);
+        if interjected.is_some() && self.interrupted.load(Ordering::Relaxed) {
+            *line = Line::Cut;
+        }
+        append
     }
 
     fn reader(
@@ -382,6 +419,7 @@ impl Log for TestLog {
             topic: topic.clone(),
             partition,
             gap: gap.filter(|_| orders && partition == P0),
+            deaf: self.deaf.clone(),
         }))
     }
 

@@ -1,5 +1,6 @@
 //! The processor as a whole, with the coordinator's decisions made by hand.
 
+mod last_word;
 mod sharing;
 mod trouble;
 mod world;

@@ -6,9 +6,9 @@ use std::{
 };
 
 use headwater_log::Log;
-use headwater_proto::{control::v1::Phase, status::v1::ShardStatus};
+use headwater_proto::status::v1::ShardStatus;
 use headwater_state::Identity;
-use headwater_types::{Epoch, Offset, PartitionId};
+use headwater_types::{Epoch, PartitionId};
 
 use super::world::{Traffic, World, config, expected_letters};
 use crate::{
@@ -57,35 +57,6 @@ async fn an_owner_that_is_fenced_by_mistake_claims_its_shard_again() {
     expected.sort();
     assert_eq!(letters, expected);
     assert!(one.node.health.is_ready() && one.node.tasks.failure().is_none());
-    one.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_former_owner_said_until_it_was_claimed_counts() {
-    let mut world = World::new();
-    world.declare();
-    world.create(1);
-    world.log.orders(0..100);
-    let groups = Groups::new(&["one"]);
-    let one = world.join(&groups, "one", false, config()).await;
-    world.replay(2, 1);
-    world.until("HOLD", |w| w.phase() == Phase::Hold).await;
-    one.log.set(Line::Cut);
-    groups.expel("one", "two");
-    // It has heard of the swap and decided, and says so until the very moment at which it is claimed.
-    world.append(super::swap(1, 1, 2, false));
-    let last = world.status(1).unwrap();
-    let said = ShardStatus { muted_for: "spend-1-s1".into(), muted_at: 77, ..last };
-    let log = world.log.another();
-    *log.interjection.lock() = Some(said);
-    let two = world.join_over(log, &groups, "two", false, config()).await;
-    world.until("the swap", |world| world.phase() == Phase::Retain).await;
-    let fence = world.state.replays().values().next().unwrap().swap_fence.clone().unwrap();
-    assert_eq!(fence[&P0], Offset(77), "{:#?}", world.said(1, P0));
-    let mine: Vec<_> = world.said(1, P0).into_iter().filter(|s| s.1.processor == "two").collect();
-    assert!(mine.iter().any(|s| s.1.muted_for == "spend-1-s1"));
-    assert!(mine.iter().all(|s| s.1.muted_for.is_empty() || s.1.muted_at == 77), "{mine:?}");
-    two.stop().await;
     one.stop().await;
 }
 

@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use headwater_control::ControlState;
+use headwater_control::{ControlState, ShardDuty};
 use headwater_service::Shutdown;
 use headwater_state::Identity;
 use headwater_types::{ENGINE_VERSION, Remedy};
 
 use super::{Worker, muted};
 use crate::{
-    claim::claim,
+    claim::{LastWord, claim},
     restore,
     trouble::Trouble,
     work::{Setup, Work},
@@ -59,10 +59,18 @@ impl Worker {
 
         let (own, lease) = (self.muted.clone(), self.lease.clone());
         let (writer, status) = claim(&shared, &lease, |epoch, former| {
-            if let Some(former) = former {
-                work.inherit(former)?;
+            self.muted = own.clone();
+            if let Some(LastWord { status, stopped_at }) = former {
+                work.inherit(status)?;
+                self.muted = muted(status).or(self.muted.take());
+                // The swap that is under way may rest on it already.
+                if let (Some(at), ShardDuty::Run { muted_for: Some(swap), .. }) =
+                    (stopped_at, self.duty(&shared.control.current()))
+                    && self.muted.as_ref().is_none_or(|(muted, _)| *muted != swap)
+                {
+                    self.muted = Some((swap, at));
+                }
             }
-            self.muted = former.and_then(muted).or(own.clone());
             self.status(&work, Some(epoch), 0.0)
         })?;
         self.epoch = Some(writer.epoch());

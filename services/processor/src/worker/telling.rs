@@ -77,6 +77,7 @@ impl Worker {
             commits: work.commits(),
             epoch: epoch.map_or(0, |epoch| epoch.0),
             directory: self.shared.directory.clone(),
+            look_back: None,
         })
     }
 
@@ -129,7 +130,7 @@ impl Worker {
             self.reported = status;
         } else {
             let (writer, status) = claim(&shared, &self.lease, |epoch, former| {
-                let status = former.cloned().unwrap_or_default();
+                let status = former.map(|former| former.status.clone()).unwrap_or_default();
                 let mut status = self.error_status(status, reason);
                 status.epoch = epoch.0;
                 Ok(status)
