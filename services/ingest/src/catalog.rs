@@ -1,4 +1,8 @@
 //! The streams that events may go to.
+//!
+//! A key's partition follows from the number of partitions that the stream declares, and from nothing else. When
+//! partitions are added to the topic, events go on to the partitions that they always went to, until that is
+//! noticed; then nothing is appended any more. The view's shards stop at that time, too.
 
 use std::{
     collections::HashMap,
@@ -6,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_control::ControlState;
+use headwater_control::{ControlState, StreamEntry};
 use headwater_engine::decode::Validator;
 use headwater_log::{Error as LogError, Log, TopicSpec};
 use headwater_service::{Outage, follow::ControlView};
@@ -27,13 +31,15 @@ pub(crate) struct Stream {
     idle: Mutex<Vec<Validator>>,
     /// Of appends to this stream.
     outage: Mutex<Outage>,
+    /// When somebody began to look at its topic last.
+    looked: Mutex<Instant>,
 }
 
 /// Requests that ask a remote log at a time; each holds a thread while it waits.
 const QUESTIONS: usize = 16;
 
-/// How long a topic that could not be looked at is not looked at again: those who come meanwhile are told
-/// the same, instead of waiting one after the other.
+/// How long a topic that cannot be used, or not be looked at, is not looked at again: those who come meanwhile
+/// are told the same, instead of waiting one after the other.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Stream {
@@ -63,20 +69,59 @@ pub(crate) struct Catalog {
     control: ControlView,
     log: Arc<dyn Log>,
     metrics: IngestMetrics,
-    streams: RwLock<HashMap<Name, Arc<Stream>>>,
-    /// Topics that could not be looked at, when, and why.
-    away: Mutex<HashMap<Name, (Instant, String)>>,
+    /// How often the topic of a stream that is used is looked at.
+    every: Duration,
+    streams: Arc<RwLock<HashMap<Name, Arc<Stream>>>>,
+    /// By topic.
+    unusable: Mutex<HashMap<Name, Unusable>>,
     questions: Semaphore,
 }
 
+/// What became of the last look at a topic.
+struct Unusable {
+    when: Instant,
+    why: Why,
+}
+
+enum Why {
+    /// The log is away, for this reason.
+    Away(String),
+    /// It has so many partitions.
+    Differs(u32),
+}
+
+impl Why {
+    fn of(refusal: &Refusal) -> Option<Self> {
+        if let Refusal::Partitions { found, .. } = refusal {
+            return Some(Self::Differs(*found));
+        }
+        let Refusal::Log(error) = refusal else { return None };
+        (error.remedy() == Remedy::Retry).then(|| Self::Away(away_reason(error)))
+    }
+
+    /// The same for this stream; `None` if it is no reason.
+    fn refusal(&self, definition: &StreamDefinition) -> Option<Refusal> {
+        match self {
+            Self::Away(reason) => Some(Refusal::Log(LogError::Unavailable(reason.clone().into()))),
+            Self::Differs(found) => has(definition, *found).err(),
+        }
+    }
+}
+
 impl Catalog {
-    pub(crate) fn new(control: ControlView, log: Arc<dyn Log>, metrics: IngestMetrics) -> Self {
+    pub(crate) fn new(
+        control: ControlView,
+        log: Arc<dyn Log>,
+        metrics: IngestMetrics,
+        every: Duration,
+    ) -> Self {
         Self {
             control,
             log,
             metrics,
-            streams: RwLock::default(),
-            away: Mutex::default(),
+            every,
+            streams: Arc::default(),
+            unusable: Mutex::default(),
             questions: Semaphore::new(QUESTIONS),
         }
     }
@@ -84,42 +129,85 @@ impl Catalog {
     /// The stream of this name. One that was declared a moment ago is found: before "unknown" is said,
     /// the catalog is read to its present end.
     pub(crate) async fn stream(&self, name: &str) -> Result<Arc<Stream>, Refusal> {
-        if let Some(stream) = self.find(&self.control.current(), name).await? {
-            return Ok(stream);
+        let state = self.control.current();
+        if let Some((name, entry)) = state.streams().get_key_value(name) {
+            return self.find(name, entry).await;
         }
-        let state = {
-            let _turn = self.turn().await?;
-            self.control.wait_current().await?
-        };
-        self.find(&state, name).await?.ok_or_else(|| Refusal::UnknownStream {
-            stream: name.chars().take(200).collect(),
-            known: state.streams().keys().cloned().collect(),
-        })
+        let state = self.current().await?;
+        let (name, entry) = declared(&state, name)?;
+        self.find(name, entry).await
     }
 
-    async fn find(&self, state: &ControlState, name: &str) -> Result<Option<Arc<Stream>>, Refusal> {
-        let Some((name, entry)) = state.streams().get_key_value(name) else { return Ok(None) };
-        if let Some(stream) = self.known(name, &entry.sql) {
-            return Ok(Some(stream));
+    /// The definition alone, of a stream that may not be appended to: its topic is not looked at.
+    pub(crate) async fn definition(&self, name: &str) -> Result<StreamDefinition, Refusal> {
+        let mut state = self.control.current();
+        if !state.streams().contains_key(name) {
+            state = self.current().await?;
         }
-        let definition = headwater_sql::parse_stream(&entry.sql).map_err(|error| {
-            Refusal::Definition { stream: name.clone(), reason: error.to_string() }
-        })?;
+        let (name, entry) = declared(&state, name)?;
+        parse(name, entry)
+    }
+
+    async fn current(&self) -> Result<Arc<ControlState>, Refusal> {
+        let _turn = self.turn().await?;
+        Ok(self.control.wait_current().await?)
+    }
+
+    async fn find(&self, name: &Name, entry: &StreamEntry) -> Result<Arc<Stream>, Refusal> {
+        if let Some(stream) = self.known(name, &entry.sql) {
+            return Ok(stream);
+        }
+        let definition = parse(name, entry)?;
         let _turn = self.turn().await?;
         // Somebody else may have been here while we waited for our turn.
         if let Some(stream) = self.known(name, &entry.sql) {
-            return Ok(Some(stream));
+            return Ok(stream);
         }
+        let looked = Mutex::new(Instant::now());
         self.look_at_topic(&definition).await?;
         let metrics = self.metrics.of(name);
         let outage = Mutex::new(Outage::new(format!("appending to stream {name}")));
-        let stream = Arc::new(Stream { definition, metrics, idle: Mutex::default(), outage });
+        let idle = Mutex::default();
+        let stream = Arc::new(Stream { definition, metrics, idle, outage, looked });
         self.streams.write().insert(name.clone(), stream.clone());
-        Ok(Some(stream))
+        Ok(stream)
     }
 
     fn known(&self, name: &Name, sql: &str) -> Option<Arc<Stream>> {
-        self.streams.read().get(name).filter(|stream| stream.definition.sql == sql).cloned()
+        let streams = self.streams.read();
+        let stream = streams.get(name).filter(|stream| stream.definition.sql == sql)?.clone();
+        drop(streams);
+        self.look_again(&stream);
+        Some(stream)
+    }
+
+    /// Looks at the topic of a stream that is used, if that is due, and forgets the stream if partitions were
+    /// added: the next request finds out, and is told, why it cannot be used. Nobody waits for that.
+    fn look_again(&self, stream: &Arc<Stream>) {
+        // Nobody else can change a topic of a log of our own.
+        if !self.log.is_remote() {
+            return;
+        }
+        {
+            let mut looked = stream.looked.lock();
+            if looked.elapsed() < self.every {
+                return;
+            }
+            *looked = Instant::now();
+        }
+        let (log, streams, stream) = (self.log.clone(), self.streams.clone(), stream.clone());
+        tokio::task::spawn_blocking(move || {
+            let StreamDefinition { name, topic, .. } = &stream.definition;
+            // Appends say it if the log is away, or the topic gone.
+            let Ok(Some(spec)) = log.topic(topic) else { return };
+            if let Err(refusal) = has(&stream.definition, spec.partitions) {
+                tracing::warn!(%refusal, "a stream is not appended to any more");
+                let mut streams = streams.write();
+                if streams.get(name).is_some_and(|present| Arc::ptr_eq(present, &stream)) {
+                    streams.remove(name);
+                }
+            }
+        });
     }
 
     /// The right to ask the log something that may take its time.
@@ -136,24 +224,21 @@ impl Catalog {
         if !self.log.is_remote() {
             return look_at_topic(&*self.log, definition);
         }
-        if let Some((when, reason)) = self.away.lock().get(topic)
+        if let Some(Unusable { when, why }) = self.unusable.lock().get(topic)
             && when.elapsed() < LOOK_AGAIN
+            && let Some(refusal) = why.refusal(definition)
         {
-            return Err(Refusal::Log(LogError::Unavailable(reason.clone().into())));
+            return Err(refusal);
         }
         let (log, asked) = (self.log.clone(), definition.clone());
         let looked = tokio::task::spawn_blocking(move || look_at_topic(&*log, &asked))
             .await
             .map_err(|_| Refusal::Stopping)?;
-        let mut away = self.away.lock();
-        match &looked {
-            Err(Refusal::Log(error)) if error.remedy() == Remedy::Retry => {
-                away.insert(topic.clone(), (Instant::now(), away_reason(error)));
-            }
-            Ok(()) | Err(_) => {
-                away.remove(topic);
-            }
-        }
+        let mut unusable = self.unusable.lock();
+        match looked.as_ref().err().and_then(Why::of) {
+            Some(why) => unusable.insert(topic.clone(), Unusable { when: Instant::now(), why }),
+            None => unusable.remove(topic),
+        };
         looked
     }
 }
@@ -168,24 +253,39 @@ fn away_reason(error: &LogError) -> String {
 /// where a key belongs: with another number than declared, events would be stored where nobody expects them.
 fn look_at_topic(log: &dyn Log, definition: &StreamDefinition) -> Result<(), Refusal> {
     let StreamDefinition { topic, partitions, .. } = definition;
-    let check = |found: TopicSpec| {
-        if found.partitions == *partitions {
-            return Ok(());
-        }
-        let reason = format!(
-            "topic {topic} has {} partitions and the stream was declared with {partitions}; nothing is appended, because a key would go to another partition than before: declare a stream with the topic's number of partitions",
-            found.partitions
-        );
-        Err(Refusal::Definition { stream: definition.name.clone(), reason })
-    };
-    if let Some(found) = log.topic(topic)? {
-        return check(found);
+    if let Some(spec) = log.topic(topic)? {
+        return has(definition, spec.partitions);
     }
     // Whoever declared it may have died before its topic was there.
     match log.create_topic(topic, TopicSpec::keep(*partitions)) {
         Ok(()) => Ok(()),
         // Somebody was faster.
-        Err(LogError::TopicDiffers { existing, .. }) => check(existing),
+        Err(LogError::TopicDiffers { existing, .. }) => has(definition, existing.partitions),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether so many partitions are as many as the stream declares.
+fn has(definition: &StreamDefinition, found: u32) -> Result<(), Refusal> {
+    let StreamDefinition { name, topic, partitions, .. } = definition;
+    if found == *partitions {
+        return Ok(());
+    }
+    let (stream, topic) = (name.clone(), topic.clone());
+    Err(Refusal::Partitions { stream, topic, found, declared: *partitions })
+}
+
+fn declared<'a>(
+    state: &'a ControlState,
+    name: &str,
+) -> Result<(&'a Name, &'a StreamEntry), Refusal> {
+    state.streams().get_key_value(name).ok_or_else(|| Refusal::UnknownStream {
+        stream: name.chars().take(200).collect(),
+        known: state.streams().keys().cloned().collect(),
+    })
+}
+
+fn parse(name: &Name, entry: &StreamEntry) -> Result<StreamDefinition, Refusal> {
+    headwater_sql::parse_stream(&entry.sql)
+        .map_err(|error| Refusal::Definition { stream: name.clone(), reason: error.to_string() })
 }

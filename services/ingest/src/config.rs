@@ -32,6 +32,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
+
+    /// How often a topic that is written to is asked whether it still has the partitions that its stream
+    /// declares. Until that is noticed events go to the partitions that are declared, and afterwards nowhere.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub topic_interval: Duration,
 }
 
 impl Default for Config {
@@ -43,6 +49,7 @@ impl Default for Config {
             in_flight: ByteSize::mib(256),
             stream_window: NonZeroUsize::new(16).expect("16 > 0"),
             retry_after: Duration::from_secs(1),
+            topic_interval: Duration::from_secs(10),
         }
     }
 }

@@ -53,13 +53,12 @@ impl DeadLetters {
 
     /// Reads the selected letters that are there now, on a thread of its own, until the receiver is
     /// dropped.
-    async fn read(
+    fn read(
         &self,
+        topic: Name,
         selection: ListDeadLettersRequest,
-    ) -> Result<(Arc<Stream>, mpsc::Receiver<Result<DeadLetter, Status>>), Status> {
-        let stream = self.appender.catalog().stream(&selection.stream).await?;
+    ) -> Result<mpsc::Receiver<Result<DeadLetter, Status>>, Status> {
         let selection = Selection::try_from(selection)?;
-        let topic = stream.definition.dead_letter_topic();
         let (log, shutdown) = (self.appender.log().clone(), self.shutdown.clone());
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
@@ -82,7 +81,7 @@ impl DeadLetters {
                 Ok(()) => Ok(()),
             };
         });
-        Ok((stream, receiver))
+        Ok(receiver)
     }
 }
 
@@ -94,7 +93,10 @@ impl DeadLetterService for DeadLetters {
         &self,
         request: Request<ListDeadLettersRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let (_, letters) = self.read(request.into_inner()).await?;
+        let selection = request.into_inner();
+        // Letters can be read whatever has become of the stream's own topic.
+        let stream = self.appender.catalog().definition(&selection.stream).await?;
+        let letters = self.read(stream.dead_letter_topic(), selection)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(letters))))
     }
 
@@ -103,7 +105,8 @@ impl DeadLetterService for DeadLetters {
         request: Request<ReplayDeadLettersRequest>,
     ) -> Result<Response<ReplayDeadLettersResponse>, Status> {
         let selection = request.into_inner().selection.unwrap_or_default();
-        let (stream, mut letters) = self.read(selection).await?;
+        let stream = self.appender.catalog().stream(&selection.stream).await?;
+        let mut letters = self.read(stream.definition.dead_letter_topic(), selection)?;
         let mut replay = Replay::new(&self.appender, stream);
         // Several views, and several generations of one, put the same record aside.
         let mut seen = HashSet::new();

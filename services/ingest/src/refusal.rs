@@ -14,6 +14,14 @@ pub(crate) enum Refusal {
     #[error("the definition of stream {stream} cannot be used: {reason}")]
     Definition { stream: Name, reason: String },
 
+    #[error(
+        "the definition of stream {stream} cannot be used: topic {topic} has {found} partitions and the stream was \
+         declared with {declared}; nothing is appended, because a key would go to another partition than before: \
+         declare a stream with the topic's number of partitions; if partitions were added to the topic, copy its \
+         records by their keys to a new one, and declare the stream over that"
+    )]
+    Partitions { stream: Name, topic: Name, found: u32, declared: u32 },
+
     #[error("{what} is over the limit of {limit} (ingest.max-request): send fewer events at once")]
     TooLarge { what: String, limit: ByteSize },
 
@@ -58,7 +66,7 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
             Refusal::UnknownStream { .. } => Code::NotFound,
-            Refusal::Definition { .. } => Code::FailedPrecondition,
+            Refusal::Definition { .. } | Refusal::Partitions { .. } => Code::FailedPrecondition,
             Refusal::TooLarge { .. } | Refusal::TooMany { .. } => Code::OutOfRange,
             Refusal::Busy { .. } => Code::ResourceExhausted,
             Refusal::Malformed(_) | Refusal::Unsupported(_) => Code::InvalidArgument,
@@ -75,7 +83,7 @@ impl Refusal {
     pub(crate) fn http(&self) -> (StatusCode, bool) {
         match self {
             Self::UnknownStream { .. } => (StatusCode::NOT_FOUND, false),
-            Self::Definition { .. } => (StatusCode::CONFLICT, false),
+            Self::Definition { .. } | Self::Partitions { .. } => (StatusCode::CONFLICT, false),
             Self::TooLarge { .. } | Self::TooMany { .. } => (StatusCode::PAYLOAD_TOO_LARGE, false),
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, true),
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, false),

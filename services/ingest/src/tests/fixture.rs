@@ -12,7 +12,7 @@ use headwater_proto::{
         ingest_service_client::IngestServiceClient,
     },
 };
-use headwater_service::Node;
+use headwater_service::{Node, follow::create_topics};
 use headwater_testkit::FaultyLog;
 use headwater_types::{Clock, Name, Offset, PartitionId, Token};
 use http_body_util::BodyExt as _;
@@ -61,6 +61,8 @@ impl Fixture {
 
     pub(super) async fn on(log: Arc<FaultyLog>, config: Config) -> Self {
         log.spared.lock().insert(CONTROL_TOPIC.into());
+        // On a remote log somebody makes them soon, and what is declared comes at once.
+        create_topics(log.memory()).unwrap();
         let mut node = Node::new(log.clone(), "unused", "test");
         node.clock = Arc::new(FixedClock);
         let ingest = Ingest::start(config, &node).await.unwrap();

@@ -161,6 +161,61 @@ async fn a_topic_that_others_made_is_used_if_it_has_the_declared_partitions() {
 }
 
 #[tokio::test]
+async fn partitions_that_are_added_to_a_topic_get_no_event_and_end_the_appends() {
+    let config = Config { topic_interval: Duration::from_millis(100), ..Config::default() };
+    let fixture = Fixture::on(FaultyLog::remote(), config).await;
+    let users = || (0..40).map(event).collect();
+    assert_eq!(fixture.append(users()).await.accepted, 40);
+    dead_letters::put_two(&fixture).await;
+    fixture.log.spared.lock().insert("orders.dead-letters".into());
+    // An `AppendStream` that is open meanwhile finds out, too.
+    let (requests, open) = tokio::sync::mpsc::channel(1);
+    let open = tokio_stream::wrappers::ReceiverStream::new(open);
+    let mut answers = fixture.client().append_stream(open).await.unwrap().into_inner();
+
+    fixture.log.added.store(2, SeqCst);
+    let refused = soon(async {
+        loop {
+            match fixture.client().append(request(users())).await {
+                Ok(response) => assert_eq!(response.into_inner().accepted, 40),
+                Err(refused) => break refused,
+            }
+        }
+    })
+    .await;
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    for part in ["topic orders has 6 partitions", "declared with 4", "copy its records"] {
+        assert!(refused.message().contains(part), "{refused}");
+    }
+    assert_eq!(fixture.post(&[], event(1)).await.status, 409);
+    requests.send(request(users())).await.unwrap();
+    let refused = answers.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let letters = ListDeadLettersRequest { stream: "orders".into(), ..Default::default() };
+    let mut letters = fixture.dead_letters().list(letters).await.unwrap().into_inner();
+    assert!(letters.message().await.unwrap().is_some(), "they can be read nevertheless");
+
+    // However many ask, the log is not.
+    let asked = fixture.log.questions();
+    for _ in 0..200 {
+        fixture.client().append(to("orders")).await.unwrap_err();
+    }
+    let asked = fixture.log.questions() - asked;
+    assert!(asked < 60, "{asked} questions for 200 requests");
+
+    fixture.log.added.store(0, SeqCst);
+    let stored = fixture.stored();
+    assert!(stored.iter().map(Vec::len).sum::<usize>() >= 40);
+    for (partition, records) in (0..).zip(stored) {
+        for (_, key, _) in records {
+            let user = String::from_utf8(key.unwrap()).unwrap().parse().unwrap();
+            assert_eq!(partition_of(user), partition, "by the declared number, as ever");
+        }
+    }
+    soon(async { while fixture.client().append(to("orders")).await.is_err() {} }).await;
+}
+
+#[tokio::test]
 async fn a_process_that_ends_answers_for_what_the_log_does_not_answer() {
     let fixture = remote().await;
     fixture.log.let_through.send_replace(1);
