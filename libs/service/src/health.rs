@@ -7,7 +7,7 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use crate::{OnFailure, Tasks};
+use crate::{OnFailure, Tasks, process::LOG};
 
 /// Whether the process can serve: ready when every named [`Condition`] holds.
 ///
@@ -96,6 +96,12 @@ impl Health {
     /// The conditions in the order of their names, with the reason of each that does not hold.
     pub fn conditions(&self) -> Vec<(String, Option<String>)> {
         self.unmet.borrow().iter().map(|(name, reason)| (name.clone(), reason.clone())).collect()
+    }
+
+    /// Whether the log as a whole cannot be reached. Then that was said, once for the process, and whoever
+    /// waits for the log has nothing to add.
+    pub fn log_is_away(&self) -> bool {
+        self.unmet.borrow().get(LOG).is_some_and(Option::is_some)
     }
 
     /// Resolves once every condition holds.

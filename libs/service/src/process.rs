@@ -177,7 +177,7 @@ pub(crate) async fn run<S: Service>(
 
 /// Conditions of the process itself, beside those of the service.
 const PROCESS: &str = "process";
-const LOG: &str = "log";
+pub(crate) const LOG: &str = "log";
 
 /// Waits for the end, and says when everything is ready.
 async fn serve<S: Service>(health: &Health, [stop, work, servers]: [&Shutdown; 3]) {

@@ -72,7 +72,7 @@ impl Appender {
         let metrics = IngestMetrics::new(&node.metrics);
         let budget =
             Budget::new(config.in_flight, metrics.in_flight_bytes.clone(), metrics.refused.clone());
-        let catalog = Catalog::new(control, node.log.clone(), metrics, config.topic_interval);
+        let catalog = Catalog::new(control, node, metrics, config.topic_interval);
         Self {
             config,
             log: node.log.clone(),

@@ -13,7 +13,7 @@ use std::{
 use headwater_control::{ControlState, StreamEntry};
 use headwater_engine::decode::Validator;
 use headwater_log::{Error as LogError, Log, TopicSpec};
-use headwater_service::{Outage, follow::ControlView};
+use headwater_service::{Health, Node, Outage, follow::ControlView};
 use headwater_types::{Name, Remedy, StreamDefinition};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
@@ -31,6 +31,7 @@ pub(crate) struct Stream {
     idle: Mutex<Vec<Validator>>,
     /// Of appends to this stream.
     outage: Mutex<Outage>,
+    health: Health,
     /// When somebody began to look at its topic last.
     looked: Mutex<Instant>,
 }
@@ -52,15 +53,18 @@ impl Stream {
         self.idle.lock().push(validator);
     }
 
-    /// An append succeeded, or failed for this reason: each outage is said once.
+    /// An append succeeded, or failed for this reason: each outage is said once, and one of the log as a whole
+    /// was said already.
     pub(crate) fn note(&self, failure: Option<&str>) {
         let mut outage = self.outage.lock();
         match failure {
-            Some(reason) => {
-                outage.failed(reason);
+            Some(reason) if self.health.log_is_away() => outage.note(reason),
+            Some(reason) => outage.failed(reason),
+            None => {
+                outage.over();
+                false
             }
-            None => outage.over(),
-        }
+        };
     }
 }
 
@@ -68,6 +72,7 @@ impl Stream {
 pub(crate) struct Catalog {
     control: ControlView,
     log: Arc<dyn Log>,
+    health: Health,
     metrics: IngestMetrics,
     /// How often the topic of a stream that is used is looked at.
     every: Duration,
@@ -111,13 +116,14 @@ impl Why {
 impl Catalog {
     pub(crate) fn new(
         control: ControlView,
-        log: Arc<dyn Log>,
+        node: &Node,
         metrics: IngestMetrics,
         every: Duration,
     ) -> Self {
         Self {
             control,
-            log,
+            log: node.log.clone(),
+            health: node.health.clone(),
             metrics,
             every,
             streams: Arc::default(),
@@ -168,7 +174,8 @@ impl Catalog {
         let metrics = self.metrics.of(name);
         let outage = Mutex::new(Outage::new(format!("appending to stream {name}")));
         let idle = Mutex::default();
-        let stream = Arc::new(Stream { definition, metrics, idle, outage, looked });
+        let health = self.health.clone();
+        let stream = Arc::new(Stream { definition, metrics, idle, outage, health, looked });
         self.streams.write().insert(name.clone(), stream.clone());
         Ok(stream)
     }

@@ -5,7 +5,7 @@ use headwater_state::Identity;
 use parking_lot::Mutex;
 
 /// The log's absence, as all shards of the process find it: told once, however many they are and however
-/// often they try.
+/// often they try, and not at all if the process as a whole has told it.
 pub(crate) struct Outage {
     health: Health,
     state: Mutex<State>,
@@ -25,20 +25,22 @@ impl Outage {
         Self { health, state: Mutex::default() }
     }
 
-    /// The shard waits for the log.
-    pub(crate) fn met(&self, shard: Identity, reason: &str) {
+    /// The shard waits for the log. Returns whether that is news, and then has said it.
+    pub(crate) fn met(&self, shard: Identity, reason: &str) -> bool {
         let mut state = self.state.lock();
         let first = state.waiting.is_empty();
-        if !state.waiting.insert(shard) {
-            return;
+        if !state.waiting.insert(shard) || !first {
+            return false;
         }
-        if first {
+        let news = !self.health.log_is_away();
+        if news {
             tracing::warn!(reason, "the log is away, shards wait for it");
-            state.since = Some(Instant::now());
-            let condition = self.health.condition("shards");
-            condition.not_ready(format!("shards wait for the log: {reason}"));
-            state.condition = Some(condition);
         }
+        state.since = Some(Instant::now());
+        let condition = self.health.condition("shards");
+        condition.not_ready(format!("shards wait for the log: {reason}"));
+        state.condition = Some(condition);
+        news
     }
 
     /// The shard has reached the log, or waits for it no longer.
@@ -66,14 +68,27 @@ mod tests {
         let outage = Outage::new(health.clone());
         let [one, two] =
             [1, 2].map(|number| Identity { generation: generation(number), partition: P0 });
-        outage.met(one, "gone");
-        outage.met(one, "gone");
-        outage.met(two, "gone");
+        assert!(outage.met(one, "gone"));
+        assert!(!outage.met(one, "gone") && !outage.met(two, "gone"), "told once");
         outage.over(one);
         assert!(!health.is_ready());
         outage.over(one);
         assert!(!health.is_ready());
         outage.over(two);
         assert!(health.is_ready());
+        assert!(outage.met(one, "gone"), "another one is told again");
+    }
+
+    #[test]
+    fn shards_do_not_tell_what_the_process_has_told() {
+        let health = Health::new();
+        let log = health.condition("log");
+        log.not_ready("no broker");
+        let outage = Outage::new(health.clone());
+        let shard = Identity { generation: generation(1), partition: P0 };
+        assert!(!outage.met(shard, "gone"));
+        outage.over(shard);
+        log.ready();
+        assert!(outage.met(shard, "gone"), "brokers are there, and the partition is not");
     }
 }

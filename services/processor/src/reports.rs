@@ -13,7 +13,7 @@ use std::{
 use headwater_control::{STATUS_TOPIC, status_key};
 use headwater_log::{Appended, BatchBuilder, BoxFuture, Error, Log};
 use headwater_proto::status::v1::ShardStatus;
-use headwater_service::{Node, OnFailure, Shutdown};
+use headwater_service::{Health, Node, OnFailure, Shutdown};
 use headwater_state::Identity;
 use headwater_types::{Clock, Name, PartitionId, Remedy};
 use parking_lot::Mutex;
@@ -39,6 +39,7 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Reports {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
+    health: Health,
     topic: Name,
     runtime: Handle,
     waiting: Arc<Mutex<Waiting>>,
@@ -71,6 +72,7 @@ impl Reports {
         let reports = Self {
             log: node.log.clone(),
             clock: node.clock.clone(),
+            health: node.health.clone(),
             topic: Name::new(STATUS_TOPIC)?,
             runtime: Handle::current(),
             waiting: Arc::default(),
@@ -188,7 +190,7 @@ impl Reports {
                 match append.await {
                     Ok(_) => retry = FIRST_RETRY,
                     Err(error) => {
-                        if retry == FIRST_RETRY {
+                        if retry == FIRST_RETRY && !self.health.log_is_away() {
                             tracing::warn!(%error, "shard statuses cannot be written, trying again");
                         }
                         self.put_back(statuses);
