@@ -9,6 +9,8 @@ use headwater_log_kafka::{KafkaConfig, KafkaLog};
 use headwater_types::{Name, Offset, PartitionId};
 
 const PART: PartitionId = PartitionId(0);
+/// The records are from 1970.
+const KEEP: &[(&str, &str)] = &[("retention.ms", "-1")];
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A log that may hold little ahead of its readers.
@@ -37,7 +39,9 @@ async fn append(log: &KafkaLog, topic: &Name, records: usize, value: &[u8]) -> R
 /// The first offset that the reader gives.
 fn first(reader: &mut dyn Reader) -> Result<Offset> {
     let from = reader.position();
-    let chunk = reader.read(1 << 20, PATIENCE)?.context("there are records")?;
+    let chunk = reader
+        .read(1 << 20, PATIENCE)?
+        .with_context(|| format!("nothing comes from {from} on within {PATIENCE:?}"))?;
     let record = chunk.records(from).next().context("a chunk has records")??;
     Ok(record.offset)
 }
@@ -48,7 +52,7 @@ async fn a_reader_at_its_end_hears_of_news_while_another_leaves_lying_what_it_ha
         let broker = shared_broker().await?;
         let (left_lying, quiet) = (Name::new("left-lying")?, Name::new("quiet")?);
         for topic in [&left_lying, &quiet] {
-            broker.create_topic(topic.as_str(), 1, &[]).await?;
+            broker.create_topic(topic.as_str(), 1, KEEP).await?;
         }
         let log = log(broker.bootstrap_host())?;
         append(&log, &left_lying, 8_000, &[b'x'; 1_000]).await?;
@@ -77,7 +81,7 @@ async fn a_reader_gets_nothing_that_was_fetched_for_the_one_before_it() -> Resul
     docker::test(async {
         let broker = shared_broker().await?;
         let topic = Name::new("one-after-the-other")?;
-        broker.create_topic(topic.as_str(), 1, &[]).await?;
+        broker.create_topic(topic.as_str(), 1, KEEP).await?;
         let log = log(broker.bootstrap_host())?;
         append(&log, &topic, 60_000, b"a record").await?;
         tokio::task::spawn_blocking(move || -> Result<()> {

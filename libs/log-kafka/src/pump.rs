@@ -315,7 +315,8 @@ impl<'a> Reading<'a> {
                 }
             }
             let active = || self.lanes.iter().filter(|lane| !lane.paused.load(Ordering::Relaxed));
-            if active().map(|lane| lane.bytes()).sum::<usize>() < share * self.lanes.len() {
+            let held = active().map(|lane| lane.bytes()).sum::<usize>();
+            if self.lanes.is_empty() || held < share * self.lanes.len() {
                 return true;
             }
             let lacks =
