@@ -2,19 +2,26 @@
 //! words, and nothing lost.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
     dev::{self, PATIENCE},
     docker::{self, Broker, Kind, Options, Service},
     flights,
     platform::Platform,
+    topics,
 };
 use headwater_proto::ingest::v1::{AppendRequest, append_result::Outcome};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,37 +139,157 @@ impl Platform for OnlyCoordinator<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+const NOTES: &str = "CREATE STREAM notes (id VARCHAR, text VARCHAR, ts TIMESTAMP, \
+     WATERMARK FOR ts AS ts - INTERVAL '5 seconds') \
+     WITH (topic = 'notes', format = 'json', key = 'id', partitions = 2);";
+
+/// A note with a text of this length that no compression makes much shorter.
+fn note(id: &str, length: usize) -> Vec<u8> {
+    let mut state = length as u64 + 1;
+    let text: String = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b'0' + (state >> 58) as u8)
+    })
+    .map(|letter| if letter == '\\' { '~' } else { letter })
+    .take(length)
+    .collect();
+    format!("{{\"id\":\"{id}\",\"text\":\"{text}\",\"ts\":\"2024-01-01T00:00:00Z\"}}").into_bytes()
+}
+
 async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
     docker::test(async {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 0, 0).await?;
-        let stream = "CREATE STREAM notes (id VARCHAR, text VARCHAR, ts TIMESTAMP, \
-             WATERMARK FOR ts AS ts - INTERVAL '5 seconds') \
-             WITH (topic = 'notes', format = 'json', key = 'id', partitions = 2);";
-        cluster.apply("notes", &[stream]).await?;
-        let event = |length: usize| {
-            format!(
-                "{{\"id\":\"a\",\"text\":\"{}\",\"ts\":\"2024-01-01T00:00:00Z\"}}",
-                "x".repeat(length)
-            )
-        };
-        for (length, stored) in [(900_000, true), (1_020_000, false), (10, true)] {
+        // Its owner lets it take less than brokers usually do.
+        broker.create_topic("narrow", 2, &[("max.message.bytes", "100000")]).await?;
+        let narrow = NOTES.replace("notes", "narrow");
+        cluster.apply("both", &[NOTES, &narrow]).await?;
+        for (stream, [good, bad, small], limit) in [
+            ("notes", [900_000, 1_020_000, 10], "limit of 1000000"),
+            ("narrow", [99_000, 101_000, 10], "limit of 100000"),
+        ] {
+            let mut events = vec![note("a", good), note("a", bad), note("a", small)];
+            // Together far more than one batch may have.
+            events.extend((0..2000).map(|n| note("a", 200 + n)));
             let request = AppendRequest {
-                stream: "notes".into(),
-                events: vec![event(length).into_bytes().into()],
+                stream: stream.into(),
+                events: events.iter().map(|event| event.clone().into()).collect(),
             };
             let answer = cluster.ingest().append(request).await?.into_inner();
-            match answer.results[0].outcome.clone() {
-                Some(Outcome::Accepted(_)) => ensure!(stored, "{length} bytes were stored"),
-                Some(Outcome::Rejected(rejected)) => {
-                    ensure!(!stored, "{length} bytes: {}", rejected.reason);
-                    ensure!(rejected.reason.contains("limit"), "{}", rejected.reason);
-                    ensure!(!rejected.retryable, "it would be refused again");
+            let mut accepted = Vec::new();
+            for (index, result) in answer.results.into_iter().enumerate() {
+                match result.outcome {
+                    Some(Outcome::Accepted(place)) => {
+                        accepted.push((place.partition, place.offset))
+                    }
+                    Some(Outcome::Rejected(rejected)) => {
+                        ensure!(index == 1, "event {index} of {stream}: {}", rejected.reason);
+                        ensure!(rejected.reason.contains(limit), "{}", rejected.reason);
+                        ensure!(!rejected.retryable, "it would be refused again");
+                    }
+                    None => anyhow::bail!("no outcome"),
                 }
-                None => anyhow::bail!("no outcome"),
+            }
+            events.remove(1);
+            let stored = topics::read(&broker, stream).await?;
+            let places: Vec<_> = stored.iter().map(|it| (it.partition, it.offset)).collect();
+            ensure!(
+                places == accepted,
+                "{stream} is not stored once and in order, where it was said"
+            );
+            let stored: Vec<_> = stored.into_iter().filter_map(|record| record.value).collect();
+            ensure!(stored == events, "{stream} has other events than were accepted");
+        }
+        cluster.terminate().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_acknowledged()
+-> Result<()> {
+    const CLIENTS: usize = 64;
+    const OUTAGE: Duration = Duration::from_secs(40);
+    docker::test(async {
+        let broker = Broker::start().await?;
+        let cluster = Cluster::start(&broker, 0, 0).await?;
+        cluster.apply("notes", &[NOTES]).await?;
+        let over = Arc::new(AtomicBool::new(false));
+        let mut clients = JoinSet::new();
+        for client in 0..CLIENTS {
+            let (mut ingest, over) = (cluster.ingest(), over.clone());
+            clients.spawn(async move {
+                let mut told = Vec::new();
+                for request in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let event = |n| note(&format!("{client}/{request}/{n}"), 100);
+                    let events: Vec<_> = (0..20).map(event).collect();
+                    let asked = AppendRequest {
+                        stream: "notes".into(),
+                        events: events.iter().map(|event| event.clone().into()).collect(),
+                    };
+                    let answer = ingest.append(asked).await?.into_inner();
+                    told.extend(events.into_iter().zip(answer.results));
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                anyhow::Ok(told)
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        broker.freeze().await?;
+        let (frozen, mut waits) = (Instant::now(), false);
+        while frozen.elapsed() < OUTAGE {
+            let second = Duration::from_secs(1);
+            let at = frozen.elapsed();
+            let alive = tokio::time::timeout(second, cluster.ingest.get("/healthz")).await;
+            let alive =
+                alive.with_context(|| format!("no answer after {at:?} without a broker"))?;
+            ensure!(alive?.0 == 200);
+            let ready = tokio::time::timeout(second, cluster.ingest.get("/readyz")).await;
+            let ready =
+                ready.with_context(|| format!("no answer after {at:?} without a broker"))?;
+            waits |= ready?.0 == 503;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ensure!(waits, "it was ready all the time");
+        broker.thaw().await?;
+        cluster.ingest.wait_ready().await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        over.store(true, Ordering::Relaxed);
+        let mut stored = BTreeMap::new();
+        let mut times = HashMap::new();
+        for record in topics::read(&broker, "notes").await? {
+            let value = record.value.context("a note")?;
+            *times.entry(value.clone()).or_insert(0) += 1;
+            stored.insert((record.partition, record.offset), value);
+        }
+        let (mut accepted, mut rejected) = (0, 0);
+        while let Some(told) = clients.join_next().await {
+            for (event, result) in told?? {
+                let here = times.get(&event).copied().unwrap_or(0);
+                ensure!(here <= 1, "an event was stored {here} times");
+                match result.outcome.context("an outcome")? {
+                    Outcome::Accepted(place) => {
+                        let found = stored.get(&(place.partition, place.offset));
+                        ensure!(
+                            found == Some(&event),
+                            "an event that was acknowledged is not there"
+                        );
+                        accepted += 1;
+                    }
+                    Outcome::Rejected(why) => {
+                        ensure!(why.retryable, "{}", why.reason);
+                        let not_stored = why.reason.starts_with("not stored");
+                        ensure!(!not_stored || here == 0, "stored nevertheless: {}", why.reason);
+                        rejected += 1;
+                    }
+                }
             }
         }
         cluster.terminate().await
+        ensure!(accepted > 0 && rejected > 0, "{accepted} accepted, {rejected} rejected");
     })
     .await
 }

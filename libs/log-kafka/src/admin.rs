@@ -1,14 +1,13 @@
 //! Topics and groups: what they are like, and how they come and go.
 
 use std::{
-    collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::executor::block_on;
 use headwater_log::{Cleanup, Ends, Error, GroupId, TopicSpec};
 use headwater_types::{Name, Offset, PartitionId};
-use parking_lot::Mutex;
 use rdkafka::{
     TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
@@ -20,12 +19,17 @@ use crate::{
     KafkaConfig,
     context::Context,
     error::{About, differs, translate, unavailable},
+    known::{Doubtful, Known, Usable},
 };
 
-/// A topic's number of partitions is looked up again after this time: it may grow.
-const PARTITIONS_AGE: Duration = Duration::from_secs(30);
 /// How long to wait for what was created to be known to all brokers.
 const CREATED_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a topic that one broker knows may be unheard of to another.
+const UNHEARD_OF: Duration = Duration::from_secs(1);
+
+/// How long librdkafka is listened to each time.
+const SERVING: Duration = Duration::from_millis(20);
 
 /// How long to wait for what passes by itself.
 const PASSING: Duration = Duration::from_millis(30);
@@ -35,10 +39,33 @@ fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         LeaderNotAvailable, NotLeaderForPartition, OffsetNotAvailable, UnknownLeaderEpoch,
     };
+    is_unknown(error)
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                LeaderNotAvailable
+                    | NotLeaderForPartition
+                    | OffsetNotAvailable
+                    | UnknownLeaderEpoch
+            )
+        )
+}
+
+/// Whether a broker does not know the topic or the partition. It may be the only one.
+pub(crate) fn is_unknown(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
     matches!(
         error.rdkafka_error_code(),
-        Some(LeaderNotAvailable | NotLeaderForPartition | OffsetNotAvailable | UnknownLeaderEpoch)
+        Some(UnknownTopicOrPartition | UnknownTopic | UnknownPartition)
     )
+}
+
+/// It was there a moment ago.
+pub(crate) fn not_caught_up(topic: &Name) -> Error {
+    let reason = format!(
+        "a broker does not know topic {topic} or all of it, which was there before: asking again"
+    );
+    Error::Unavailable(reason.into())
 }
 
 /// Asks the brokers, and has them create and delete. Every call blocks for up to the request timeout.
@@ -49,7 +76,7 @@ pub(crate) struct Admin {
     timeout: Duration,
     /// -1: the brokers' default.
     replication: i32,
-    partitions: Mutex<HashMap<Name, (u32, Instant)>>,
+    known: Arc<Known>,
 }
 
 /// Has no callbacks of its own but those of every client.
@@ -72,6 +99,7 @@ impl Admin {
         config: &KafkaConfig,
         client: &str,
         context: Context,
+        known: Arc<Known>,
     ) -> Result<Self, KafkaError> {
         Ok(Self {
             admin: config
@@ -87,7 +115,7 @@ impl Admin {
                 0 => -1,
                 copies => i32::from(copies),
             },
-            partitions: Mutex::default(),
+            known,
         })
     }
 
@@ -97,53 +125,65 @@ impl Admin {
             .operation_timeout(Some(self.timeout))
     }
 
-    /// Whether any broker answers.
+    /// Whether any broker answers; then topics that are appended to are looked at again if that is due, so that
+    /// no append has to wait for it.
     pub(crate) fn ping(&self) -> Result<(), Error> {
-        // Callbacks of this client are served by polling it.
-        let _ = self.asker.poll(Duration::ZERO);
-        match self.asker.client().fetch_metadata(Some("headwater.control"), self.timeout) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let _ = self.asker.poll(Duration::ZERO);
-                Err(unavailable(error, &self.context.trouble))
+        let asked = self.asker.client().fetch_metadata(Some("headwater.control"), self.timeout);
+        self.serve_callbacks();
+        match asked {
+            Ok(_) => {
+                for topic in self.known.due(Instant::now()) {
+                    if let Err(error) = self.count_partitions(&topic) {
+                        tracing::debug!(%topic, %error, "topic not looked at");
+                    }
+                }
+                Ok(())
             }
+            Err(error) => Err(unavailable(error, &self.context.trouble)),
+        }
+    }
+
+    /// What librdkafka has to say of the client that asks waits in a queue, and only polling empties it. One poll
+    /// that does not wait takes one thing.
+    fn serve_callbacks(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < SERVING {
+            let _ = self.asker.poll(Duration::from_millis(5));
         }
     }
 
     /// How many partitions the topic has now; `None` if it does not exist.
     pub(crate) fn count_partitions(&self, topic: &Name) -> Result<Option<u32>, Error> {
-        let failed = |error| translate(error, &About::topic(topic), &self.context.trouble);
+        let failed =
+            |error| translate(error, &About::topic(topic, "Describe"), &self.context.trouble);
         let metadata = self
             .asker
             .client()
             .fetch_metadata(Some(topic.as_str()), self.timeout)
             .map_err(failed)?;
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic.as_str())
-        else {
-            return Ok(None);
-        };
-        match found.error().map(RDKafkaErrorCode::from) {
-            None => {}
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                return Ok(None);
-            }
+        let found = metadata.topics().iter().find(|found| found.name() == topic.as_str());
+        let count = match found.map(|found| (found, found.error().map(RDKafkaErrorCode::from))) {
+            None => None,
+            Some((found, None)) => u32::try_from(found.partitions().len()).ok(),
+            Some((
+                _,
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic),
+            )) => None,
             // Being created, or without a leader for a moment.
-            Some(code) => return Err(failed(KafkaError::MetadataFetch(code))),
+            Some((_, Some(code))) => return Err(failed(KafkaError::MetadataFetch(code))),
+        };
+        let count = count.filter(|count| *count > 0);
+        match self.known.said(topic, count, Instant::now()) {
+            Ok(()) => Ok(count),
+            Err(Doubtful) => Err(not_caught_up(topic)),
         }
-        let count = u32::try_from(found.partitions().len()).unwrap_or(u32::MAX);
-        if count == 0 {
-            return Ok(None);
-        }
-        self.partitions.lock().insert(topic.clone(), (count, Instant::now()));
-        Ok(Some(count))
     }
 
     /// Sees to it that the partition exists, and returns how many there are. Mostly answered from memory.
     pub(crate) fn check(&self, topic: &Name, partition: PartitionId) -> Result<u32, Error> {
-        let known = self.partitions.lock().get(topic).copied();
-        let count = match known {
-            Some((count, at)) if partition.0 < count && at.elapsed() < PARTITIONS_AGE => count,
-            _ => self
+        let count = match self.known.fresh(topic, partition, Instant::now()) {
+            Some(count) => count,
+            None => self
                 .count_partitions(topic)?
                 .ok_or_else(|| Error::UnknownTopic { topic: topic.clone() })?,
         };
@@ -154,21 +194,50 @@ impl Admin {
         }
     }
 
+    /// Learns what an append has to know.
+    pub(crate) fn learn(&self, topic: &Name, partition: PartitionId) -> Result<Usable, Error> {
+        if self.known.is_outdated(topic) {
+            self.spec(topic)?;
+        }
+        self.check(topic, partition)?;
+        self.known.usable(topic, partition, Instant::now()).ok_or_else(|| not_caught_up(topic))
+    }
+
     pub(crate) fn spec(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
         let Some(partitions) = self.count_partitions(topic)? else { return Ok(None) };
-        let failed = |error| translate(error, &About::topic(topic), &self.context.trouble);
+        let failed = |error| {
+            translate(error, &About::topic(topic, "DescribeConfigs"), &self.context.trouble)
+        };
         let asked = [ResourceSpecifier::Topic(topic.as_str())];
-        let answers =
-            block_on(self.admin.describe_configs(&asked, &self.options())).map_err(failed)?;
-        let Some(answer) = answers.into_iter().next() else { return Ok(None) };
-        let config = match answer {
-            Ok(config) => config,
-            Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
-            Err(code) => return Err(failed(KafkaError::AdminOp(code))),
+        let begun = Instant::now();
+        let config = loop {
+            let answers =
+                block_on(self.admin.describe_configs(&asked, &self.options())).map_err(failed)?;
+            let Some(answer) = answers.into_iter().next() else { return Ok(None) };
+            let config = match answer {
+                Ok(config) => config,
+                Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+                Err(code) => return Err(failed(KafkaError::AdminOp(code))),
+            };
+            // rdkafka keeps to itself why there is nothing: the broker that was asked may not have heard of the
+            // topic yet, which passes, or we may not know.
+            if !config.entries.is_empty() {
+                break config;
+            }
+            if begun.elapsed() >= UNHEARD_OF {
+                return Err(failed(KafkaError::AdminOp(
+                    RDKafkaErrorCode::TopicAuthorizationFailed,
+                )));
+            }
+            std::thread::sleep(UNHEARD_OF / 8);
+            if self.count_partitions(topic)?.is_none() {
+                return Ok(None);
+            }
         };
         let value =
             |name| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
         let unlimited = |name| value(name).parse().is_ok_and(|limit: i64| limit < 0);
+        self.known.takes(topic, value("max.message.bytes").parse().ok());
         let policy = value("cleanup.policy");
         let cleanup = match (policy.contains("compact"), policy.contains("delete")) {
             (true, false) => Cleanup::Compact,
@@ -183,7 +252,7 @@ impl Admin {
     pub(crate) fn create(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
         if spec.partitions == 0 {
             let reason = "it needs at least one partition";
-            return Err(Error::Refused { topic: topic.clone(), reason });
+            return Err(Error::Refused { topic: topic.clone(), reason: reason.into() });
         }
         let check = |existing| match existing == spec {
             true => Ok(()),
@@ -202,7 +271,8 @@ impl Admin {
             Cleanup::Expire => new.set("cleanup.policy", "delete"),
             Cleanup::Compact => new.set("cleanup.policy", "compact"),
         };
-        let failed = |error| translate(error, &About::topic(topic), &self.context.trouble);
+        let failed =
+            |error| translate(error, &About::topic(topic, "Create"), &self.context.trouble);
         let created =
             block_on(self.admin.create_topics(&[new], &self.options())).map_err(failed)?;
         for outcome in created {
@@ -233,7 +303,7 @@ impl Admin {
     /// Where the partition starts, and its last stable offset.
     pub(crate) fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
         let partitions = self.check(topic, partition)?;
-        let about = About::partition(topic, partition, partitions);
+        let about = About::partition(topic, partition, partitions, "Describe");
         let number = i32::try_from(partition.0).unwrap_or(i32::MAX);
         let begun = Instant::now();
         loop {
@@ -247,7 +317,10 @@ impl Admin {
                     std::thread::sleep(PASSING);
                 }
                 Err(error) => {
-                    self.partitions.lock().remove(topic);
+                    self.known.doubt(topic);
+                    if is_unknown(&error) {
+                        return Err(not_caught_up(topic));
+                    }
                     return Err(translate(error, &about, &self.context.trouble));
                 }
             }
@@ -268,7 +341,8 @@ impl Admin {
         if before <= ends.start {
             return Ok(());
         }
-        let failed = |error| translate(error, &About::topic(topic), &self.context.trouble);
+        let failed =
+            |error| translate(error, &About::topic(topic, "Delete"), &self.context.trouble);
         let mut list = TopicPartitionList::new();
         let number = i32::try_from(partition.0).unwrap_or(i32::MAX);
         let offset = rdkafka::Offset::Offset(i64::try_from(before.0).unwrap_or(i64::MAX));

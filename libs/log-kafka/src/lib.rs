@@ -6,7 +6,7 @@
 //! | membership | which partitions of a generation are ours | `membership` |
 //! | appending | one idempotent producer, acks=all | `produce` |
 //! | fenced writers | one transactional producer per claim | `writer` |
-//! | asking | topics, ends, groups | `admin` |
+//! | asking | topics, ends, groups | `admin`, `known` |
 //!
 //! Reading and membership know nothing of each other, so that a reader which speaks Fetch itself can take
 //! the place of librdkafka's.
@@ -23,6 +23,7 @@
 //!   over them; the end of a partition is its last stable offset.
 //! - A batch may be stored in pieces, with others' records between them: [`Appended`] says where.
 //! - An append that times out may be stored nevertheless: [`Error::Uncertain`].
+//! - A record has a limit of its own: [`Log::record_limit`].
 //! - Retention may remove what was not read yet: [`Error::Trimmed`] says from where on there is something.
 //! - A timestamp of zero, 1970-01-01T00:00:00Z, becomes one millisecond: librdkafka takes zero for "now".
 //! - Every question takes a network's time: [`Log::is_remote`].
@@ -36,6 +37,7 @@ mod context;
 mod error;
 mod health;
 mod lane;
+mod known;
 mod membership;
 mod placement;
 mod produce;
@@ -45,10 +47,9 @@ mod writer;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt;
 use headwater_log::{
-    Appended, Assignee, BoxFuture, Cleanup, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log,
-    Member, Membership, Reader, TopicSpec, WriterId,
+    Appended, Assignee, BoxFuture, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log, Member,
+    Membership, Reader, RecordLimit, TopicSpec, WriterId,
 };
 use headwater_types::{BoxError, Name, Offset, PartitionId};
 use parking_lot::Mutex;
@@ -60,6 +61,7 @@ use context::Context;
 use health::Health;
 use lane::{Lane, Spares};
 use membership::KafkaMember;
+use known::Known;
 use produce::Appender;
 use pump::{Pump, ReadAhead};
 use reader::KafkaReader;
@@ -81,6 +83,7 @@ pub(crate) struct Inner {
     admin: Arc<Admin>,
     appender: Appender,
     pumps: Mutex<Vec<Arc<Pump>>>,
+    known: Arc<Known>,
     spares: Arc<Spares>,
     read_ahead: Arc<ReadAhead>,
     health: Arc<Health>,
@@ -96,8 +99,10 @@ impl KafkaLog {
     pub fn connect(config: &KafkaConfig, client: &str) -> Result<Arc<Self>, Error> {
         let context = Context::default();
         let failed = |error: rdkafka::error::KafkaError| Error::Unavailable(error.into());
-        let admin = Arc::new(Admin::new(config, client, context.clone()).map_err(failed)?);
-        let appender = Appender::start(config, client, &context).map_err(failed)?;
+        let known = Arc::<Known>::default();
+        let admin = Admin::new(config, client, context.clone(), known.clone());
+        let admin = Arc::new(admin.map_err(failed)?);
+        let appender = Appender::start(config, client, &context, admin.clone(), &known)?;
         let health = Arc::new(Health::default());
         health.watch(admin.clone(), context.clone(), config.bootstrap_servers.clone());
         let inner = Inner {
@@ -108,6 +113,7 @@ impl KafkaLog {
             appender,
             pumps: Mutex::default(),
             spares: Arc::default(),
+            known,
             read_ahead: Arc::new(ReadAhead::new(config.read_ahead_bytes)),
             health,
             claims: Mutex::new(false),
@@ -212,15 +218,13 @@ impl Log for KafkaLog {
         &self,
         topic: &Name,
         partition: PartitionId,
+    fn record_limit(&self, topic: &Name) -> Option<RecordLimit> {
+        Some(self.inner.appender.record_limit(topic))
+    }
+
         batch: EncodedBatch,
     ) -> BoxFuture<'static, Result<Appended, Error>> {
-        // Mostly answered from memory: librdkafka would wait half a minute for an unknown topic.
-        if let Err(error) = self.inner.admin.check(topic, partition) {
-            return std::future::ready(Err(error)).boxed();
-        }
-        let answer = self.inner.appender.append(topic, partition, &batch);
-        let ended = || Error::Uncertain("the log was closed".into());
-        async move { answer.await.unwrap_or_else(|_| Err(ended())) }.boxed()
+        self.inner.appender.append(topic, partition, batch)
     }
 
     fn reader(
@@ -251,8 +255,8 @@ impl Log for KafkaLog {
             *created = true;
         }
         drop(created);
-        let Inner { config, client, context, .. } = &*self.inner;
-        Ok(Arc::new(KafkaWriter::claim(config, client, context, id)?))
+        let Inner { config, client, context, known, .. } = &*self.inner;
+        Ok(Arc::new(KafkaWriter::claim(config, client, context, known, id)?))
     }
 
     fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {

@@ -1,18 +1,30 @@
-//! Appending without a claim: one idempotent producer per log, and the one thread that serves it.
+//! Appending without a claim.
+//!
+//! ```text
+//! append ──> queue ─────────> one thread ───────────────────────────> librdkafka ══> brokers
+//!            order of calls   Is the topic known? Is there room?          |
+//!                                            answers <── one thread <── reports
+//! ```
+//!
+//! Nobody waits for a broker on the thread that he appends from: his future does. What waits is in the hands of
+//! its callers and goes when they give up; what librdkafka has is bounded.
+
+mod appender;
+mod line;
+mod queue;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::channel::oneshot;
 use headwater_log::{Appended, EncodedBatch, Error, Record};
 use headwater_types::{Name, Offset, PartitionId};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message as _,
     config::RDKafkaLogLevel,
@@ -22,22 +34,29 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig,
+    admin::{is_unknown, not_caught_up},
     context::Context,
-    error::{About, translate, unavailable},
+    error::{About, translate},
+    known::Known,
 };
 
-/// How long the thread waits for reports, and so how late it sees that it shall end. Each wait ends with a
-/// millisecond of asking over and over, so it should be long.
-const POLL: Duration = Duration::from_millis(500);
-/// How long to wait for room in librdkafka's queue.
+pub(crate) use appender::{Appender, own_limit};
+use line::Room;
+
+/// How long to wait for room in librdkafka's queue before it is tried again.
 const ROOM: Duration = Duration::from_millis(10);
+
+/// Who waits for what became of a batch.
+pub(crate) type Done = oneshot::Sender<Result<Appended, Error>>;
 
 /// One batch on its way: every record of it reports here.
 pub(crate) struct InFlight {
     topic: Name,
     partition: PartitionId,
     bytes: usize,
+    records: u32,
+    /// Where it takes room until it is answered.
+    room: Option<Arc<Room>>,
     state: Mutex<Reports>,
 }
 
@@ -45,7 +64,7 @@ struct Reports {
     missing: u32,
     offsets: Vec<Offset>,
     failure: Option<KafkaError>,
-    done: Option<oneshot::Sender<Result<Appended, Error>>>,
+    done: Option<Done>,
 }
 
 impl InFlight {
@@ -53,38 +72,48 @@ impl InFlight {
         topic: &Name,
         partition: PartitionId,
         batch: &EncodedBatch,
-    ) -> (Arc<Self>, oneshot::Receiver<Result<Appended, Error>>) {
-        let (done, answer) = oneshot::channel();
-        let missing = batch.records();
+        done: Done,
+        room: Option<Arc<Room>>,
+    ) -> Arc<Self> {
+        let records = batch.records();
         let state = Reports {
-            missing,
-            offsets: Vec::with_capacity(missing as usize),
+            missing: records,
+            offsets: Vec::with_capacity(records as usize),
             failure: None,
             done: Some(done),
         };
-        let in_flight = Self {
+        Arc::new(Self {
             topic: topic.clone(),
             partition,
             bytes: batch.bytes().len(),
+            records,
+            room,
             state: Mutex::new(state),
-        };
-        (Arc::new(in_flight), answer)
+        })
     }
 
-    fn report(&self, count: u32, outcome: Result<Offset, KafkaError>, trouble: &Context) {
+    fn report(&self, count: u32, outcome: Result<Offset, KafkaError>, by: &Deliveries) {
         let mut state = self.state.lock();
         state.missing = state.missing.saturating_sub(count);
         match outcome {
             Ok(offset) => state.offsets.push(offset),
-            Err(error) => {
-                state.failure.get_or_insert(error);
+            // One that leaves it open whether something is stored is said before one that does not.
+            Err(error) if state.failure.is_none() || leaves_open(&error) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                    by.known.refused_for_size(&self.topic);
+                }
+                if is_unknown(&error) {
+                    by.known.doubt(&self.topic);
+                }
+                state.failure = Some(error);
             }
+            Err(_) => {}
         }
         if state.missing > 0 {
             return;
         }
         let answer = match state.failure.take() {
-            Some(error) => Err(self.failure(error, !state.offsets.is_empty(), trouble)),
+            Some(error) => Err(self.failure(error, !state.offsets.is_empty(), by)),
             None => {
                 // Records of one partition are stored in the order in which they were sent, whatever
                 // the order of their reports.
@@ -95,49 +124,65 @@ impl InFlight {
         };
         // Whoever gave up waiting does not get it.
         let _ = state.done.take().map(|done| done.send(answer));
+        drop(state);
+        if let Some(room) = &self.room {
+            room.leave(self.bytes, self.records as usize);
+        }
     }
 
     /// `partly` says that some records are stored.
-    fn failure(&self, error: KafkaError, partly: bool, context: &Context) -> Error {
-        let code = error.rdkafka_error_code();
-        match code {
-            // The broker may have stored it, and only its answer was lost.
-            Some(RDKafkaErrorCode::MessageTimedOut | RDKafkaErrorCode::RequestTimedOut) => {
+    fn failure(&self, error: KafkaError, partly: bool, by: &Deliveries) -> Error {
+        use RDKafkaErrorCode::{MessageSizeTooLarge, MessageTimedOut, RequestTimedOut};
+        let context = &by.context;
+        match error.rdkafka_error_code() {
+            Some(MessageTimedOut | RequestTimedOut) => {
                 let reason = context.trouble.last().unwrap_or_else(|| error.to_string());
                 Error::Uncertain(reason.into())
             }
-            _ if partly => Error::Uncertain(error.into()),
-            Some(
-                RDKafkaErrorCode::PurgeQueue
-                | RDKafkaErrorCode::PurgeInflight
-                | RDKafkaErrorCode::Fatal,
-            ) => Error::Uncertain(error.into()),
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                let topic = self.topic.clone();
-                Error::TooLarge { topic, bytes: self.bytes, limit: MESSAGE_LIMIT }
+            _ if partly || leaves_open(&error) => Error::Uncertain(error.into()),
+            // Whatever came together in a batch was refused together, and each record was within the limit that
+            // we knew. The next append asks for the limit first, and then the right one is refused for good.
+            Some(MessageSizeTooLarge) => {
+                let reason = format!(
+                    "topic {} takes smaller batches than before (max.message.bytes): send it again",
+                    self.topic
+                );
+                Error::Unavailable(reason.into())
             }
+            // librdkafka says so after one answer; whether it is true is found out before the next append.
+            _ if is_unknown(&error) => not_caught_up(&self.topic),
             _ => translate(
                 error,
-                &About::partition(&self.topic, self.partition, 0),
+                &About::partition(&self.topic, self.partition, 0, "Write"),
                 &context.trouble,
             ),
         }
     }
 }
 
-/// What brokers take in one batch unless they are told otherwise (`message.max.bytes`).
-pub(crate) const MESSAGE_LIMIT: usize = 1_000_000;
+/// Whether the broker may have stored the record nevertheless, and only its answer was lost.
+fn leaves_open(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{Fatal, MessageTimedOut, PurgeInflight, PurgeQueue, RequestTimedOut};
+    matches!(
+        error.rdkafka_error_code(),
+        Some(MessageTimedOut | RequestTimedOut | PurgeQueue | PurgeInflight | Fatal)
+    )
+}
 
 /// Hands delivery reports to the batches that they are about.
-pub(crate) struct Deliveries(pub(crate) Context);
+#[derive(Clone)]
+pub(crate) struct Deliveries {
+    pub(crate) context: Context,
+    pub(crate) known: Arc<Known>,
+}
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.0.log(level, facility, message);
+        self.context.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(error, reason);
+        self.context.error(error, reason);
     }
 }
 
@@ -149,20 +194,22 @@ impl ProducerContext for Deliveries {
             Ok(message) => Ok(Offset(u64::try_from(message.offset()).unwrap_or(0))),
             Err((error, _)) => Err(error.clone()),
         };
-        in_flight.report(1, outcome, &self.0);
+        in_flight.report(1, outcome, self);
     }
 }
 
-/// Hands the records of a batch to librdkafka, waiting for room in its queue until the deadline.
+/// Hands the records of a batch to librdkafka, waiting for room in its queue until the deadline. Each was found
+/// to be within its limit, for what went before one that is refused would be stored.
 pub(crate) fn send(
     producer: &BaseProducer<Deliveries>,
     topic: &Name,
     partition: PartitionId,
     batch: &EncodedBatch,
+    done: Done,
+    room: Option<Arc<Room>>,
     deadline: Instant,
-) -> oneshot::Receiver<Result<Appended, Error>> {
-    let context = &producer.context().0;
-    let (in_flight, answer) = InFlight::new(topic, partition, batch);
+) {
+    let in_flight = InFlight::new(topic, partition, batch, done, room);
     let number = i32::try_from(partition.0).unwrap_or(i32::MAX);
     let mut left = batch.records();
     for record in batch.walk() {
@@ -183,12 +230,11 @@ pub(crate) fn send(
         };
         if let Some(error) = refused {
             // This one and those behind it will get no report.
-            in_flight.report(left, Err(error), context);
-            return answer;
+            in_flight.report(left, Err(error), producer.context());
+            return;
         }
         left -= 1;
     }
-    answer
 }
 
 type Outgoing<'a> = BaseRecord<'a, [u8], [u8], Arc<InFlight>>;
@@ -213,100 +259,4 @@ fn producer_record<'a>(
         outgoing.headers = Some(headers);
     }
     outgoing
-}
-
-/// The producer of a log. Appends go to librdkafka in the order of calls; a thread serves the reports.
-pub(crate) struct Appender {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Shared {
-    config: KafkaConfig,
-    client: String,
-    context: Context,
-    /// Replaced when librdkafka says that it can go on no more. Held for writing while a batch is handed
-    /// over, so that batches keep their order.
-    producer: RwLock<Arc<BaseProducer<Deliveries>>>,
-    order: Mutex<()>,
-    stop: AtomicBool,
-}
-
-impl Appender {
-    pub(crate) fn start(
-        config: &KafkaConfig,
-        client: &str,
-        context: &Context,
-    ) -> Result<Self, KafkaError> {
-        let producer = create(config, client, context)?;
-        let shared = Arc::new(Shared {
-            config: config.clone(),
-            client: client.to_owned(),
-            context: context.clone(),
-            producer: RwLock::new(Arc::new(producer)),
-            order: Mutex::new(()),
-            stop: AtomicBool::new(false),
-        });
-        let served = shared.clone();
-        let thread = thread::Builder::new()
-            .name("kafka-appends".into())
-            .spawn(move || serve(&served))
-            .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// Takes the batch at once, unless librdkafka's queue is full: then it waits for room, up to the
-    /// delivery timeout.
-    pub(crate) fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        batch: &EncodedBatch,
-    ) -> oneshot::Receiver<Result<Appended, Error>> {
-        let _order = self.shared.order.lock();
-        let producer = self.shared.producer.read().clone();
-        let deadline = Instant::now() + self.shared.config.delivery_timeout;
-        send(&producer, topic, partition, batch, deadline)
-    }
-
-    /// Waits until all that was appended is answered.
-    pub(crate) fn flush(&self, deadline: Duration) -> Result<(), Error> {
-        let producer = self.shared.producer.read().clone();
-        producer.flush(deadline).map_err(|error| unavailable(error, &self.shared.context.trouble))
-    }
-}
-
-impl Drop for Appender {
-    fn drop(&mut self) {
-        // The producer's own drop would throw away what is on its way.
-        let _ = self.flush(self.shared.config.delivery_timeout);
-        self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn create(
-    config: &KafkaConfig,
-    client: &str,
-    context: &Context,
-) -> Result<BaseProducer<Deliveries>, KafkaError> {
-    config.producer(client).create_with_context(Deliveries(context.clone()))
-}
-
-fn serve(shared: &Shared) {
-    while !shared.stop.load(Ordering::Relaxed) {
-        let producer = shared.producer.read().clone();
-        producer.poll(POLL);
-        if let Some((code, reason)) = producer.client().fatal_error() {
-            tracing::warn!(?code, reason, "the producer begins anew");
-            let _order = shared.order.lock();
-            // What it still had is answered as uncertain by its drop.
-            match create(&shared.config, &shared.client, &shared.context) {
-                Ok(anew) => *shared.producer.write() = Arc::new(anew),
-                Err(error) => tracing::error!(%error, "no producer can be created"),
-            }
-        }
-    }
 }

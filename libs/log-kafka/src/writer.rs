@@ -10,14 +10,15 @@
 //! go on claims anew, and reads back what was really stored.
 
 use std::{
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, channel::oneshot};
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, FencedWriter, WriterId,
+    Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, FencedWriter, RecordLimit, TopicSpec,
+    WriterId,
 };
 use headwater_types::{Epoch, Name, PartitionId};
 use rdkafka::{
@@ -28,8 +29,9 @@ use rdkafka::{
 use crate::{
     KafkaConfig,
     context::Context,
-    error::unavailable,
-    produce::{Deliveries, send},
+    error::{About, translate},
+    known::Known,
+    produce::{Deliveries, own_limit, send},
 };
 
 /// One record per claim, for as long as somebody may want to look at it: only the offsets count.
@@ -64,6 +66,7 @@ struct Claim {
 }
 
 impl KafkaWriter {
+    limit: RecordLimit,
     /// Claims the writer. It blocks.
     pub(crate) fn claim(
         config: &KafkaConfig,
@@ -71,7 +74,8 @@ impl KafkaWriter {
         context: &Context,
         id: &WriterId,
     ) -> Result<Self, Error> {
-        let failed = |error| unavailable(error, &context.trouble);
+        let topic = Name::new(CLAIMS_TOPIC).map_err(|error| Error::Unavailable(error.into()))?;
+        let failed = |error| translate(error, &About::topic(&topic, "Write"), &context.trouble);
         let producer: BaseProducer<Deliveries> = config
             .producer(client)
             .set("transactional.id", format!("headwater/{id}"))
@@ -79,8 +83,9 @@ impl KafkaWriter {
             // No transaction may outlive the answer to its append.
             .set("message.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "0")
-            .create_with_context(Deliveries(context.clone()))
+            .create_with_context(Deliveries { context: context.clone(), known: known.clone() })
             .map_err(failed)?;
+        known: &Arc<Known>,
         let timeout = config.request_timeout.max(TRANSACTION_TIMEOUT);
         producer.init_transactions(timeout).map_err(failed)?;
         let mut claim = Claim {
@@ -90,7 +95,6 @@ impl KafkaWriter {
             context: context.clone(),
             timeout: TRANSACTION_TIMEOUT,
         };
-        let topic = Name::new(CLAIMS_TOPIC).map_err(|error| Error::Unavailable(error.into()))?;
         let mut batch = BatchBuilder::new();
         batch.push(0, Some(id.0.as_bytes()), Some(client.as_bytes()), &[]);
         if let Some(batch) = batch.build() {
@@ -102,7 +106,7 @@ impl KafkaWriter {
             .name("kafka-writer".into())
             .spawn(move || claim.serve(&inbox))
             .map_err(|error| Error::Unavailable(error.into()))?;
-        Ok(Self { epoch, requests })
+        Ok(Self { epoch, requests, limit: own_limit(config) })
     }
 }
 
@@ -129,6 +133,10 @@ impl FencedWriter for KafkaWriter {
 impl Claim {
     /// Appends until the writer is dropped or fails: after an append that was not clean no other may follow.
     fn serve(self, inbox: &mpsc::Receiver<Request>) {
+        // Before anything of it is stored: the claim goes on.
+        if let Err(error) = self.limit.check(topic, &batch) {
+            return std::future::ready(Err(error)).boxed();
+        }
         let mut broken: Option<bool> = None;
         while let Ok(Request { topic, partition, batch, done }) = inbox.recv() {
             let outcome = match broken {
@@ -167,7 +175,8 @@ impl Claim {
     ) -> Result<Appended, Error> {
         self.producer.begin_transaction().map_err(|error| self.failure(error))?;
         let deadline = Instant::now() + self.timeout;
-        let mut answer = send(&self.producer, topic, partition, batch, deadline);
+        let (done, mut answer) = oneshot::channel();
+        send(&self.producer, topic, partition, batch, done, None, deadline);
         // Reports come while it is flushed.
         let flushed = self.producer.flush(self.timeout);
         let appended = match answer.try_recv() {

@@ -1,0 +1,192 @@
+//! Against librdkafka's imitation of a cluster, and against nobody.
+
+use std::{net::TcpListener, thread};
+
+use headwater_log::{BatchBuilder, BoxFuture, RecordLimit, conformance::block_on};
+use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext, types::RDKafkaRespErr};
+
+use super::{appender::batch_for, *};
+use crate::{KafkaConfig, admin::Admin};
+
+const TOPIC: &str = "orders";
+const ZERO: PartitionId = PartitionId(0);
+/// Far below what anybody waits for a broker.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+type Answer = BoxFuture<'static, Result<Appended, Error>>;
+
+fn topic() -> Name {
+    Name::new(TOPIC).unwrap()
+}
+
+fn config(servers: String) -> KafkaConfig {
+    KafkaConfig {
+        bootstrap_servers: servers,
+        delivery_timeout: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(3),
+        ..KafkaConfig::default()
+    }
+}
+
+fn cluster() -> Cluster {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 2, 1).unwrap();
+    cluster
+}
+
+struct Bench {
+    appender: Appender,
+    known: Arc<Known>,
+}
+
+impl Bench {
+    fn new(config: &KafkaConfig) -> Self {
+        let (context, known) = (Context::default(), Arc::<Known>::default());
+        let admin = Admin::new(config, "test", context.clone(), known.clone()).unwrap();
+        let appender = Appender::start(config, "test", &context, Arc::new(admin), &known).unwrap();
+        Self { appender, known }
+    }
+
+    /// Panics if that is not done at once.
+    fn append(&self, values: &[&[u8]]) -> Answer {
+        let mut batch = BatchBuilder::new();
+        for value in values {
+            batch.push(1, Some(b"k"), Some(value), &[]);
+        }
+        let (batch, begun) = (batch.build().unwrap(), Instant::now());
+        let answer = self.appender.append(&topic(), ZERO, batch);
+        assert!(begun.elapsed() < AT_ONCE, "an append blocked for {:?}", begun.elapsed());
+        answer
+    }
+
+    fn stored(&self, values: &[&[u8]]) -> Offset {
+        block_on(self.append(values)).unwrap().first()
+    }
+}
+
+#[test]
+fn an_append_blocks_nobody_while_nobody_answers_and_what_was_not_sent_is_said_to_be_not_stored() {
+    // It takes connections and says nothing, as a broker does that is frozen.
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bench = Bench::new(&config(frozen.local_addr().unwrap().to_string()));
+    let answers: Vec<_> = (0..200).map(|_| bench.append(&[b"a", b"b"])).collect();
+    let begun = Instant::now();
+    for answer in answers {
+        let error = block_on(answer).unwrap_err();
+        assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(6), "they wait one after the other");
+    // What still waits when the log is closed is answered, too.
+    let last = bench.append(&[b"c"]);
+    drop(bench);
+    assert!(matches!(block_on(last), Err(Error::Unavailable(_))));
+}
+
+#[test]
+fn what_exceeds_the_room_waits_and_is_not_stored_or_stored_whole_and_in_order() {
+    const BATCHES: usize = 100;
+    let cluster = cluster();
+    let bench = Bench::new(&config(cluster.bootstrap_servers()));
+    assert_eq!(bench.stored(&[b"first"]), Offset(0), "the topic is known from now on");
+    cluster.broker_down(1).unwrap();
+    // A hundred MiB; there is room for 64.
+    let value = vec![b'x'; 512 << 10];
+    let answers: Vec<_> = (0..BATCHES).map(|_| bench.append(&[&value, &value])).collect();
+    let (mut uncertain, mut not_stored) = (0, 0);
+    for answer in answers {
+        match block_on(answer) {
+            Err(Error::Uncertain(_)) => uncertain += 1,
+            Err(Error::Unavailable(_)) => not_stored += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    // Some of the others come in when the first are given up.
+    assert!(uncertain >= 60 && uncertain + not_stored == BATCHES as u64, "{uncertain} uncertain");
+    cluster.broker_up(1).unwrap();
+    let after = block_on(async {
+        loop {
+            match bench.append(&[b"after"]).await {
+                Ok(appended) => break appended.first(),
+                Err(error) => {
+                    assert!(error.remedy() == headwater_types::Remedy::Retry, "{error:?}")
+                }
+            }
+        }
+    });
+    assert!(after.0 <= 1 + 2 * uncertain, "something was stored that was said not to be");
+    // Now those that wait for room get it.
+    let answers: Vec<_> = (0..BATCHES).map(|_| bench.append(&[&value, &value])).collect();
+    let mut next = after.next();
+    for answer in answers {
+        let appended = block_on(answer).unwrap();
+        assert_eq!((appended.first(), appended.end()), (next, Offset(next.0 + 2)));
+        next = appended.end();
+    }
+}
+
+#[test]
+fn a_record_over_the_producers_own_limit_is_refused_with_its_batch_and_the_limit_is_the_one_that_is_set()
+ {
+    let cluster = cluster();
+    for (set, limit) in [(None, 1_000_000), (Some("5000"), 5000)] {
+        let mut config = config(cluster.bootstrap_servers());
+        config.settings =
+            set.map(|set| ("message.max.bytes".to_owned(), set.to_owned())).into_iter().collect();
+        let bench = Bench::new(&config);
+        let before = bench.stored(&[b"before"]);
+        let RecordLimit { bytes, overhead, .. } = bench.appender.record_limit(&topic());
+        assert_eq!(bytes, limit);
+        let sized = |bytes: usize| vec![b'x'; bytes - overhead - 1];
+        let error = block_on(bench.append(&[b"a", b"b", &sized(limit + 1), b"c"])).unwrap_err();
+        assert!(
+            matches!(&error, Error::RecordTooLarge { index: 2, bytes, limit: said, .. } if (*bytes, *said) == (limit + 1, limit)),
+            "{error:?}"
+        );
+        // librdkafka takes what we take for the largest.
+        assert_eq!(bench.stored(&[b"a", &sized(limit), b"c"]), before.next());
+    }
+}
+
+#[test]
+fn a_batch_that_the_brokers_refuse_for_its_size_is_not_stored_and_the_limit_is_asked_for() {
+    let cluster = cluster();
+    let bench = Bench::new(&config(cluster.bootstrap_servers()));
+    bench.stored(&[b"first"]);
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    cluster.request_errors(rdkafka::types::RDKafkaApiKey::Produce, &[too_large]);
+    let error = block_on(bench.append(&[b"small", &[b'x'; 600], b"small"])).unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "the small ones may be sent again: {error:?}");
+    assert!(bench.known.is_outdated(&topic()));
+    // As the broker would say; the imitation cannot.
+    bench.known.takes(&topic(), Some(500));
+    let error = block_on(bench.append(&[b"small", &[b'x'; 600], b"small"])).unwrap_err();
+    assert!(matches!(error, Error::RecordTooLarge { index: 1, limit: 500, .. }), "{error:?}");
+    assert_eq!(bench.stored(&[b"small", b"small"]), Offset(1));
+}
+
+#[test]
+fn appends_keep_their_order_when_the_topics_limit_changes_between_them() {
+    let cluster = cluster();
+    let bench = Bench::new(&config(cluster.bootstrap_servers()));
+    bench.stored(&[b"first"]);
+    let mut answers = Vec::new();
+    for limit in [None, Some(3000), None, Some(1500), Some(3000)] {
+        bench.known.takes(&topic(), limit);
+        answers.extend((0..20).map(|_| bench.append(&[&[b'x'; 1000], &[b'y'; 1000]])));
+        // The next limit shall hold for the next ones only.
+        bench.appender.flush(Duration::ZERO).ok();
+        thread::sleep(Duration::from_millis(5));
+    }
+    let offsets: Vec<_> = answers.into_iter().map(|it| block_on(it).unwrap().first().0).collect();
+    assert_eq!(offsets, (0..100).map(|n| 1 + 2 * n).collect::<Vec<_>>());
+}
+
+#[test]
+fn topics_that_take_small_batches_get_them() {
+    assert_eq!(batch_for(None, 1_000_000), 1_000_000);
+    assert_eq!(batch_for(Some(1_048_588), 1_000_000), 1_000_000);
+    assert_eq!(batch_for(Some(100_000), 1_000_000), 65_536);
+    assert_eq!(batch_for(Some(65_536), 1_000_000), 65_536);
+    assert_eq!(batch_for(Some(0), 1_000_000), 1);
+}
