@@ -36,8 +36,8 @@ mod config;
 mod context;
 mod error;
 mod health;
-mod lane;
 mod known;
+mod lane;
 mod membership;
 mod placement;
 mod produce;
@@ -59,13 +59,13 @@ pub use config::{KafkaConfig, Placement};
 use admin::Admin;
 use context::Context;
 use health::Health;
+use known::Known;
 use lane::{Lane, Spares};
 use membership::KafkaMember;
-use known::Known;
 use produce::Appender;
 use pump::{Pump, ReadAhead};
 use reader::KafkaReader;
-use writer::{CLAIMS_TOPIC, KafkaWriter};
+use writer::{CLAIMS_SPEC, CLAIMS_TOPIC, KafkaWriter};
 
 /// How many bytes are looked at to learn how large records are.
 const SAMPLE_BYTES: u64 = 1 << 20;
@@ -80,10 +80,10 @@ pub(crate) struct Inner {
     config: KafkaConfig,
     client: String,
     context: Context,
+    known: Arc<Known>,
     admin: Arc<Admin>,
     appender: Appender,
     pumps: Mutex<Vec<Arc<Pump>>>,
-    known: Arc<Known>,
     spares: Arc<Spares>,
     read_ahead: Arc<ReadAhead>,
     health: Arc<Health>,
@@ -109,11 +109,11 @@ impl KafkaLog {
             config: config.clone(),
             client: client.to_owned(),
             context,
+            known,
             admin,
             appender,
             pumps: Mutex::default(),
             spares: Arc::default(),
-            known,
             read_ahead: Arc::new(ReadAhead::new(config.read_ahead_bytes)),
             health,
             claims: Mutex::new(false),
@@ -214,14 +214,14 @@ impl Log for KafkaLog {
         self.inner.admin.ends(topic, partition)
     }
 
-    fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
     fn record_limit(&self, topic: &Name) -> Option<RecordLimit> {
         Some(self.inner.appender.record_limit(topic))
     }
 
+    fn append(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
         batch: EncodedBatch,
     ) -> BoxFuture<'static, Result<Appended, Error>> {
         self.inner.appender.append(topic, partition, batch)
@@ -242,16 +242,7 @@ impl Log for KafkaLog {
         let mut created = self.inner.claims.lock();
         if !*created {
             let topic = Name::new(CLAIMS_TOPIC).map_err(|error| self.inner.unavailable(error))?;
-            match self.inner.admin.spec(&topic)? {
-                Some(spec) if spec.partitions == 1 => {}
-                Some(existing) => {
-                    return Err(error::differs(&topic, existing, TopicSpec::keep(1)));
-                }
-                None => self
-                    .inner
-                    .admin
-                    .create(&topic, TopicSpec { partitions: 1, cleanup: Cleanup::Keep })?,
-            }
+            self.inner.admin.create(&topic, CLAIMS_SPEC).map_err(writer::wrong_claims)?;
             *created = true;
         }
         drop(created);

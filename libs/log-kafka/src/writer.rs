@@ -36,12 +36,24 @@ use crate::{
 
 /// One record per claim, for as long as somebody may want to look at it: only the offsets count.
 pub(crate) const CLAIMS_TOPIC: &str = "headwater.claims";
+pub(crate) const CLAIMS_SPEC: TopicSpec = TopicSpec::keep(1);
 const ONLY: PartitionId = PartitionId(0);
 /// A transaction that nobody ends is aborted by the broker after this time, and until then readers of its
 /// partitions wait.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Says what to do about a topic of claims that is not as it must be.
+pub(crate) fn wrong_claims(error: Error) -> Error {
+    let Error::TopicDiffers { topic, existing, requested } = error else { return error };
+    let remedy = match existing.partitions == requested.partitions {
+        true => "set cleanup.policy=delete, retention.ms=-1 and retention.bytes=-1 on it",
+        false => "the epochs of all writers come from one partition, so it cannot be used as it is",
+    };
+    let reason = format!("it exists with {existing} and must be one with {requested}: {remedy}");
+    Error::Refused { topic, reason: reason.into() }
+}
 
 struct Request {
     topic: Name,
@@ -54,6 +66,7 @@ struct Request {
 pub(crate) struct KafkaWriter {
     epoch: Epoch,
     requests: mpsc::Sender<Request>,
+    limit: RecordLimit,
 }
 
 /// What the thread has.
@@ -66,12 +79,12 @@ struct Claim {
 }
 
 impl KafkaWriter {
-    limit: RecordLimit,
     /// Claims the writer. It blocks.
     pub(crate) fn claim(
         config: &KafkaConfig,
         client: &str,
         context: &Context,
+        known: &Arc<Known>,
         id: &WriterId,
     ) -> Result<Self, Error> {
         let topic = Name::new(CLAIMS_TOPIC).map_err(|error| Error::Unavailable(error.into()))?;
@@ -85,7 +98,6 @@ impl KafkaWriter {
             .set("linger.ms", "0")
             .create_with_context(Deliveries { context: context.clone(), known: known.clone() })
             .map_err(failed)?;
-        known: &Arc<Known>,
         let timeout = config.request_timeout.max(TRANSACTION_TIMEOUT);
         producer.init_transactions(timeout).map_err(failed)?;
         let mut claim = Claim {
@@ -121,6 +133,10 @@ impl FencedWriter for KafkaWriter {
         partition: PartitionId,
         batch: EncodedBatch,
     ) -> BoxFuture<'static, Result<Appended, Error>> {
+        // Before anything of it is stored: the claim goes on.
+        if let Err(error) = self.limit.check(topic, &batch) {
+            return std::future::ready(Err(error)).boxed();
+        }
         let (done, answer) = oneshot::channel();
         let request = Request { topic: topic.clone(), partition, batch, done };
         // If the thread is gone, so is the sender of the answer.
@@ -133,10 +149,6 @@ impl FencedWriter for KafkaWriter {
 impl Claim {
     /// Appends until the writer is dropped or fails: after an append that was not clean no other may follow.
     fn serve(self, inbox: &mpsc::Receiver<Request>) {
-        // Before anything of it is stored: the claim goes on.
-        if let Err(error) = self.limit.check(topic, &batch) {
-            return std::future::ready(Err(error)).boxed();
-        }
         let mut broken: Option<bool> = None;
         while let Ok(Request { topic, partition, batch, done }) = inbox.recv() {
             let outcome = match broken {

@@ -63,14 +63,14 @@ pub enum Error {
     )]
     TooLarge { topic: Name, bytes: usize, limit: usize },
 
-    /// Nothing that was acknowledged is lost, and appends succeed again once there is room.
-    #[error("the log's disk is full: free some space, then retry")]
     /// Nothing of its batch was stored.
     #[error(
         "record {index} of a batch for topic {topic} counts {bytes} bytes, over the limit of {limit} ({set_by})"
     )]
     RecordTooLarge { topic: Name, index: u32, bytes: usize, limit: usize, set_by: &'static str },
 
+    /// Nothing that was acknowledged is lost, and appends succeed again once there is room.
+    #[error("the log's disk is full: free some space, then retry")]
     Full(#[source] BoxError),
 
     /// The log did not answer in time: the batch may be stored, and may be not.
