@@ -25,8 +25,8 @@ pub struct Cluster {
     pub ingest: Service,
     pub coordinator: Service,
     pub pairs: Vec<Pair>,
-    checkpoints: Volume,
-    settings: Vec<(&'static str, &'static str)>,
+    /// Of every service.
+    options: Options,
 }
 
 /// Crashes are noticed within two seconds, a pause in time before that, and checkpoints come often.
@@ -35,6 +35,12 @@ const QUICK: &[(&str, &str)] = &[
     ("HEADWATER_PROCESSOR__SESSION_GUARD", "1s"),
     ("HEADWATER_PROCESSOR__CHECKPOINT_INTERVAL", "1s"),
 ];
+
+/// Options with these settings, beside those that make tests quick.
+pub fn quick(settings: &[(&str, &str)]) -> Options {
+    let all = QUICK.iter().chain(settings);
+    all.fold(Options::new(), |options, (name, value)| options.setting(name, value))
+}
 
 impl Cluster {
     /// Starts `processors` processors, the first `queries` of them with a query service, and waits until all
@@ -50,14 +56,23 @@ impl Cluster {
         queries: usize,
         settings: &[(&'static str, &'static str)],
     ) -> Result<Self> {
-        let settings: Vec<_> = QUICK.iter().chain(settings).copied().collect();
+        Self::start_as(broker, processors, queries, quick(settings)).await
+    }
+
+    /// As [`Cluster::start`], each service with these options, for which [`quick`] is a beginning.
+    pub async fn start_as(
+        broker: &Broker,
+        processors: usize,
+        queries: usize,
+        options: Options,
+    ) -> Result<Self> {
         let checkpoints = Volume::create("checkpoints").await?;
-        let options = || with(&settings).checkpoints(&checkpoints);
+        let options = options.checkpoints(&checkpoints);
         // The coordinator first: it creates the topics that the others follow.
         let coordinator =
-            Service::start(Kind::Coordinator, "coordinator", broker, options()).await?;
-        let ingest = Service::start(Kind::Ingest, "ingest", broker, options()).await?;
-        let mut cluster = Self { ingest, coordinator, pairs: Vec::new(), checkpoints, settings };
+            Service::start(Kind::Coordinator, "coordinator", broker, options.clone()).await?;
+        let ingest = Service::start(Kind::Ingest, "ingest", broker, options.clone()).await?;
+        let mut cluster = Self { ingest, coordinator, pairs: Vec::new(), options };
         for index in 0..processors {
             cluster.add(broker, index < queries).await?;
         }
@@ -68,7 +83,7 @@ impl Cluster {
     pub async fn add(&mut self, broker: &Broker, query: bool) -> Result<()> {
         let number = self.pairs.len() + 1;
         let data = Volume::create(&format!("data-{number}")).await?;
-        let options = || with(&self.settings).data(&data).checkpoints(&self.checkpoints);
+        let options = || self.options.clone().data(&data);
         let name = format!("processor-{number}");
         let processor = Service::start(Kind::Processor, &name, broker, options()).await?;
         let query = match query {
@@ -84,8 +99,7 @@ impl Cluster {
 
     /// Starts a second coordinator beside the first, without waiting: it is not ready while the first leads.
     pub async fn another_coordinator(&self, broker: &Broker) -> Result<Service> {
-        let options = with(&self.settings).checkpoints(&self.checkpoints);
-        Service::launch(Kind::Coordinator, "coordinator-2", broker, options).await
+        Service::launch(Kind::Coordinator, "coordinator-2", broker, self.options.clone()).await
     }
 
     /// Waits until every processor serves again.
@@ -138,10 +152,6 @@ impl Cluster {
     }
 }
 
-fn with(settings: &[(&str, &str)]) -> Options {
-    settings.iter().fold(Options::new(), |options, (name, value)| options.setting(name, value))
-}
-
 impl Platform for Cluster {
     fn ingest_channel(&self) -> Channel {
         self.ingest.channel()
@@ -156,6 +166,33 @@ impl Platform for Cluster {
         let query = self.pairs.iter().find_map(|pair| pair.query.as_ref());
         query.unwrap_or(&self.ingest).channel()
     }
+}
+
+/// Sees to it that none of these clients gets more than so many bytes a second from the broker, by the broker's own
+/// quota for each; without a number, as many as it likes. The broker must have been told to forget fast
+/// ([`QUOTAS_AT_ONCE`]).
+pub async fn throttle(broker: &Broker, clients: &[String], rate: Option<u32>) -> Result<()> {
+    let rate = match rate {
+        Some(rate) => format!("--add-config consumer_byte_rate={rate}"),
+        None => "--delete-config consumer_byte_rate".to_owned(),
+    };
+    // The tool is a second of Java each time.
+    let script = format!(
+        "for client in {}; do \
+         kafka-configs.sh --bootstrap-server $BOOTSTRAP --alter --entity-type clients --entity-name $client {rate} & \
+         running+=($!); done; for one in ${{running[@]}}; do wait $one; done",
+        clients.join(" ")
+    );
+    broker.shell(&script).await.map(drop)
+}
+
+/// A broker's setting under which a quota is a matter of two seconds and not of eleven.
+pub const QUOTAS_AT_ONCE: (&str, &str) = ("KAFKA_QUOTA_WINDOW_NUM", "2");
+
+/// How a processor's consumer is known to the broker. The first one follows Headwater's own topics and reads what
+/// it can; partitions of which that one has a reader already are read by the second, and so on.
+pub fn reader(processor: &str, number: usize) -> String {
+    format!("headwater-processor-{processor}-reader-{number}")
 }
 
 /// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end, lag.

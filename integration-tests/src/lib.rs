@@ -6,18 +6,22 @@
 //! | [`docker`] | Kafka and the services in containers |
 //! | [`flights`] | the departures of `examples/flights`, and what the views over them must say, computed without Headwater |
 //! | [`views`] | answers of the query service as plain values, with the laws that every one of them must keep |
-//! | [`replays`] | waiting for a phase of a replay |
+//! | [`feed`] | flights through ingest while things break, and what was said of each |
+//! | [`replays`] | replays from their start to their end |
 //! | [`platform`] | the services' clients, wherever they run |
 //! | [`story`] | the demonstration's story, every number checked |
 //! | [`cluster`] | the services in containers, on a real broker |
+//! | [`topics`] | what lies in topics, read past every service |
 //!
 //! `HEADWATER` names the binary, as the scripts set it; without it, it is built on first use.
 
 pub mod cluster;
 pub mod dev;
 pub mod docker;
+pub mod feed;
 pub mod flights;
 pub mod platform;
 pub mod replays;
 pub mod story;
+pub mod topics;
 pub mod views;

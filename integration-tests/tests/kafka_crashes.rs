@@ -1,160 +1,56 @@
 //! Processes and brokers killed at any moment: nothing that was acknowledged is missing, nothing is counted
 //! twice, and every shard ends as if nothing had happened.
+//!
+//! What shall be interrupted is made to stand still, and is seen in the topics to be under way when the process or
+//! the broker is gone. A replay is read at the speed of a quota; a shard whose reader has one keeps the other
+//! generation waiting in ALIGN; a coordinator with a sliver of a core is long at its DIFF; a processor that is
+//! frozen keeps COMMIT from its end.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    cluster::{Cluster, Pair},
+    cluster::{Cluster, Pair, QUOTAS_AT_ONCE, reader, throttle},
     dev::PATIENCE,
     docker::{self, Broker, Kind, Options, Service, Volume},
+    feed::{Ingest, Told, check_told, dump, feed, token_of},
     flights::{self, Flight, punctuality},
     platform::Platform,
-    replays,
+    replays, topics,
     views::{self, after},
 };
 use headwater_proto::{
-    control::v1::{GetCatalogRequest, Phase, PromoteRequest},
-    ingest::v1::{AppendRequest, append_result::Outcome},
+    control::v1::{GetCatalogRequest, Phase, Replay},
+    headers,
     query::v1::Freshness,
     status::v1::ShardStatus,
 };
 use headwater_state::{Identity, ShardReader, digest, layout};
-use headwater_types::{Name, Offset, PartitionId, Token};
-use tonic::Code;
+use headwater_types::PartitionId;
 
-const BATCH: usize = 100;
+/// Bytes a second at which a replay of the flights takes long.
+const SLOWLY: u32 = 20_000;
+/// At which it takes long too, and a client that has more to read than that still gets on.
+const AT_HALF_PACE: u32 = 40_000;
+/// At which nothing is read any more.
+const HARDLY: u32 = 500;
 
-/// What became of one event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
-    Accepted {
-        partition: u32,
-        offset: u64,
-    },
-    NotStored,
-    /// The log did not say, or the answer got lost.
-    Unknown,
+/// Promotes and waits until it serves.
+async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result<()> {
+    replays::promote(platform, replay, id).await?;
+    replays::wait_for(platform, replay, &[Phase::Retain]).await.map(drop)
 }
 
-/// Sends flights, each once, and remembers what was said of it.
-async fn feed(
-    platform: &impl Platform,
-    flights: &[Flight],
-    pace: Duration,
-    sent: &AtomicUsize,
-) -> Result<Vec<Told>> {
-    let mut told = Vec::new();
-    for batch in flights.chunks(BATCH) {
-        let events = batch.iter().map(|flight| flight.json.clone().into()).collect();
-        let request = AppendRequest { stream: "flights".into(), events };
-        match platform.ingest().append(request).await {
-            Ok(answer) => {
-                for result in answer.into_inner().results {
-                    told.push(match result.outcome.context("an outcome")? {
-                        Outcome::Accepted(place) => {
-                            Told::Accepted { partition: place.partition, offset: place.offset }
-                        }
-                        Outcome::Rejected(rejected) => {
-                            ensure!(rejected.retryable, "{}", rejected.reason);
-                            match rejected.reason.starts_with("not stored") {
-                                true => Told::NotStored,
-                                false => Told::Unknown,
-                            }
-                        }
-                    });
-                }
-            }
-            Err(status) => {
-                ensure!(is_passing(&status), "{status}");
-                told.extend(batch.iter().map(|_| Told::Unknown));
-            }
-        }
-        sent.fetch_add(batch.len(), Ordering::Relaxed);
-        tokio::time::sleep(pace).await;
-    }
-    Ok(told)
-}
-
-/// What a client sees of a server that is away, or went away while it answered.
-fn is_passing(status: &tonic::Status) -> bool {
-    [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded]
-        .contains(&status.code())
-}
-
-/// A token for all that was accepted.
-fn token_of(told: &[Told]) -> Result<String> {
-    let mut token = Token::new(Name::new("flights")?);
-    for told in told {
-        if let Told::Accepted { partition, offset } = told {
-            token.cover(PartitionId(*partition), Offset(*offset));
-        }
-    }
-    Ok(token.to_string())
-}
-
-/// The topic as Kafka's own consumer reads it: JSON by partition and offset.
-async fn dump(broker: &Broker) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
-    let mut records = BTreeMap::new();
-    for partition in 0..flights::PARTITIONS {
-        let script = format!(
-            "kafka-console-consumer.sh --bootstrap-server $BOOTSTRAP --topic flights --partition {partition} \
-             --offset earliest --isolation-level read_committed --timeout-ms 4000 \
-             --property print.offset=true --property print.value=true 2>/dev/null || true"
-        );
-        for line in broker.shell(&script).await?.lines() {
-            // Offset:12	{…}
-            let Some((offset, json)) =
-                line.strip_prefix("Offset:").and_then(|rest| rest.split_once('\t'))
-            else {
-                continue;
-            };
-            records.insert((partition, offset.parse()?), json.as_bytes().to_vec());
-        }
-    }
-    Ok(records)
-}
-
-/// Checks what was said against what is in the topic, and returns the flights that are there.
-fn check_told<'a>(
-    flights: &'a [Flight],
-    told: &[Told],
-    records: &BTreeMap<(u32, u64), Vec<u8>>,
-) -> Result<Vec<&'a Flight>> {
-    let by_json: HashMap<&[u8], &Flight> =
-        flights.iter().map(|flight| (flight.json.as_slice(), flight)).collect();
-    let mut times: HashMap<&[u8], u32> = HashMap::new();
-    for json in records.values() {
-        *times.entry(json).or_default() += 1;
-    }
-    for (flight, told) in flights.iter().zip(told) {
-        let json = flight.json.as_slice();
-        match told {
-            Told::Accepted { partition, offset } => ensure!(
-                records.get(&(*partition, *offset)).map(Vec::as_slice) == Some(json),
-                "an event that was acknowledged at {partition}/{offset} is not there"
-            ),
-            Told::NotStored => {
-                ensure!(
-                    !times.contains_key(json),
-                    "an event that was reported as not stored is there"
-                );
-            }
-            Told::Unknown => {}
-        }
-        ensure!(times.get(json).copied().unwrap_or(0) <= 1, "an event was stored twice");
-    }
-    records
-        .values()
-        .map(|json| by_json.get(json.as_slice()).copied().context("a stranger"))
-        .collect()
+/// What this processor said last.
+fn of<'a>(processor: &str, shards: &'a [ShardStatus]) -> impl Iterator<Item = &'a ShardStatus> {
+    shards.iter().filter(move |shard| shard.processor == processor)
 }
 
 async fn expect_rows(
@@ -186,64 +82,6 @@ async fn definitions() -> Result<[String; 3]> {
         flights::definition("punctuality_v1.sql")?,
         flights::definition("punctuality_v2.sql")?,
     ])
-}
-
-async fn start_replay(cluster: &impl Platform, id: &str, sql: &[&str]) -> Result<String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match cluster.apply(id, sql).await {
-            Ok(applied) => {
-                let started =
-                    applied.changes.into_iter().find(|change| !change.replay_id.is_empty());
-                return Ok(started.context("no replay was started")?.replay_id);
-            }
-            // A coordinator that was killed is asked again: the request has an id.
-            Err(status) if is_passing(&status) && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(status) => return Err(status.into()),
-        }
-    }
-}
-
-/// Waits for a phase, whatever happens to the coordinator meanwhile.
-async fn wait_for(platform: &impl Platform, replay: &str, phases: &[Phase]) -> Result<Phase> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let state = replays::get(platform, replay).await;
-        if let Ok(state) = &state {
-            if phases.contains(&state.phase()) {
-                return Ok(state.phase());
-            }
-            let ended = matches!(state.phase(), Phase::Failed | Phase::Aborted);
-            ensure!(!ended, "replay {replay} ended: {}", state.reason);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "replay {replay} does not come to {phases:?}: {state:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let request = PromoteRequest {
-            replay: replay.into(),
-            request_id: id.into(),
-            reason: "the test".into(),
-            ..PromoteRequest::default()
-        };
-        match platform.replays().promote(request).await {
-            Ok(_) => break,
-            Err(status) if is_passing(&status) && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(status) => return Err(status.into()),
-        }
-    }
-    wait_for(platform, replay, &[Phase::Retain]).await.map(drop)
 }
 
 /// Digests by generation and partition, of the shards as their present owners hold them.
@@ -285,7 +123,7 @@ async fn digests(
 async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_happened()
 -> Result<()> {
     docker::test(async {
-        let broker = Broker::start().await?;
+        let broker = Broker::start_with(&[QUOTAS_AT_ONCE]).await?;
         let mut cluster = Cluster::start(&broker, 2, 2).await?;
         let [stream, v1, v2] = definitions().await?;
         cluster.apply("create", &[&stream, &v1]).await?;
@@ -307,22 +145,60 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         // In the middle of ingest.
         reached(15).await;
         cluster.pairs[0].processor.kill().await?;
+        let interrupted = cluster.shards().await?;
+        let interrupted: Vec<_> = of("processor-1", &interrupted).cloned().collect();
         reached(25).await;
         cluster.pairs[0].processor.start_again().await?;
 
         // In the middle of a replay; this one stays away, and a third comes.
         reached(45).await;
-        let replay = start_replay(&cluster, "correct", &[&stream, &v2]).await?;
+        let readers: Vec<_> = ["processor-1", "processor-2"]
+            .into_iter()
+            .flat_map(|processor| [reader(processor, 0), reader(processor, 1)])
+            .collect();
+        throttle(&broker, &readers, Some(AT_HALF_PACE)).await?;
+        let replay = replays::start(&cluster, "correct", &[&stream, &v2]).await?;
+        let new = replays::get(&cluster, &replay).await?.new_generation;
+        let under_way = |shard: &&ShardStatus| {
+            shard.generation == new && shard.position > 0 && shard.position + 1_000 < shard.log_end
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !of("processor-2", &cluster.shards().await?).any(|shard| under_way(&shard)) {
+            ensure!(
+                Instant::now() < deadline,
+                "processor-2 does not replay: {:?}",
+                cluster.shards().await?
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         cluster.pairs[1].processor.kill().await?;
+        let left = cluster.shards().await?;
+        ensure!(
+            of("processor-2", &left).any(|shard| under_way(&shard)),
+            "no replay was interrupted: {left:?}"
+        );
+        throttle(&broker, &readers, None).await?;
         cluster.add(&broker, true).await?;
-        wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
         promote(&cluster, &replay, "promote").await?;
 
         let told = feeder.await??;
         let accepted = told.iter().filter(|told| matches!(told, Told::Accepted { .. })).count();
         assert_eq!(accepted, flights.len(), "a processor's end is nothing to ingest");
         let token = token_of(&told)?;
-        cluster.wait_processed(&token).await?;
+        let shards = cluster.wait_processed(&token).await?;
+        for before in &interrupted {
+            let after = shards.iter().find(|shard| {
+                (&shard.generation, shard.partition) == (&before.generation, before.partition)
+            });
+            let after = after.context("a shard is gone")?;
+            // One partition gets no flights.
+            ensure!(
+                after.log_end == 0 || (0 < before.position && before.position < after.position),
+                "ingest was not interrupted in its middle: {before:?}, in the end {after:?}"
+            );
+        }
+        ensure!(!interrupted.is_empty(), "the first processor had no shards");
         let all: Vec<&Flight> = flights.iter().collect();
         expect_rows(&cluster, &all, 2, &token).await?;
 
@@ -373,39 +249,24 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
     .await
 }
 
-/// The ingest service alone.
-struct Ingest(tonic::transport::Channel);
-
-impl Platform for Ingest {
-    fn ingest_channel(&self) -> tonic::transport::Channel {
-        self.0.clone()
-    }
-    fn coordinator_channel(&self) -> tonic::transport::Channel {
-        self.0.clone()
-    }
-    fn query_channel(&self) -> tonic::transport::Channel {
-        self.0.clone()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_or_counted_twice()
 -> Result<()> {
     docker::test(async {
-        let broker = Broker::start().await?;
+        let broker = Broker::start_with(&[QUOTAS_AT_ONCE]).await?;
         let cluster =
             Cluster::start_with(&broker, 1, 1, &[("HEADWATER_KAFKA__DELIVERY_TIMEOUT", "3s")])
                 .await?;
+        let processor = &cluster.pairs[0].processor;
         let [stream, v1, v2] = definitions().await?;
         cluster.apply("create", &[&stream, &v1]).await?;
         let flights = Arc::new(flights::read()?);
         let sent = Arc::new(AtomicUsize::new(0));
-        let feeder = {
+        let begin = |from: usize, to: usize| {
             let (ingest, flights, sent) =
                 (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
-            tokio::spawn(
-                async move { feed(&ingest, &flights, Duration::from_millis(80), &sent).await },
-            )
+            let pace = Duration::from_millis(80);
+            tokio::spawn(async move { feed(&ingest, &flights[from..to], pace, &sent).await })
         };
         let reached = async |share: usize| {
             while sent.load(Ordering::Relaxed) < flights.len() * share / 100 {
@@ -417,39 +278,71 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
             tokio::time::sleep(Duration::from_millis(length)).await;
             broker.start_again().await
         };
+        let (tenth, half) = (flights.len() / 10, flights.len() / 2);
+        let mut told = begin(0, tenth).await??;
+        let replay = replays::start(&cluster, "correct", &[&stream, &v2]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        promote(&cluster, &replay, "promote").await?;
+        let replay = replays::start(&cluster, "back", &[&stream, &v1]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        promote(&cluster, &replay, "promote back").await?;
+
+        // While two generations are aligned: the one that serves now is the third reader's, which has a quota and does
+        // not get to where the new one is. (The second reads what new owners want to know of former ones.)
+        let third = [reader("processor-1", 2)];
+        throttle(&broker, &third, Some(HARDLY)).await?;
+        let feeder = begin(tenth, half);
+        reached(20).await;
+        let replay = replays::start(&cluster, "correct again", &[&stream, &v2]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Align]).await?;
+        outage(500).await?;
+        let left = topics::replay(&broker, &replay).await?;
+        ensure!(left.phase() == Phase::Align, "nothing was being aligned: {left:?}");
+        throttle(&broker, &third, None).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+
+        // During the swap: it waits for the processor, which does not come to know of it before the broker is gone.
+        processor.freeze().await?;
+        replays::promote(&cluster, &replay, "promote correct again").await?;
+        let asked = topics::replay(&broker, &replay).await?;
+        ensure!(asked.phase() == Phase::Commit, "no swap is under way: {asked:?}");
+        broker.kill().await?;
+        processor.thaw().await?;
+        broker.start_again().await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
+        told.extend(feeder.await??);
 
         // During ingest, long enough for appends to be given up.
-        reached(10).await;
+        let feeder = begin(half, flights.len());
+        reached(60).await;
         outage(5_000).await?;
+        let sent_by_then = sent.load(Ordering::Relaxed);
+        ensure!(sent_by_then < flights.len(), "ingest had ended before the broker was back");
         cluster.processor_ready().await?;
 
-        // During a replay, and while it is aligned and compared.
-        reached(30).await;
-        let replay = start_replay(&cluster, "correct", &[&stream, &v2]).await?;
+        // During a replay.
+        // By then the readers before these have partitions of the four generations that there are.
+        let readers: Vec<_> = (4..6).map(|number| reader("processor-1", number)).collect();
+        throttle(&broker, &readers, Some(AT_HALF_PACE)).await?;
+        let replay = replays::start(&cluster, "back again", &[&stream, &v1]).await?;
+        replays::until(&cluster, &replay, replays::in_the_middle).await?;
         outage(500).await?;
-        wait_for(&cluster, &replay, &[Phase::Align, Phase::Diff, Phase::Hold]).await?;
-        outage(500).await?;
-        wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        let left = topics::replay(&broker, &replay).await?;
+        ensure!(replays::in_the_middle(&left), "no replay was interrupted: {left:?}");
+        throttle(&broker, &readers, None).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        promote(&cluster, &replay, "promote back again").await?;
 
-        // During the swap.
-        let promoting = promote(&cluster, &replay, "promote");
-        let (promoted, out) = tokio::join!(promoting, async {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            outage(500).await
-        });
-        out?;
-        promoted?;
-
-        let told = feeder.await??;
+        told.extend(feeder.await??);
         let records = dump(&broker).await?;
         let stored = check_told(&flights, &told, &records)?;
         let accepted = told.iter().filter(|told| matches!(told, Told::Accepted { .. })).count();
         ensure!(accepted > flights.len() / 2, "only {accepted} events were accepted");
         ensure!(accepted < flights.len(), "the outage was not noticed");
-        expect_rows(&cluster, &stored, 2, &token_of(&told)?).await?;
+        expect_rows(&cluster, &stored, 1, &token_of(&told)?).await?;
 
         // An outage is a line or two, not a flood.
-        for service in [&cluster.ingest, &cluster.pairs[0].processor] {
+        for service in [&cluster.ingest, processor] {
             let log = service.log().await?;
             let complaints = log.lines().filter(|line| line.contains("cannot be reached")).count();
             ensure!(complaints <= 12, "{complaints} complaints:\n{log}");
@@ -459,55 +352,117 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
     .await
 }
 
+/// Kills the coordinator and says how it left the replay.
+async fn kill_coordinator(broker: &Broker, cluster: &Cluster, replay: &str) -> Result<Replay> {
+    cluster.coordinator.kill().await?;
+    topics::replay(broker, replay).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> Result<()> {
     docker::test(async {
-        let broker = Broker::start().await?;
+        let broker = Broker::start_with(&[QUOTAS_AT_ONCE]).await?;
         let cluster = Cluster::start(&broker, 1, 1).await?;
+        let (coordinator, processor) = (&cluster.coordinator, &cluster.pairs[0].processor);
         let [stream, v1, v2] = definitions().await?;
         cluster.apply("create", &[&stream, &v1]).await?;
         let flights = flights::read()?;
-        let sent = AtomicUsize::new(0);
-        let told = feed(&cluster, &flights, Duration::ZERO, &sent).await?;
+        let (most, sent) = (flights.len() * 3 / 4, AtomicUsize::new(0));
+        let mut told = feed(&cluster, &flights[..most], Duration::ZERO, &sent).await?;
+        cluster.wait_processed(&token_of(&told)?).await?;
+        let second = [reader("processor-1", 1)];
+
+        // REPLAY: the second reader replays, and has a quota.
+        throttle(&broker, &second, Some(SLOWLY)).await?;
+        let replay = replays::start(&cluster, "replay", &[&stream, &v2]).await?;
+        replays::until(&cluster, &replay, replays::in_the_middle).await?;
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(replays::in_the_middle(&left), "it was not killed in REPLAY: {left:?}");
+        throttle(&broker, &second, None).await?;
+        coordinator.start_again().await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        promote(&cluster, &replay, "promote replay").await?;
+        let some: Vec<&Flight> = flights[..most].iter().collect();
+        expect_rows(&cluster, &some, 2, &token_of(&told)?).await?;
+
+        // HOLD: nothing is to be done before a person decides, who asks the next one.
+        let replay = replays::start(&cluster, "hold", &[&stream, &v1]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(left.phase() == Phase::Hold, "it was not killed in HOLD: {left:?}");
+        coordinator.start_again().await?;
+        promote(&cluster, &replay, "promote hold").await?;
+        expect_rows(&cluster, &some, 1, &token_of(&told)?).await?;
+
+        // ALIGN: the third reader's generation serves now, and does not get to where the new one is. (The second reads what
+        // new owners want to know of former ones.)
+        let third = [reader("processor-1", 2)];
+        throttle(&broker, &third, Some(HARDLY)).await?;
+        told.extend(feed(&cluster, &flights[most..], Duration::ZERO, &sent).await?);
         let token = token_of(&told)?;
         let all: Vec<&Flight> = flights.iter().collect();
+        let replay = replays::start(&cluster, "align", &[&stream, &v2]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Align]).await?;
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(left.phase() == Phase::Align, "it was not killed in ALIGN: {left:?}");
+        throttle(&broker, &third, None).await?;
+        coordinator.start_again().await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        promote(&cluster, &replay, "promote align").await?;
+        expect_rows(&cluster, &all, 2, &token).await?;
 
-        let phases =
-            [Phase::Replay, Phase::Align, Phase::Diff, Phase::Hold, Phase::Commit, Phase::Retain];
-        for (round, phase) in phases.into_iter().enumerate() {
-            let (sql, version) = if round % 2 == 0 { (&v2, 2) } else { (&v1, 1) };
-            let replay = start_replay(&cluster, &format!("round {round}"), &[&stream, sql]).await?;
-            let killed = AtomicBool::new(false);
-            let kill = async {
-                cluster.coordinator.kill().await?;
-                killed.store(true, Ordering::Relaxed);
-                cluster.coordinator.start_again().await
-            };
-            match phase {
-                Phase::Commit | Phase::Retain => {
-                    wait_for(&cluster, &replay, &[Phase::Hold]).await?;
-                    let id = format!("promote {round}");
-                    let delay = if phase == Phase::Commit { 5 } else { 150 };
-                    let (promoted, restarted) =
-                        tokio::join!(promote(&cluster, &replay, &id), async {
-                            tokio::time::sleep(Duration::from_millis(delay)).await;
-                            kill.await
-                        });
-                    restarted?;
-                    promoted?;
-                }
-                before => {
-                    // A phase may be over before it was seen: then a later one is what is interrupted.
-                    let later = phases.into_iter().filter(|phase| *phase as i32 >= before as i32);
-                    wait_for(&cluster, &replay, &later.collect::<Vec<_>>()).await?;
-                    kill.await?;
-                    wait_for(&cluster, &replay, &[Phase::Hold]).await?;
-                    promote(&cluster, &replay, &format!("promote {round}")).await?;
-                }
-            }
-            ensure!(killed.load(Ordering::Relaxed), "nothing was killed in round {round}");
-            expect_rows(&cluster, &all, version, &token).await?;
+        // DIFF: both sides are there, and the coordinator has hardly any time to compare them.
+        processor.freeze().await?;
+        let replay = replays::start(&cluster, "diff", &[&stream, &v1]).await?;
+        coordinator.slow(Some(3)).await?;
+        processor.thaw().await?;
+        let deadline = Instant::now() + PATIENCE;
+        while topics::replay(&broker, &replay).await?.phase() != Phase::Diff {
+            ensure!(Instant::now() < deadline, "nothing is compared");
         }
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(left.phase() == Phase::Diff, "it was not killed in DIFF: {left:?}");
+        coordinator.slow(None).await?;
+        coordinator.start_again().await?;
+        let held = replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        let diff = held.diff.context("a diff")?;
+        let (old, new) = (punctuality(all.iter().copied(), 2), punctuality(all.iter().copied(), 1));
+        let changed = old.iter().filter(|(hour, row)| {
+            let new = &new[hour];
+            (row.departures, row.on_time, row.max_delay)
+                != (new.departures, new.on_time, new.max_delay)
+                || row.avg_delay.map(f64::to_bits) != new.avg_delay.map(f64::to_bits)
+        });
+        let changed = changed.count() as u64;
+        ensure!(
+            (diff.same, diff.changed, diff.only_old, diff.only_new)
+                == (old.len() as u64 - changed, changed, 0, 0),
+            "{diff:?}"
+        );
+        replays::abort(&cluster, &replay, "abort").await?;
+        replays::until(&cluster, &replay, |state| state.phase() == Phase::Aborted).await?;
+        expect_rows(&cluster, &all, 2, &token).await?;
+
+        // COMMIT: the swap waits for the processor.
+        let replay = replays::start(&cluster, "commit", &[&stream, &v1]).await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
+        processor.freeze().await?;
+        replays::promote(&cluster, &replay, "promote commit").await?;
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(left.phase() == Phase::Commit, "it was not killed in COMMIT: {left:?}");
+        processor.thaw().await?;
+        coordinator.start_again().await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
+        expect_rows(&cluster, &all, 1, &token).await?;
+
+        // RETAIN: the way back is still open.
+        let left = kill_coordinator(&broker, &cluster, &replay).await?;
+        ensure!(left.phase() == Phase::Retain, "it was not killed in RETAIN: {left:?}");
+        coordinator.start_again().await?;
+        replays::undo(&cluster, "punctuality", "undo").await?;
+        replays::wait_for(&cluster, &replay, &[Phase::Undone]).await?;
+        expect_rows(&cluster, &all, 2, &token).await?;
+
         let catalog = cluster.catalog().get_catalog(GetCatalogRequest {}).await?.into_inner();
         let serving = catalog.generations.iter().filter(|info| info.role == "serving").count();
         assert_eq!(serving, 1, "exactly one generation serves: {:?}", catalog.generations);
@@ -602,6 +557,37 @@ async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_go
         }
         let answer = views::punctuality(&cluster, Freshness::default()).await?;
         assert_eq!(answer.version(), 1);
+
+        // Nobody hears of a former owner once the next one has said something: neither of where the shard is, nor
+        // of what could not be processed.
+        let mut epochs: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+        for status in topics::statuses(&broker).await? {
+            let said = epochs.entry((status.generation.clone(), status.partition)).or_default();
+            ensure!(
+                said.last().is_none_or(|last| *last <= status.epoch),
+                "a former owner was heard after {said:?}: {status:?}"
+            );
+            said.push(status.epoch);
+        }
+        let changed = epochs.values().filter(|said| said.first() != said.last()).count();
+        let lost = before.values().filter(|(owner, _)| owner == "processor-1").count();
+        ensure!(changed >= lost, "the topic does not show that shards changed hands: {epochs:?}");
+        let mut sequences: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        for letter in topics::read(&broker, "flights.dead-letters").await? {
+            let text = |name: &str| -> Result<String> {
+                let (_, value) =
+                    letter.headers.iter().find(|(own, _)| own == name).with_context(|| name.to_owned())?;
+                Ok(String::from_utf8(value.clone().unwrap_or_default())?)
+            };
+            let sequence = text(headers::SEQUENCE)?;
+            let (position, index) = sequence.split_once('.').context("position.index")?;
+            let sequence = (position.parse()?, index.parse()?);
+            let last = sequences.insert(text(headers::PARTITION)?, sequence);
+            ensure!(
+                last.is_none_or(|last| last < sequence),
+                "a dead letter comes after a later one of its shard: {last:?}, {sequence:?}"
+            );
+        }
         cluster.terminate().await
     })
     .await

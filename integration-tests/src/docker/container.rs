@@ -131,6 +131,14 @@ impl Container {
         docker(&["unpause", &self.name]).await.map(drop)
     }
 
+    /// Gives it so many percent of one core from now on; without a number, all that there is.
+    pub(super) async fn slow(&self, percent: Option<u32>) -> Result<()> {
+        // In microseconds of every tenth of a second.
+        let quota = percent.map_or(-1, |percent| i64::from(percent) * 1000);
+        let quota = format!("--cpu-quota={quota}");
+        docker(&["update", "--cpu-period=100000", &quota, &self.name]).await.map(drop)
+    }
+
     /// `None` while it runs.
     pub(super) async fn exit_code(&self) -> Result<Option<i64>> {
         let format = "{{.State.Running}} {{.State.ExitCode}}";

@@ -275,6 +275,12 @@ impl Service {
         self.container.thaw().await
     }
 
+    /// Gives it so many percent of one core from now on, so that what it does can be seen under way; without a
+    /// number, all that there is.
+    pub async fn slow(&self, percent: Option<u32>) -> Result<()> {
+        self.container.slow(percent).await
+    }
+
     /// SIGTERM, and SIGKILL after the deadline; the exit code, which is 137 after SIGKILL.
     pub async fn stop(&self, deadline: Duration) -> Result<i64> {
         self.container.stop(deadline).await
