@@ -5,6 +5,7 @@
 //! | [`dev`] | `headwater dev` as a child process: started, asked, killed |
 //! | [`docker`] | Kafka and the services in containers |
 //! | [`flights`] | the departures of `examples/flights`, and what the views over them must say, computed without Headwater |
+//! | [`foreign`] | topics that other people's clients write |
 //! | [`views`] | answers of the query service as plain values, with the laws that every one of them must keep |
 //! | [`feed`] | flights through ingest while things break, and what was said of each |
 //! | [`replays`] | replays from their start to their end |
@@ -20,6 +21,7 @@ pub mod dev;
 pub mod docker;
 pub mod feed;
 pub mod flights;
+pub mod foreign;
 pub mod platform;
 pub mod replays;
 pub mod story;
