@@ -3,6 +3,7 @@
 //! | type | |
 //! | --- | --- |
 //! | [`Broker`] | Kafka on a network of its own, reachable from there and from the host; [`shared_broker`] for tests that leave it in peace |
+//! | [`Secured`] | a [`Broker`] that wants TLS or a login, or both; [`shared_secured`] |
 //! | [`Service`] | one of Headwater's services beside a broker, as unprivileged as `docker-compose.yml` runs it |
 //! | [`Volume`] | a directory that outlives a container, or that several share |
 //!
@@ -29,10 +30,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 mod broker;
 mod container;
 mod ports;
+mod secured;
 mod service;
 
 pub use broker::{Broker, SharedBroker, shared_broker};
 pub use container::{Network, Volume};
+pub use secured::{Secured, SharedSecured, shared_secured};
 pub use service::{Kind, Options, Service};
 
 /// On every container, network and volume: the process that made it.

@@ -11,6 +11,8 @@
 //! | [`replays`] | replays from their start to their end |
 //! | [`platform`] | the services' clients, wherever they run |
 //! | [`story`] | the demonstration's story, every number checked |
+//! | [`logins`] | the log library on this machine as somebody who logs in |
+//! | [`tokens`] | an endpoint that issues tokens for OAUTHBEARER |
 //! | [`cluster`] | the services in containers, on a real broker |
 //! | [`topics`] | what lies in topics, read past every service |
 //!
@@ -22,8 +24,10 @@ pub mod docker;
 pub mod feed;
 pub mod flights;
 pub mod foreign;
+pub mod logins;
 pub mod platform;
 pub mod replays;
 pub mod story;
+pub mod tokens;
 pub mod topics;
 pub mod views;

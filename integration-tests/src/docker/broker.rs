@@ -1,6 +1,8 @@
 //! Kafka in a container.
 
 use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
     ops::Deref,
     time::{Duration, Instant},
 };
@@ -10,11 +12,14 @@ use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer as _},
 };
-use testcontainers::{GenericImage, ImageExt as _, core::IntoContainerPort as _};
+use testcontainers::{
+    GenericImage, ImageExt as _,
+    core::{IntoContainerPort as _, Mount},
+};
 
 use super::{
     KAFKA,
-    container::{Container, Network},
+    container::{Container, Network, Volume},
     keep_log, needs_image,
     ports::free_port,
     spawn, unique,
@@ -26,6 +31,10 @@ const HOST: u16 = 9_092;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What the image runs, and where it keeps secrets.
+const RUN: &str = "/etc/kafka/docker/run";
+pub(super) const SECRETS: &str = "/etc/kafka/secrets";
+
 /// What tests want that nobody else does: one broker is enough for everything, groups form at once, sessions end
 /// soon, and the end of a segment and its removal can be waited for.
 const SETTINGS: &[(&str, &str)] = &[
@@ -34,10 +43,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("KAFKA_CONTROLLER_QUORUM_VOTERS", "1@localhost:9093"),
     ("KAFKA_CONTROLLER_LISTENER_NAMES", "CONTROLLER"),
     ("KAFKA_INTER_BROKER_LISTENER_NAME", "INTERNAL"),
-    (
-        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP",
-        "CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT,HOST:PLAINTEXT",
-    ),
     ("KAFKA_LOG_DIRS", "/var/lib/kafka/data"),
     ("KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR", "1"),
     ("KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS", "4"),
@@ -56,11 +61,35 @@ const SETTINGS: &[(&str, &str)] = &[
     ("KAFKA_HEAP_OPTS", "-Xms128m -Xmx512m"),
 ];
 
+/// A listener beside those that every broker here has.
+pub(super) struct Listener {
+    pub(super) name: &'static str,
+    /// Such as `SASL_SSL`.
+    pub(super) protocol: &'static str,
+    /// Inside the container.
+    pub(super) port: u16,
+    /// Whether its clients are on this machine; else they are on the broker's network.
+    pub(super) on_host: bool,
+}
+
+/// What one broker has beside what all have.
+#[derive(Default)]
+pub(super) struct Extras {
+    pub(super) listeners: Vec<Listener>,
+    /// In the image's form.
+    pub(super) settings: Vec<(String, String)>,
+    /// What a shell does before it starts the broker; `$NAME` is the broker's name on its network.
+    pub(super) before: Option<String>,
+    /// Mounted where the image has a directory for secrets that belongs to its user.
+    pub(super) secrets: Option<Volume>,
+}
+
 /// A running Kafka, alone on its network. Its data lives as long as this value, through every stop and start.
 pub struct Broker {
     container: Container,
     network: Network,
-    host_port: u16,
+    /// By the listener's name.
+    addresses: BTreeMap<&'static str, String>,
 }
 
 impl Broker {
@@ -71,51 +100,93 @@ impl Broker {
 
     /// As [`Broker::start`], with further settings in the image's form: `("KAFKA_MESSAGE_MAX_BYTES", "1000")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
+        let settings = settings.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+        Self::start_beside(&Extras { settings, ..Extras::default() }).await
+    }
+
+    pub(super) async fn start_beside(extras: &Extras) -> Result<Self> {
         needs_image(&format!("{}:{}", KAFKA.0, KAFKA.1)).await?;
         let network = Network::create("network").await?;
-        // Another process may take the port first.
+        // Another process may take a port first.
         let mut attempts = 0;
-        let (container, host_port) = loop {
-            let port = free_port()?;
-            match Self::create(&network, port, settings).await {
-                Ok(container) => break (container, port),
+        let (container, addresses) = loop {
+            match Self::create(&network, extras).await {
+                Ok(created) => break created,
                 Err(error) if attempts < 3 && is_port_taken(&error) => attempts += 1,
                 Err(error) => return Err(error),
             }
         };
-        let broker = Self { container, network, host_port };
+        let broker = Self { container, network, addresses };
         broker.wait_answering().await?;
         Ok(broker)
     }
 
     async fn create(
         network: &Network,
-        host_port: u16,
-        settings: &[(&str, &str)],
-    ) -> Result<Container> {
+        extras: &Extras,
+    ) -> Result<(Container, BTreeMap<&'static str, String>)> {
         let name = unique("kafka");
-        let listeners = format!(
-            "INTERNAL://0.0.0.0:{INTERNAL},HOST://0.0.0.0:{HOST},CONTROLLER://localhost:9093"
-        );
-        let advertised = format!("INTERNAL://{name}:{INTERNAL},HOST://127.0.0.1:{host_port}");
+        let plain = |name, port, on_host| Listener { name, protocol: "PLAINTEXT", port, on_host };
+        let own = [plain("INTERNAL", INTERNAL, false), plain("HOST", HOST, true)];
+        let mut listeners = "CONTROLLER://localhost:9093".to_owned();
+        let (mut advertised, mut protocols) = (Vec::new(), "CONTROLLER:PLAINTEXT".to_owned());
+        let mut addresses = BTreeMap::new();
+        let mut ports = Vec::new();
+        for Listener { name: listener, protocol, port, on_host } in
+            own.iter().chain(&extras.listeners)
+        {
+            let address = if *on_host {
+                let host_port = free_port()?;
+                ports.push((host_port, *port));
+                format!("127.0.0.1:{host_port}")
+            } else {
+                format!("{name}:{port}")
+            };
+            write!(listeners, ",{listener}://0.0.0.0:{port}")?;
+            write!(protocols, ",{listener}:{protocol}")?;
+            advertised.push(format!("{listener}://{address}"));
+            addresses.insert(*listener, address);
+        }
         let mut request = GenericImage::new(KAFKA.0, KAFKA.1)
-            .with_mapped_port(host_port, HOST.tcp())
             .with_env_var("KAFKA_LISTENERS", listeners)
-            .with_env_var("KAFKA_ADVERTISED_LISTENERS", advertised);
-        for &(key, value) in SETTINGS.iter().chain(settings) {
+            .with_env_var("KAFKA_ADVERTISED_LISTENERS", advertised.join(","))
+            .with_env_var("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", protocols);
+        for (outside, inside) in ports {
+            request = request.with_mapped_port(outside, inside.tcp());
+        }
+        for &(key, value) in SETTINGS {
             request = request.with_env_var(key, value);
         }
-        Container::start(&name, network, request).await
+        for (key, value) in &extras.settings {
+            request = request.with_env_var(key, value);
+        }
+        if let Some(secrets) = &extras.secrets {
+            request = request.with_mount(Mount::volume_mount(secrets.name(), SECRETS));
+        }
+        if let Some(before) = &extras.before {
+            let script = format!("set -euo pipefail; NAME={name}; {before}\nexec {RUN}");
+            request = request.with_cmd(["bash", "-c", &script]);
+        }
+        Ok((Container::start(&name, network, request).await?, addresses))
     }
 
     /// The address for programs on this machine; the same after every start.
     pub fn bootstrap_host(&self) -> String {
-        format!("127.0.0.1:{}", self.host_port)
+        self.address("HOST")
     }
 
     /// The address for containers on [`Broker::network`].
     pub fn bootstrap_network(&self) -> String {
-        format!("{}:{INTERNAL}", self.container.name())
+        self.address("INTERNAL")
+    }
+
+    pub(super) fn address(&self, listener: &str) -> String {
+        self.addresses.get(listener).cloned().unwrap_or_default()
+    }
+
+    /// Its name for others on its network.
+    pub(super) fn name(&self) -> &str {
+        self.container.name()
     }
 
     pub fn network(&self) -> &Network {
@@ -255,7 +326,11 @@ pub struct SharedBroker {
 /// Starts it for the first that asks. Topics and groups of one test must have names that no other test uses.
 pub async fn shared_broker() -> Result<SharedBroker> {
     static SHARED: tokio::sync::OnceCell<Broker> = tokio::sync::OnceCell::const_new();
-    let broker = SHARED.get_or_try_init(Broker::start).await?;
+    shared(SHARED.get_or_try_init(Broker::start).await?).await
+}
+
+/// One use of a broker that others use too.
+pub(super) async fn shared(broker: &'static Broker) -> Result<SharedBroker> {
     let since = super::docker(&["info", "--format", "{{.SystemTime}}"]).await;
     Ok(SharedBroker { broker, since: since.context("the engine's clock")? })
 }

@@ -59,6 +59,7 @@ pub struct Options {
     data: Option<Volume>,
     checkpoints: Option<Volume>,
     bootstrap: Option<String>,
+    mounts: Vec<(Volume, String)>,
 }
 
 impl Options {
@@ -85,6 +86,13 @@ impl Options {
     #[must_use]
     pub fn checkpoints(mut self, volume: &Volume) -> Self {
         self.checkpoints = Some(volume.clone());
+        self
+    }
+
+    /// A directory that it only reads.
+    #[must_use]
+    pub fn mount(mut self, volume: &Volume, path: &str) -> Self {
+        self.mounts.push((volume.clone(), path.into()));
         self
     }
 
@@ -161,6 +169,11 @@ impl Service {
             request = request
                 .with_mount(Mount::volume_mount(volume.name(), CHECKPOINTS))
                 .with_env_var("HEADWATER_CHECKPOINTS__URL", format!("file://{CHECKPOINTS}"));
+            volumes.push(volume);
+        }
+        for (volume, path) in options.mounts {
+            let mount = Mount::volume_mount(volume.name(), path);
+            request = request.with_mount(mount.with_access_mode(AccessMode::ReadOnly));
             volumes.push(volume);
         }
         for (variable, value) in &options.settings {

@@ -221,7 +221,9 @@ impl Shared {
 
 impl Log for EmbeddedLog {
     fn create_topic(&self, name: &Name, spec: TopicSpec) -> Result<(), LogError> {
-        let refused = |reason| Err(LogError::Refused { topic: name.clone(), reason });
+        let refused = |reason: &'static str| {
+            Err(LogError::Refused { topic: name.clone(), reason: reason.into() })
+        };
         match spec.partitions {
             0 => return refused("it needs at least one partition"),
             1..=MAX_PARTITIONS => {}

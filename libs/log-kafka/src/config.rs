@@ -1,13 +1,13 @@
 //! `[kafka]`: which brokers, and how librdkafka is told to reach them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 /// `[kafka]`: the log that all services share.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KafkaConfig {
     /// Brokers to begin with, `host:port` each, separated by commas. The others are learned from them.
@@ -41,6 +41,7 @@ pub struct KafkaConfig {
     /// Settings of librdkafka by their own names, such as `security.protocol`, `sasl.mechanism`,
     /// `sasl.username`, `ssl.ca.location`; a hyphen may stand for a dot. What would break a promise of
     /// Headwater is refused.
+    #[serde(deserialize_with = "settings")]
     pub settings: BTreeMap<String, String>,
 }
 
@@ -71,165 +72,94 @@ impl Default for KafkaConfig {
     }
 }
 
-/// What may not be set, and why. `None` as a value refuses every value but those allowed.
-struct Rule {
-    name: &'static str,
-    allowed: &'static [&'static str],
-    reason: &'static str,
+/// Parts of the names of settings that nobody else may read.
+const SECRETS: [&str; 7] =
+    ["password", "passphrase", "secret", "token", "jaas", "key.pem", "key-pem"];
+
+/// Whether nobody else may read the value of this setting, however its name is written.
+pub fn is_secret(setting: &str) -> bool {
+    let name = setting.to_lowercase();
+    SECRETS.iter().any(|secret| name.contains(secret))
 }
 
-const RULES: &[Rule] = &[
-    Rule {
-        name: "bootstrap.servers",
-        allowed: &[],
-        reason: "it has a place of its own: kafka.bootstrap-servers",
-    },
-    Rule {
-        name: "metadata.broker.list",
-        allowed: &[],
-        reason: "it has a place of its own: kafka.bootstrap-servers",
-    },
-    Rule {
-        name: "enable.auto.commit",
-        allowed: &["false"],
-        reason: "positions are committed with the state, or records would be lost or counted twice",
-    },
-    Rule {
-        name: "auto.commit.enable",
-        allowed: &["false"],
-        reason: "positions are committed with the state, or records would be lost or counted twice",
-    },
-    Rule {
-        name: "enable.auto.offset.store",
-        allowed: &["false"],
-        reason: "positions are committed with the state, or records would be lost or counted twice",
-    },
-    Rule {
-        name: "isolation.level",
-        allowed: &["read_committed"],
-        reason: "records of aborted transactions would be counted",
-    },
-    Rule {
-        name: "auto.offset.reset",
-        allowed: &["error", "none"],
-        reason: "records that are gone must be noticed, not passed over",
-    },
-    Rule {
-        name: "enable.idempotence",
-        allowed: &["true"],
-        reason: "a retry could store an event twice, or in another order",
-    },
-    Rule {
-        name: "acks",
-        allowed: &["all", "-1"],
-        reason: "an acknowledged event could be lost with one broker",
-    },
-    Rule {
-        name: "request.required.acks",
-        allowed: &["all", "-1"],
-        reason: "an acknowledged event could be lost with one broker",
-    },
-    Rule {
-        name: "enable.partition.eof",
-        allowed: &["true"],
-        reason: "the end of a partition could not be told from a pause",
-    },
-    Rule {
-        name: "allow.auto.create.topics",
-        allowed: &["false"],
-        reason: "a misspelt topic would come into being with the wrong partitions",
-    },
-    Rule { name: "group.id", allowed: &[], reason: "each generation has a group of its own" },
-    Rule {
-        name: "group.instance.id",
-        allowed: &[],
-        reason: "a static member does not leave its group when it stops",
-    },
-    Rule {
-        name: "group.protocol",
-        allowed: &["classic"],
-        reason: "handing partitions over relies on the classic protocol",
-    },
-    Rule {
-        name: "partition.assignment.strategy",
-        allowed: &["cooperative-sticky"],
-        reason: "every rebalance would stop every shard",
-    },
-    Rule {
-        name: "session.timeout.ms",
-        allowed: &[],
-        reason: "it has a place of its own: kafka.session-timeout",
-    },
-    Rule {
-        name: "message.timeout.ms",
-        allowed: &[],
-        reason: "it has a place of its own: kafka.delivery-timeout",
-    },
-    Rule {
-        name: "delivery.timeout.ms",
-        allowed: &[],
-        reason: "it has a place of its own: kafka.delivery-timeout",
-    },
-    Rule {
-        name: "transactional.id",
-        allowed: &[],
-        reason: "it is what fences a former writer, and Headwater names it",
-    },
-    Rule {
-        name: "queuing.strategy",
-        allowed: &["fifo"],
-        reason: "an older record could come after a newer one",
-    },
-];
+/// Without secrets.
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |(name, value): (&String, &String)| {
+            let shown = if is_secret(name) { "***" } else { value.as_str() };
+            (name.clone(), shown.to_owned())
+        };
+        let settings: BTreeMap<_, _> = self.settings.iter().map(hidden).collect();
+        f.debug_struct("KafkaConfig")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("session_timeout", &self.session_timeout)
+            .field("delivery_timeout", &self.delivery_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("replication_factor", &self.replication_factor)
+            .field("read_ahead_bytes", &self.read_ahead_bytes)
+            .field("placement", &self.placement)
+            .field("settings", &settings)
+            .finish()
+    }
+}
+
+/// A value as people write it in TOML. There `sasl.password = "…"` without quotes around the name is a table
+/// `sasl` with a key `password`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text, a number, true or false")]
+enum Setting {
+    Text(String),
+    Switch(bool),
+    Whole(i64),
+    Fraction(f64),
+    More(BTreeMap<String, Setting>),
+}
+
+fn settings<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
+    fn flatten(
+        prefix: &str,
+        from: BTreeMap<String, Setting>,
+        into: &mut BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        for (name, value) in from {
+            let name = format!("{prefix}{name}");
+            let text = match value {
+                Setting::Text(text) => text,
+                Setting::Switch(on) => on.to_string(),
+                Setting::Whole(number) => number.to_string(),
+                Setting::Fraction(number) => number.to_string(),
+                Setting::More(more) => {
+                    flatten(&format!("{name}."), more, into)?;
+                    continue;
+                }
+            };
+            if into.keys().any(|own| property(own) == property(&name)) {
+                return Err(format!("{} is set twice: remove one", property(&name)));
+            }
+            into.insert(name, text);
+        }
+        Ok(())
+    }
+    let mut settings = BTreeMap::new();
+    flatten("", BTreeMap::deserialize(d)?, &mut settings).map_err(D::Error::custom)?;
+    Ok(settings)
+}
 
 impl KafkaConfig {
-    /// Checks all that can be checked without a broker.
-    ///
-    /// # Errors
-    ///
-    /// Names the key and says what to do.
-    pub fn check(&self) -> Result<(), String> {
-        let servers = self.bootstrap_servers.split(',').map(str::trim);
-        for server in servers {
-            let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-                return Err(format!(
-                    "kafka.bootstrap-servers: {server:?} is not host:port; write for example kafka-1:9092,kafka-2:9092"
-                ));
-            }
-        }
-        for (key, time, least) in [
-            ("session-timeout", self.session_timeout, Duration::from_secs(1)),
-            ("delivery-timeout", self.delivery_timeout, Duration::from_secs(1)),
-            ("request-timeout", self.request_timeout, Duration::from_millis(100)),
-        ] {
-            if time < least || time > Duration::from_secs(3600) {
-                return Err(format!("kafka.{key}: choose between {least:?} and one hour"));
-            }
-        }
-        if self.read_ahead_bytes < 1 << 20 {
-            return Err("kafka.read-ahead-bytes: at least 1048576 bytes are needed".into());
-        }
-        for (name, value) in &self.settings {
-            let property = property(name);
-            if let Some(rule) = RULES.iter().find(|rule| rule.name == property)
-                && !rule.allowed.contains(&value.as_str())
-            {
-                return Err(format!(
-                    "kafka.settings.\"{property}\" = {value:?} is refused: {}; remove it",
-                    rule.reason
-                ));
-            }
-        }
-        self.client("check").create_native_config().map(drop).map_err(|error| {
-            let detail = match error {
-                rdkafka::error::KafkaError::ClientConfig(_, detail, key, _) => {
-                    format!("\"{key}\": {detail}")
-                }
-                other => format!(": {other}"),
-            };
-            format!("kafka.settings.{detail}; the names and values are those of librdkafka")
-        })
+    /// The value of one of librdkafka's settings, by its own name.
+    pub(crate) fn setting(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.settings.iter().find(|(own, _)| property(own) == name)?;
+        Some(value)
+    }
+
+    /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+    pub(crate) fn protocol(&self) -> String {
+        self.setting("security.protocol").unwrap_or("plaintext").to_lowercase()
+    }
+
+    /// How we log in, if it is said.
+    pub(crate) fn mechanism(&self) -> Option<&str> {
+        self.setting("sasl.mechanism").or_else(|| self.setting("sasl.mechanisms"))
     }
 
     /// How often a member tells its group that it is there.
@@ -254,9 +184,14 @@ impl KafkaConfig {
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.ms", "100")
             .set("reconnect.backoff.max.ms", "5000");
-        if !self.settings.keys().any(|name| property(name) == "client.id") {
+        if self.setting("client.id").is_none() {
             config.set("client.id", client);
         }
+        // Why a connection ends is information only, to librdkafka.
+        config.set_log_level(match self.setting("debug") {
+            Some(_) => RDKafkaLogLevel::Debug,
+            None => RDKafkaLogLevel::Info,
+        });
         config
     }
 
@@ -327,7 +262,7 @@ impl KafkaConfig {
 }
 
 /// The name that librdkafka knows.
-fn property(name: &str) -> String {
+pub(crate) fn property(name: &str) -> String {
     name.replace('-', ".")
 }
 
@@ -335,57 +270,51 @@ fn property(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn with(name: &str, value: &str) -> Result<(), String> {
-        let settings = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        KafkaConfig { settings, ..KafkaConfig::default() }.check()
-    }
-
     #[test]
-    fn security_is_passed_through() {
-        let settings = [
-            ("security.protocol", "SASL_SSL"),
-            ("sasl-mechanism", "SCRAM-SHA-512"),
-            ("sasl.username", "headwater"),
-            ("sasl.password", "secret"),
-            ("ssl.ca.location", "/etc/ssl/certs"),
-        ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let config = KafkaConfig { settings: settings.into(), ..KafkaConfig::default() };
-        assert_eq!(config.check(), Ok(()));
-        assert_eq!(config.client("c").get("sasl.mechanism"), Some("SCRAM-SHA-512"));
-        for mechanism in ["PLAIN", "SCRAM-SHA-256", "OAUTHBEARER"] {
-            assert_eq!(with("sasl.mechanism", mechanism), Ok(()));
-        }
-        assert_eq!(with("sasl.oauthbearer.method", "oidc"), Ok(()), "librdkafka was built with it");
-    }
-
-    #[test]
-    fn what_would_break_a_law_is_refused_with_the_reason() {
-        for (name, value, reason) in [
-            ("enable.auto.commit", "true", "counted twice"),
-            ("isolation.level", "read_uncommitted", "aborted transactions"),
-            ("isolation-level", "read_uncommitted", "aborted transactions"),
-            ("acks", "1", "could be lost"),
-            ("enable.idempotence", "false", "twice"),
-            ("group.id", "mine", "a group of its own"),
-            ("bootstrap.servers", "a:1", "kafka.bootstrap-servers"),
+    fn settings_may_be_written_as_toml_likes_them() {
+        let config: KafkaConfig = toml::from_str(
+            r#"
+            [settings]
+            sasl.mechanism = "PLAIN"
+            sasl.oauthbearer.method = "oidc"
+            "ssl.ca.location" = "/ca.pem"
+            sasl-username = "a"
+            socket.timeout.ms = 6000
+            "socket.nagle.disable" = true
+            "#,
+        )
+        .unwrap();
+        for (name, value) in [
+            ("sasl.mechanism", "PLAIN"),
+            ("sasl.oauthbearer.method", "oidc"),
+            ("ssl.ca.location", "/ca.pem"),
+            ("sasl.username", "a"),
+            ("socket.timeout.ms", "6000"),
+            ("socket.nagle.disable", "true"),
         ] {
-            let error = with(name, value).expect_err(name);
-            assert!(error.contains(reason) && error.contains(&property(name)), "{error}");
+            assert_eq!(config.setting(name), Some(value));
         }
-        assert_eq!(with("isolation.level", "read_committed"), Ok(()));
+        for twice in ["a.b = '1', 'a.b' = '2'", "a.b = '1', a-b = '2'"] {
+            let twice = format!("settings = {{ {twice} }}");
+            let error = toml::from_str::<KafkaConfig>(&twice).unwrap_err().to_string();
+            assert!(error.contains("a.b is set twice"), "{error}");
+        }
     }
 
     #[test]
-    fn misspelt_settings_and_addresses_are_named() {
-        let error = with("sasl.mechanizm", "PLAIN").unwrap_err();
-        assert!(error.contains("sasl.mechanizm"), "{error}");
-        let error = with("security.protocol", "TLS").unwrap_err();
-        assert!(error.contains("security.protocol"), "{error}");
-        for servers in ["", "kafka", "kafka:port", ":9092", "a:1,b"] {
-            let config =
-                KafkaConfig { bootstrap_servers: servers.into(), ..KafkaConfig::default() };
-            assert!(config.check().unwrap_err().starts_with("kafka.bootstrap-servers"));
-        }
+    fn nobody_sees_a_secret_by_printing_the_settings() {
+        let names = [
+            "sasl.password",
+            "sasl-password",
+            "ssl.key.password",
+            "ssl.key.pem",
+            "sasl.oauthbearer.client.secret",
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+        ];
+        let mut config = KafkaConfig::default();
+        config.settings = names.map(|name| (name.to_owned(), "hunter2".to_owned())).into();
+        config.settings.insert("sasl.username".into(), "alice".into());
+        let text = format!("{config:?} {config:#?}");
+        assert!(!text.contains("hunter2") && text.contains("alice"), "{text}");
     }
 }

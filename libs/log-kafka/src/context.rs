@@ -8,15 +8,55 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
+use crate::refusal::speaks_otherwise;
+
+/// What kind of thing keeps us from the brokers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nobody answers.
+    Network,
+    /// Who answers is not trusted, or does not trust us.
+    Tls,
+    /// They do not know us, or nobody vouches for us.
+    Login,
+}
+
+/// What went wrong on the way to the brokers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    /// librdkafka's words, with the broker's address where there is one.
+    pub(crate) reason: String,
+}
+
 /// What the clients of one log have in common: the last thing that went wrong on the way to the brokers.
 #[derive(Clone, Default)]
 pub(crate) struct Trouble {
-    last: Arc<Mutex<Option<String>>>,
+    last: Arc<Mutex<Option<Fault>>>,
+    user: Arc<str>,
+    principal: Arc<str>,
 }
 
 impl Trouble {
+    /// As whom the brokers see us: in words, and as their ACLs call it.
+    pub(crate) fn new(user: &str, principal: &str) -> Self {
+        Self { last: Arc::default(), user: user.into(), principal: principal.into() }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    pub(crate) fn principal(&self) -> &str {
+        &self.principal
+    }
+
     /// Why the brokers could not be reached when that was tried last.
     pub(crate) fn last(&self) -> Option<String> {
+        self.fault().map(|fault| fault.reason)
+    }
+
+    pub(crate) fn fault(&self) -> Option<Fault> {
         self.last.lock().clone()
     }
 
@@ -29,23 +69,24 @@ impl Trouble {
             AllBrokersDown, Authentication, BrokerTransportFailure, Resolve, SSL,
             SaslAuthenticationFailed,
         };
+        let kind = match code {
+            Some(AllBrokersDown | BrokerTransportFailure | Resolve) => Kind::Network,
+            Some(SSL) => Kind::Tls,
+            Some(Authentication | SaslAuthenticationFailed) => Kind::Login,
+            Some(_) | None => return,
+        };
         let mut last = self.last.lock();
-        match code {
+        if let Some(before) = &*last {
             // Says nothing that the errors before it did not.
-            Some(AllBrokersDown) if last.is_some() => {}
+            if code == Some(AllBrokersDown) {
+                return;
+            }
             // A refusal says more than the lost connections that follow from it.
-            Some(BrokerTransportFailure | AllBrokersDown)
-                if last.as_deref().is_some_and(|last| last.contains("uthenticat")) => {}
-            Some(
-                AllBrokersDown
-                | BrokerTransportFailure
-                | Resolve
-                | SSL
-                | Authentication
-                | SaslAuthenticationFailed,
-            ) => *last = Some(shorten(reason)),
-            Some(_) | None => {}
+            if kind == Kind::Network && before.kind != kind && reason.contains("isconnected") {
+                return;
+            }
         }
+        *last = Some(Fault { kind, reason: shorten(reason) });
     }
 }
 
@@ -53,6 +94,9 @@ impl Trouble {
 fn shorten(reason: &str) -> String {
     let reason = reason.split_once("]: ").map_or(reason, |(_, rest)| rest);
     let reason = reason.split(" (after ").next().unwrap_or(reason);
+    // Its advice; ours is in `refusal`.
+    let reason =
+        reason.split(": broker certificate could not be verified").next().unwrap_or(reason);
     reason.trim().to_owned()
 }
 
@@ -65,6 +109,10 @@ pub(crate) struct Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // A connection that ends is no error to librdkafka, even if it knows why.
+        if facility == "FAIL" && speaks_otherwise(message) {
+            self.trouble.note(Some(RDKafkaErrorCode::BrokerTransportFailure), message);
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: "librdkafka", facility, "{message}");
@@ -111,5 +159,8 @@ mod tests {
         trouble.note(Some(RDKafkaErrorCode::Authentication), "SASL authentication error: no");
         trouble.note(Some(RDKafkaErrorCode::BrokerTransportFailure), "Disconnected");
         assert_eq!(trouble.last().as_deref(), Some("SASL authentication error: no"));
+        assert_eq!(trouble.fault().map(|fault| fault.kind), Some(Kind::Login));
+        trouble.note(Some(RDKafkaErrorCode::BrokerTransportFailure), "Connection refused");
+        assert_eq!(trouble.fault().map(|fault| fault.kind), Some(Kind::Network), "gone since");
     }
 }

@@ -11,7 +11,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{admin::Admin, context::Context};
+use crate::{
+    admin::Admin,
+    context::{Context, Fault, Kind},
+    refusal::Errand,
+};
 
 /// How often the brokers are asked.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -30,25 +34,31 @@ pub(crate) struct Health {
 struct State {
     /// `None`: not known yet.
     reached: Option<Result<(), String>>,
+    /// Of what kind the trouble is.
+    kind: Option<Kind>,
     told: Vec<Told>,
 }
 
 impl Health {
-    pub(crate) fn watch(self: &Arc<Self>, admin: Arc<Admin>, context: Context, servers: String) {
+    pub(crate) fn watch(self: &Arc<Self>, admin: Arc<Admin>, context: Context, errand: Errand) {
         let health = self.clone();
         let spawned = thread::Builder::new().name("kafka-health".into()).spawn(move || {
             while !health.stop.load(Ordering::Relaxed) {
-                let reached = admin.ping().map_err(|error| {
-                    let reason = match std::error::Error::source(&error) {
-                        Some(source) => source.to_string(),
-                        None => error.to_string(),
-                    };
-                    format!("Kafka at {servers} cannot be reached: {reason}")
-                });
-                if reached.is_ok() {
-                    context.trouble.clear();
+                match admin.ping() {
+                    Ok(()) => {
+                        context.trouble.clear();
+                        health.tell(None, Ok(()));
+                    }
+                    Err(error) => {
+                        let fault = context.trouble.fault().unwrap_or_else(|| {
+                            let source = std::error::Error::source(&error);
+                            let reason =
+                                source.map_or_else(|| error.to_string(), |it| it.to_string());
+                            Fault { kind: Kind::Network, reason }
+                        });
+                        health.tell(Some(fault.kind), Err(errand.explain(&fault)));
+                    }
                 }
-                health.tell(reached);
                 let mut slept = Duration::ZERO;
                 while slept < INTERVAL && !health.stop.load(Ordering::Relaxed) {
                     thread::sleep(LOOK);
@@ -61,10 +71,11 @@ impl Health {
         }
     }
 
-    fn tell(&self, reached: Result<(), String>) {
+    /// Trouble of another kind is news: brokers that are there at last, and then refuse us.
+    fn tell(&self, kind: Option<Kind>, reached: Result<(), String>) {
         let mut state = self.state.lock();
-        let changed = state.reached.as_ref().map(Result::is_ok) != Some(reached.is_ok());
-        state.reached = Some(reached.clone());
+        let changed = state.reached.is_none() || state.kind != kind;
+        (state.reached, state.kind) = (Some(reached.clone()), kind);
         if changed {
             for told in &state.told {
                 told(reached.clone());

@@ -32,6 +32,7 @@
 //! power cut on all of them at once may lose it. That is Kafka's contract.
 
 mod admin;
+mod check;
 mod config;
 mod context;
 mod error;
@@ -43,6 +44,7 @@ mod placement;
 mod produce;
 mod pump;
 mod reader;
+mod refusal;
 mod writer;
 
 use std::{sync::Arc, time::Duration};
@@ -54,10 +56,10 @@ use headwater_log::{
 use headwater_types::{BoxError, Name, Offset, PartitionId};
 use parking_lot::Mutex;
 
-pub use config::{KafkaConfig, Placement};
+pub use config::{KafkaConfig, Placement, is_secret};
 
 use admin::Admin;
-use context::Context;
+use context::{Context, Trouble};
 use health::Health;
 use known::Known;
 use lane::{Lane, Spares};
@@ -65,6 +67,7 @@ use membership::KafkaMember;
 use produce::Appender;
 use pump::{Pump, ReadAhead};
 use reader::KafkaReader;
+use refusal::Errand;
 use writer::{CLAIMS_SPEC, CLAIMS_TOPIC, KafkaWriter};
 
 /// How many bytes are looked at to learn how large records are.
@@ -97,14 +100,15 @@ impl KafkaLog {
     ///
     /// librdkafka does not take the settings; [`KafkaConfig::check`] says which.
     pub fn connect(config: &KafkaConfig, client: &str) -> Result<Arc<Self>, Error> {
-        let context = Context::default();
+        let errand = Errand::new(config);
+        let context = Context { trouble: Trouble::new(errand.user(), errand.principal()) };
         let failed = |error: rdkafka::error::KafkaError| Error::Unavailable(error.into());
         let known = Arc::<Known>::default();
         let admin = Admin::new(config, client, context.clone(), known.clone());
         let admin = Arc::new(admin.map_err(failed)?);
         let appender = Appender::start(config, client, &context, admin.clone(), &known)?;
         let health = Arc::new(Health::default());
-        health.watch(admin.clone(), context.clone(), config.bootstrap_servers.clone());
+        health.watch(admin.clone(), context.clone(), errand);
         let inner = Inner {
             config: config.clone(),
             client: client.to_owned(),

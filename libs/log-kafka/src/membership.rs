@@ -181,10 +181,22 @@ impl Shared {
         let consumer = Arc::new(consumer);
         *self.consumer.lock() = Some(consumer.clone());
         let mut committed_at = Instant::now();
-        let mut fatal = false;
+        let (mut fatal, mut denied) = (false, false);
         while !self.leave.load(Ordering::Relaxed) && !fatal {
             if let Some(Err(error)) = consumer.poll(POLL) {
                 tracing::debug!(group = %self.group, %error, "group error");
+                if is_denied(&error) && !denied {
+                    denied = true;
+                    let (user, principal) =
+                        (self.context.trouble.user(), self.context.trouble.principal());
+                    tracing::warn!(
+                        group = %self.group, topic = %self.topic, %error,
+                        "the brokers' ACLs do not let {user} share out partitions; grant Read on the \
+                         topic and on all groups that begin with headwater., for example with \
+                         kafka-acls --add --allow-principal {principal} --operation Read \
+                         --group headwater. --resource-pattern-type prefixed"
+                    );
+                }
                 fatal = consumer.client().fatal_error().is_some();
             }
             if committed_at.elapsed() >= COMMIT {
@@ -238,6 +250,11 @@ impl Shared {
         }
         consumer.commit(&list, mode)
     }
+}
+
+fn is_denied(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{GroupAuthorizationFailed, TopicAuthorizationFailed};
+    matches!(error.rdkafka_error_code(), Some(GroupAuthorizationFailed | TopicAuthorizationFailed))
 }
 
 /// Tells the assignee what the group has decided.

@@ -86,7 +86,7 @@ impl EncodedBatch {
         for record in self.walk() {
             if record?.key.is_none() {
                 let reason = "it keeps the latest record of each key, and a record has no key";
-                return Err(Error::Refused { topic: topic.clone(), reason });
+                return Err(Error::Refused { topic: topic.clone(), reason: reason.into() });
             }
         }
         Ok(())

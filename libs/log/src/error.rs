@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use headwater_types::{BoxError, Epoch, Name, Offset, PartitionId, Remedy};
 
 use crate::{GroupId, TopicSpec, WriterId};
@@ -56,7 +58,7 @@ pub enum Error {
 
     /// The request could never work on this topic.
     #[error("topic {topic} refuses this: {reason}")]
-    Refused { topic: Name, reason: &'static str },
+    Refused { topic: Name, reason: Cow<'static, str> },
 
     #[error(
         "a batch of {bytes} bytes for topic {topic} is over the limit of {limit}: send fewer records at once"

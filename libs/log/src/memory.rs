@@ -139,7 +139,7 @@ impl Log for MemoryLog {
         if spec.partitions == 0 {
             return Err(Error::Refused {
                 topic: topic.clone(),
-                reason: "it needs at least one partition",
+                reason: "it needs at least one partition".into(),
             });
         }
         let mut topics = self.shared.topics.write();

@@ -78,6 +78,7 @@ pub struct Layers {
     environment: Vec<(String, String)>,
     flags: Vec<Flag>,
     foreign: Vec<String>,
+    flat: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +129,14 @@ impl Layers {
         self
     }
 
+    /// A table within a section whose keys have dots of their own. In a file they may be written as they are,
+    /// quoted or not, or with hyphens as in the environment: it is one key, so that a later layer wins.
+    #[must_use]
+    pub fn flat(mut self, section: &str, table: &str) -> Self {
+        self.flat.push((section.into(), table.into()));
+        self
+    }
+
     /// Puts the layers on top of each other.
     ///
     /// # Errors
@@ -168,6 +177,12 @@ impl Layers {
             let mut layer: Table =
                 toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
             layer.retain(|key, _| !self.foreign.iter().any(|foreign| foreign == key));
+            for (section, inner) in &self.flat {
+                let section = layer.get_mut(section).and_then(Value::as_table_mut);
+                if let Some(Value::Table(keys)) = section.and_then(|it| it.get_mut(inner)) {
+                    *keys = flattened("", std::mem::take(keys));
+                }
+            }
             merge(&mut table, layer);
             config = shape.read(&table).map_err(wrong)?;
         }
@@ -209,6 +224,20 @@ pub fn defaults<C: Serialize + Default>() -> Result<Table, Error> {
 
 pub(crate) fn table_of<C: Serialize>(config: &C) -> Result<Table, Error> {
     Table::try_from(config).map_err(|error| Error::Defaults(error.to_string()))
+}
+
+fn flattened(prefix: &str, table: Table) -> Table {
+    let mut flat = Table::new();
+    for (key, value) in table {
+        let key = format!("{prefix}{}", key.replace('.', "-"));
+        match value {
+            Value::Table(inner) => flat.extend(flattened(&format!("{key}-"), inner)),
+            value => {
+                flat.insert(key, value);
+            }
+        }
+    }
+    flat
 }
 
 fn merge(into: &mut Table, layer: Table) {

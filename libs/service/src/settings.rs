@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use headwater_log_kafka::KafkaConfig;
+use headwater_log_kafka::{KafkaConfig, is_secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
@@ -186,7 +186,8 @@ pub(crate) enum Error {
 impl<C: Serialize + DeserializeOwned + Default> Settings<C> {
     /// Reads the settings of a service and checks them.
     pub(crate) fn load<S: Service<Config = C>>(layers: &Layers) -> Result<Self, Error> {
-        let common: Common = layers.clone().foreign(OWN_SECTIONS).load()?;
+        let common: Common =
+            layers.clone().foreign(OWN_SECTIONS).flat("kafka", "settings").load()?;
         let others = OWN_SECTIONS.into_iter().filter(|&service| service != S::NAME);
         let own: S::Config = layers
             .clone()
@@ -215,15 +216,11 @@ impl<C: Serialize + DeserializeOwned + Default> Settings<C> {
     }
 }
 
-/// Parts of the names of settings that nobody else may read.
-const SECRETS: [&str; 6] = ["password", "secret", "token", "jaas", "key.pem", "key-pem"];
-
 fn hide(table: &mut Table) {
     for (name, value) in table.iter_mut() {
-        let name = name.to_lowercase();
         match value {
             Value::Table(inner) => hide(inner),
-            Value::String(text) if SECRETS.iter().any(|secret| name.contains(secret)) => {
+            Value::String(text) if is_secret(name) => {
                 *text = "***".to_owned();
             }
             Value::String(_)

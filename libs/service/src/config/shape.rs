@@ -2,6 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
+use headwater_log_kafka::is_secret;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, IntoDeserializer,
     MapAccess, Visitor, value::MapAccessDeserializer,
@@ -50,8 +51,19 @@ impl<'a, C: DeserializeOwned> Shape<'a, C> {
     }
 }
 
+/// The message, with the line of the file that it is about, unless there is a secret in it.
 fn line(error: &toml::de::Error) -> String {
-    error.to_string().trim_end().to_owned()
+    let text = error.to_string();
+    let shows_secret = |line: &str| {
+        line.split_once(" | ").is_some_and(|(_, source)| {
+            source.split_once('=').is_some_and(|(name, _)| is_secret(name))
+        })
+    };
+    if !text.lines().any(shows_secret) {
+        return text.trim_end().to_owned();
+    }
+    let place = text.lines().next().unwrap_or_default();
+    format!("{place}, which has a secret and is not shown: write NAME = \"VALUE\" there")
 }
 
 impl<'de, C: DeserializeOwned> DeserializeSeed<'de> for Shape<'_, C> {

@@ -55,7 +55,7 @@ fn one_file_serves_all_binaries_and_each_reads_its_part() {
     let text = "
         [telemetry]\nlog = 'debug'
         [kafka]\nbootstrap-servers = 'kafka:19092'
-        [kafka.settings]\n'security.protocol' = 'sasl_ssl'
+        [kafka.settings]\n'security.protocol' = 'ssl'
         [server]\nlisten = '0.0.0.0:7400'\nstop-deadline = '9s'
         [checkpoints]\nurl = 's3://bucket/prefix'
         [ingest]\nmax-events = 5
@@ -137,6 +137,43 @@ fn printed_settings_can_be_read_again_and_keep_secrets_to_themselves() {
     std::fs::write(file.path(), &text).unwrap();
     let arguments = ["--print-config", "--config", file.path().to_str().unwrap()];
     assert_eq!(said(read_with(&arguments, &[])), (0, text));
+}
+
+#[test]
+fn a_setting_of_librdkafka_is_one_however_a_file_spells_it() {
+    let spellings = [
+        "[kafka.settings]\nsasl.username = 'file'",
+        "[kafka.settings]\n'sasl.username' = 'file'",
+        "[kafka.settings]\nsasl-username = 'file'",
+        "[kafka]\nsettings.sasl.username = 'file'",
+    ];
+    for text in spellings {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let arguments = ["--print-config", "--config", file.path().to_str().unwrap()];
+        let environment = [("HEADWATER_KAFKA__SETTINGS__SASL_USERNAME", "environment")];
+        let (code, alone) = said(read_with(&arguments, &[]));
+        assert!(code == 0 && alone.contains("sasl-username = \"file\""), "{text}: {alone}");
+        let (code, above) = said(read_with(&arguments, &environment));
+        assert!(code == 0 && above.contains("sasl-username = \"environment\""), "{text}: {above}");
+        assert!(!above.contains("\"file\""), "{text}: {above}");
+    }
+}
+
+#[test]
+fn a_line_with_a_secret_is_not_shown() {
+    for text in [
+        "[kafka.settings]\n'sasl.password' = 'hunter2",
+        "[kafka.settings]\nsasl.password = ['hunter2']",
+        "[kafka.settings]\nssl-key-password = 1979-hunter2",
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let arguments = ["--check-config", "--config", file.path().to_str().unwrap()];
+        let (code, said) = said(read_with(&arguments, &[]));
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains("line 2") && !said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]

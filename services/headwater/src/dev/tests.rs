@@ -29,7 +29,7 @@ above, and the sections below; sections of the others are skipped, so one file c
 force without secrets, `--health-check` asks the process with these settings whether it is ready and exits with 0 or 1.
 
 Settings of librdkafka are `[kafka.settings]` in the file, `HEADWATER_KAFKA__SETTINGS__SASL_PASSWORD` in the environment and
-`--set kafka.settings.sasl.password=...` as a flag.
+`--set kafka.settings.sasl.password=...` as a flag. [kafka-security.md](kafka-security.md) has what TLS and logins need.
 ";
 
 /// The sections that `headwater dev` does not have.
