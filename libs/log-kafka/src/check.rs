@@ -167,17 +167,19 @@ impl KafkaConfig {
             }
         }
         self.client("check").create_native_config().map(drop).map_err(|error| {
-            let detail = match error {
-                KafkaError::ClientConfig(_, detail, key, _) => format!("\"{key}\": {detail}"),
-                other => format!(": {other}"),
+            let detail = if let KafkaError::ClientConfig(_, detail, key, _) = error {
+                format!("\"{key}\": {detail}")
+            } else {
+                format!(": {error}")
             };
             format!("kafka.settings.{detail}; the names and values are those of librdkafka")
         })?;
         self.check_login()?;
         let refused = |error| {
-            let detail = match error {
-                KafkaError::ClientCreation(detail) => detail,
-                other => other.to_string(),
+            let detail = if let KafkaError::ClientCreation(detail) = error {
+                detail
+            } else {
+                error.to_string()
             };
             format!("kafka.settings: {detail}")
         };

@@ -311,8 +311,8 @@ mod tests {
             "sasl.oauthbearer.client.secret",
             "sasl.oauthbearer.assertion.private.key.passphrase",
         ];
-        let mut config = KafkaConfig::default();
-        config.settings = names.map(|name| (name.to_owned(), "hunter2".to_owned())).into();
+        let settings = names.map(|name| (name.to_owned(), "hunter2".to_owned())).into();
+        let mut config = KafkaConfig { settings, ..KafkaConfig::default() };
         config.settings.insert("sasl.username".into(), "alice".into());
         let text = format!("{config:?} {config:#?}");
         assert!(!text.contains("hunter2") && text.contains("alice"), "{text}");

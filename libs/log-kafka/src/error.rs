@@ -50,10 +50,11 @@ pub(crate) fn unavailable(error: impl Into<BoxError>, trouble: &Trouble) -> Erro
 /// The error of a request about a topic.
 pub(crate) fn translate(error: KafkaError, about: &About<'_>, trouble: &Trouble) -> Error {
     let topic = about.topic.clone();
-    let code = match &error {
-        // rdkafka knows no code of these.
-        KafkaError::AdminOp(code) => Some(*code),
-        other => other.rdkafka_error_code(),
+    // rdkafka knows no code of those.
+    let code = if let KafkaError::AdminOp(code) = &error {
+        Some(*code)
+    } else {
+        error.rdkafka_error_code()
     };
     match code {
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
