@@ -5,6 +5,7 @@
 //! | [`Broker`] | Kafka on a network of its own, reachable from there and from the host; [`shared_broker`] for tests that leave it in peace |
 //! | [`Secured`] | a [`Broker`] that wants TLS or a login, or both; [`shared_secured`] |
 //! | [`Service`] | one of Headwater's services beside a broker, as unprivileged as `docker-compose.yml` runs it |
+//! | [`ObjectStore`] | a store that speaks S3, on a broker's network |
 //! | [`Volume`] | a directory that outlives a container, or that several share |
 //!
 //! A test wraps its body in [`test`], which skips it where there is no engine and shows the logs of its containers
@@ -29,12 +30,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 mod broker;
 mod container;
+mod object_store;
 mod ports;
 mod secured;
 mod service;
 
 pub use broker::{Broker, SharedBroker, shared_broker};
 pub use container::{Network, Volume};
+pub use object_store::{KEY_ID, ObjectStore, SECRET};
 pub use secured::{Secured, SharedSecured, shared_secured};
 pub use service::{Kind, Options, Service};
 
@@ -43,6 +46,7 @@ const LABEL: &str = "headwater.test";
 
 /// The images, as `scripts/images` and `docker-compose.yml` name them.
 const KAFKA: (&str, &str) = ("apache/kafka", "4.1.1");
+const STORE: (&str, &str) = ("andrewgaul/s3proxy", "s3proxy-2.6.0");
 const TAG: &str = "dev";
 
 /// What docker calls by this name is removed, whatever state it is in. `$1` is a filter.

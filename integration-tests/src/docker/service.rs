@@ -326,6 +326,12 @@ impl Service {
         super::docker(&["cp", &from, to]).await.map(drop)
     }
 
+    /// Runs a command in its container, with its environment; what it writes to stdout.
+    pub async fn exec(&self, command: &[&str]) -> Result<String> {
+        let command = command.iter().map(|&word| word.to_owned()).collect();
+        self.container.exec(command, &[]).await
+    }
+
     /// All that it said, over all its runs.
     pub async fn log(&self) -> Result<String> {
         self.container.log().await

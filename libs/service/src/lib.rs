@@ -42,7 +42,7 @@ pub use health::{Condition, Health};
 pub use metrics::Metrics;
 pub use node::Node;
 pub use outage::Outage;
-pub use remedy::{exit_code, log_status, remedy_of, status};
+pub use remedy::{Refusal, exit_code, log_status, remedy_of, status};
 pub use run::service_main;
 pub use serve::{GRACE, Served, Servers};
 pub use service::{Data, Service};

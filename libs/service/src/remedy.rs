@@ -40,6 +40,14 @@ pub fn exit_code(remedy: Remedy) -> u8 {
     }
 }
 
+/// Why a service does not start, by a library that this one does not know, and what would help.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    pub reason: String,
+    pub remedy: Remedy,
+}
+
 /// The remedy of the outermost cause that has one; `None` if nobody knows.
 pub fn remedy_of(error: &anyhow::Error) -> Option<Remedy> {
     error.chain().find_map(|cause| {
@@ -48,7 +56,8 @@ pub fn remedy_of(error: &anyhow::Error) -> Option<Remedy> {
         let data = || cause.downcast_ref::<DataDirError>().map(DataDirError::remedy);
         let config = || cause.downcast_ref::<config::Error>().map(config::Error::remedy);
         let failure = || cause.downcast_ref::<Failure>().and_then(|failure| failure.remedy);
-        log.or_else(follow).or_else(data).or_else(config).or_else(failure)
+        let refusal = || cause.downcast_ref::<Refusal>().map(|refusal| refusal.remedy);
+        log.or_else(follow).or_else(data).or_else(config).or_else(failure).or_else(refusal)
     })
 }
 

@@ -129,7 +129,8 @@ fn host_name() -> String {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CheckpointsConfig {
-    /// `s3://bucket/prefix`, or `file:///directory` that all processors and the coordinator see.
+    /// `s3://bucket/prefix`, or `file:///directory` that all processors and the coordinator see. Credentials come
+    /// from the usual variables (`AWS_ACCESS_KEY_ID`, …): [checkpoints.md](checkpoints.md).
     ///
     /// * **With it** a shard that moves to another machine goes on from its last checkpoint.
     /// * **Without it** it begins again at the start of the stream, and all processors must be on one machine
@@ -140,6 +141,13 @@ pub struct CheckpointsConfig {
 impl CheckpointsConfig {
     fn check(&self) -> Result<(), String> {
         let Some(url) = &self.url else { return Ok(()) };
+        let authority = url.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+        if authority.is_some_and(|authority| authority.contains('@')) {
+            return Err(
+                "checkpoints.url must not have credentials: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    .into(),
+            );
+        }
         let good = match url.split_once("://") {
             Some(("file", path)) => path.starts_with('/'),
             Some(("s3", bucket)) => !bucket.is_empty() && !bucket.starts_with('/'),
@@ -254,6 +262,9 @@ mod tests {
             let config = CheckpointsConfig { url: Some(bad.into()) };
             assert!(config.check().unwrap_err().starts_with("checkpoints.url"), "{bad}");
         }
+        let config = CheckpointsConfig { url: Some("s3://key:hush@bucket/prefix".into()) };
+        let refused = config.check().unwrap_err();
+        assert!(refused.contains("must not have credentials") && !refused.contains("hush"));
         for good in ["s3://bucket", "s3://bucket/some/prefix", "file:///srv/checkpoints"] {
             CheckpointsConfig { url: Some(good.into()) }.check().unwrap();
         }

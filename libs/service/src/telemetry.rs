@@ -7,7 +7,8 @@ use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, filter::Directive, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 /// How log lines look.
@@ -45,6 +46,10 @@ impl Default for TelemetryConfig {
     }
 }
 
+/// What a level alone does not turn on: the client of object stores has a line for each try of each request, while
+/// what comes of them is told, and told once, by whoever sent them.
+const QUIET: &str = "object_store=warn";
+
 impl TelemetryConfig {
     /// What [`init`] would refuse, without starting anything.
     ///
@@ -60,9 +65,14 @@ impl TelemetryConfig {
     }
 
     fn filter(&self) -> Result<EnvFilter, Error> {
-        EnvFilter::builder()
-            .parse(&self.log)
-            .map_err(|error| Error::Filter { filter: self.log.clone(), reason: error.to_string() })
+        let refuse = |reason: String| Error::Filter { filter: self.log.clone(), reason };
+        let filter =
+            EnvFilter::builder().parse(&self.log).map_err(|error| refuse(error.to_string()))?;
+        if self.log.contains("object_store") {
+            return Ok(filter);
+        }
+        let quiet = QUIET.parse::<Directive>().map_err(|error| refuse(error.to_string()))?;
+        Ok(filter.add_directive(quiet))
     }
 }
 
@@ -195,6 +205,16 @@ mod tests {
         assert_eq!(&preface, b"PRI * HTTP/2.0");
         drop((connection, listener));
         shutdown.await.unwrap();
+    }
+
+    #[test]
+    fn the_client_of_object_stores_is_heard_of_only_by_those_who_name_it() {
+        let filter = |log: &str| {
+            let config = TelemetryConfig { log: log.into(), ..TelemetryConfig::default() };
+            config.filter().unwrap().to_string()
+        };
+        assert_eq!(filter("info"), "object_store=warn,info");
+        assert!(!filter("info,object_store=info").contains("warn"));
     }
 
     #[test]

@@ -63,6 +63,10 @@ pub enum Error {
         source: BoxError,
     },
 
+    /// `url` may be that of anything in it.
+    #[error("the bucket of {url} does not exist: create it, or correct checkpoints.url")]
+    NoBucket { url: String },
+
     #[error("the store of checkpoints cannot be used at {location}")]
     Store {
         location: String,
@@ -77,6 +81,7 @@ impl Error {
             Self::NewerFormat { .. }
             | Self::OtherIdentity { .. }
             | Self::StoreUrl { .. }
+            | Self::NoBucket { .. }
             | Self::StoreRefused { .. } => Remedy::Correct,
             Self::Corrupt { .. } | Self::Damaged { .. } => Remedy::Repair,
             Self::Missing { .. }
@@ -86,6 +91,12 @@ impl Error {
             | Self::Full { .. }
             | Self::Storage { .. } => Remedy::Retry,
         }
+    }
+
+    /// Whether the store of checkpoints is away or refuses us: not this machine's doing, and it may pass without this
+    /// process being told.
+    pub fn is_of_store(&self) -> bool {
+        matches!(self, Self::Store { .. } | Self::StoreRefused { .. } | Self::NoBucket { .. })
     }
 
     pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Self {

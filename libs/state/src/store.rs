@@ -18,12 +18,15 @@
 //! * `file:///path/to/a/directory`, with `%20` and the like for characters that a URL cannot have. Where the
 //!   shard lies on the same file system, files are hard links and cost nothing.
 //! * `s3://bucket/prefix`: S3, or what speaks its language. Credentials and the rest come from the usual
-//!   variables: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION` (or
-//!   `AWS_DEFAULT_REGION`), `AWS_ENDPOINT` (or `AWS_ENDPOINT_URL`) for other stores than Amazon's, where an
-//!   `http://` address is taken as it is, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST`; without keys
-//!   `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`, `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`
-//!   or `AWS_CONTAINER_CREDENTIALS_FULL_URI`, or the machine's own role. An upload that is cut off may leave
-//!   parts that only a lifecycle rule of the bucket removes (`AbortIncompleteMultipartUpload`).
+//!   variables, of which an empty one counts as not set: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+//!   `AWS_SESSION_TOKEN`, `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`,
+//!   `AWS_ENDPOINT`) for other stores than Amazon's, where an `http://` address is taken as it is,
+//!   `AWS_VIRTUAL_HOSTED_STYLE_REQUEST`; without keys `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`,
+//!   `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`, `AWS_CONTAINER_CREDENTIALS_FULL_URI` with
+//!   `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, or the machine's own role. They must be allowed `s3:ListBucket` of the
+//!   bucket, and `s3:GetObject`, `s3:PutObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload` below the prefix. An
+//!   upload that is cut off may leave parts that only a lifecycle rule of the bucket removes
+//!   (`AbortIncompleteMultipartUpload`).
 //!
 //! # Why a former owner can break nothing
 //!
@@ -44,9 +47,11 @@
 //! owner do not overlap: it is one process, and clones of a store take turns shard by shard. Who reads a
 //! manifest just before it is pruned is told so ([`Error::Gone`]) and looks for the newer one.
 
+mod failure;
 mod manifest;
 mod place;
 mod prune;
+mod s3;
 mod transfer;
 
 use std::{
@@ -97,7 +102,18 @@ impl Store {
     ///
     /// [`Error::StoreUrl`] if the URL is none of a store.
     pub fn open(url: &str) -> Result<Self, Error> {
-        Ok(Self { place: Arc::new(Place::open(url)?), turns: Arc::default() })
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::open_with(url, variables)
+    }
+
+    /// As [`Store::open`], with these variables instead of those of the process.
+    pub fn open_with(
+        url: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
+        Ok(Self { place: Arc::new(Place::open(url, variables)?), turns: Arc::default() })
     }
 
     /// The URL, in the form that those of manifests begin with.
@@ -301,7 +317,7 @@ impl Store {
 
     async fn read(&self, path: &Path) -> Result<Manifest, Error> {
         let location = self.place.url_of(path);
-        let failed = |error| place::failed(&location, error);
+        let failed = |error| failure::unread(&location, error);
         let bytes = async { self.place.objects().get(path).await?.bytes().await };
         let bytes = bytes.await.map_err(failed)?;
         Manifest::decode(location.clone(), &bytes)

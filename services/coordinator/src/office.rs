@@ -7,14 +7,13 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Context as _;
 use headwater_control::{
     ControlState, Effect, LogEnds, Reach, ReplayEntry, ReplayId, StatusBoard, is_open,
     replay_status,
 };
 use headwater_log::Log;
 use headwater_proto::control::v1::{Replay, control_record::Event};
-use headwater_service::{Node, Shutdown, follow::ControlView, log_status, status};
+use headwater_service::{Node, Refusal, Shutdown, follow::ControlView, log_status, status};
 use headwater_state::Store;
 use headwater_types::{Clock, Name, PartitionId, Remedy};
 use parking_lot::Mutex;
@@ -87,12 +86,14 @@ impl Office {
     ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Request>)> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let store = node.checkpoints.as_deref().map(Store::open).transpose();
+        let store =
+            store.map_err(|error| Refusal { reason: error.to_string(), remedy: error.remedy() })?;
         let office = Self {
             log: node.log.clone(),
             clock: node.clock.clone(),
             data: node.data.clone(),
             scratch: node.data.join("diffs").join(&node.instance),
-            store: store.context("the store of checkpoints cannot be used")?,
+            store,
             view: ControlView::start(&node.log, &node.tasks)?,
             streams: Streams::default(),
             config: config.clone(),

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_service::{OnFailure, Shutdown, Tasks};
+use headwater_service::{OnFailure, Outage, Shutdown, Tasks};
 use headwater_state::{Identity, Manifest, Purpose, Store, layout};
 use headwater_types::{Epoch, Offset, Remedy};
 use parking_lot::Mutex;
@@ -33,6 +33,10 @@ pub(crate) struct Uploads {
     tasks: Tasks,
     runtime: Handle,
     metrics: ProcessorMetrics,
+    /// Told once, however many shards find it out.
+    outage: Mutex<Outage>,
+    /// The same of what is no longer needed and cannot be removed.
+    leftovers: Mutex<Outage>,
 }
 
 impl Uploads {
@@ -45,7 +49,9 @@ impl Uploads {
         metrics: ProcessorMetrics,
     ) -> Self {
         let (slots, runtime) = (Arc::new(Semaphore::new(at_once)), Handle::current());
-        Self { store, slots, every, instance, tasks, runtime, metrics }
+        let outage = Mutex::new(Outage::new("the store of checkpoints"));
+        let leftovers = Mutex::new(Outage::new("removing older checkpoints from the store"));
+        Self { store, slots, every, instance, tasks, runtime, metrics, outage, leftovers }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -192,13 +198,16 @@ impl Uploader {
         match outcome {
             Ok(manifest) => {
                 self.failures = 0;
+                self.uploads.outage.lock().over();
                 self.due = Instant::now() + self.uploads.every;
                 Ok(self.note(aim, position, manifest))
             }
             Err(trouble) => {
                 let wait =
                     FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
-                if self.failures == 0 {
+                if trouble.store {
+                    self.uploads.outage.lock().failed(&trouble.reason);
+                } else if self.failures == 0 {
                     tracing::warn!(shard = %self.lease.identity(), reason = trouble.reason, "checkpoint not uploaded, trying again");
                 }
                 self.failures += 1;
@@ -309,11 +318,14 @@ async fn store(
         }
     };
     uploads.metrics.uploaded(manifest.sent().uploaded_bytes, begun.elapsed());
-    if upload.aim == Aim::HandOver
-        && lease.allows()
-        && let Err(error) = uploads.store.prune(&shard, &manifest, &upload.replays).await
-    {
-        tracing::info!(%shard, %error, "older checkpoints not removed, the next upload tries again");
+    if upload.aim == Aim::HandOver && lease.allows() {
+        // The next upload tries again.
+        match uploads.store.prune(&shard, &manifest, &upload.replays).await {
+            Ok(()) => uploads.leftovers.lock().over(),
+            Err(error) => {
+                uploads.leftovers.lock().failed(&Trouble::from(error).reason);
+            }
+        }
     }
     Ok(manifest)
 }

@@ -61,7 +61,7 @@ use std::sync::Arc;
 
 use headwater_control::STATUS_TOPIC;
 use headwater_service::{
-    Node,
+    Node, Refusal,
     follow::{ControlView, create_topics},
 };
 use headwater_state::{Cache, Options, Store};
@@ -109,7 +109,11 @@ impl Processor {
         let metrics = ProcessorMetrics::new(&node.metrics);
         let uploads = match &node.checkpoints {
             Some(url) => {
-                let (store, instance) = (Store::open(url)?, node.instance.clone());
+                let store = Store::open(url).map_err(|error| Refusal {
+                    reason: error.to_string(),
+                    remedy: error.remedy(),
+                })?;
+                let instance = node.instance.clone();
                 let at_once = usize::from(config.uploads.get());
                 let (every, tasks) = (config.checkpoint_interval, node.tasks.clone());
                 let metrics = metrics.clone();

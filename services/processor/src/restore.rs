@@ -51,15 +51,22 @@ pub(crate) fn open(
         return Ok(Opened { db: open()?, newest: None, fetched: None });
     };
     let present = places.shard.join("CURRENT").exists();
-    let newest = match setup.runtime.block_on(store.newest(&setup.identity)) {
+    let newest = match wanted(setup, shutdown, store.newest(&setup.identity))? {
         Ok(newest) => newest,
         // What is here is right, if not the newest; what is not here would have to be computed again.
-        Err(error) if present && error.remedy() == Remedy::Retry => {
+        Err(error) if present && (error.remedy() == Remedy::Retry || error.is_of_store()) => {
             let reason = Trouble::from(error).reason;
             tracing::warn!(shard = %setup.identity, reason, "the store of checkpoints is not available, using the copy on this disk");
             None
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            let trouble = Trouble::from(error);
+            // Of anything else a shard stops, and that is said elsewhere.
+            if trouble.remedy == Remedy::Retry {
+                announce(format!("{} cannot be restored: {}", setup.identity, trouble.reason));
+            }
+            return Err(trouble);
+        }
     };
     let Some(manifest) = newest else {
         return Ok(Opened { db: open()?, newest: None, fetched: None });
@@ -145,23 +152,32 @@ fn fetch(
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
     layout::remove(&places.restored).map_err(|error| Failure::Trouble(error.into()))?;
-    let fetched = setup.runtime.block_on(async {
+    match wanted(setup, shutdown, store.fetch(manifest, &places.restored)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.remedy() == Remedy::Repair => {
+            Err(Failure::Damaged(Trouble::from(error).reason))
+        }
+        Ok(Err(error)) => Err(Failure::Trouble(error.into())),
+        Err(trouble) => Err(Failure::Trouble(trouble)),
+    }
+}
+
+/// Waits for the store, which may be slow or away, as long as the shard is to be opened here.
+fn wanted<T>(
+    setup: &Setup,
+    shutdown: &Shutdown,
+    asked: impl Future<Output = T>,
+) -> Result<T, Trouble> {
+    let answer = setup.runtime.block_on(async {
         tokio::select! {
-            fetched = store.fetch(manifest, &places.restored) => Some(fetched),
+            answer = asked => Some(answer),
             () = no_longer_wanted(&setup.lease, shutdown) => None,
         }
     });
-    match fetched {
-        Some(Ok(())) => Ok(()),
-        Some(Err(error)) if error.remedy() == Remedy::Repair => {
-            Err(Failure::Damaged(Trouble::from(error).reason))
-        }
-        Some(Err(error)) => Err(Failure::Trouble(error.into())),
-        None => {
-            let reason = format!("{} shall be handed over before it is restored", setup.identity);
-            Err(Failure::Trouble(Trouble::new(Remedy::Retry, reason)))
-        }
-    }
+    answer.ok_or_else(|| {
+        let reason = format!("{} shall be handed over before it is restored", setup.identity);
+        Trouble::new(Remedy::Retry, reason)
+    })
 }
 
 /// Resolves when the shard is not ours any more, or soon will not be. Meanwhile its thread is there.

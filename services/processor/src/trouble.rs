@@ -8,11 +8,13 @@ pub(crate) struct Trouble {
     pub(crate) reason: String,
     /// The log is away: what is open may stay open until it is back.
     pub(crate) away: bool,
+    /// It lies with the store of checkpoints: what is wrong there may be put right without this process being told.
+    pub(crate) store: bool,
 }
 
 impl Trouble {
     pub(crate) fn new(remedy: Remedy, reason: impl Into<String>) -> Self {
-        Self { remedy, reason: reason.into(), away: false }
+        Self { remedy, reason: reason.into(), away: false, store: false }
     }
 
     fn of(remedy: Remedy, error: &dyn std::error::Error) -> Self {
@@ -37,7 +39,13 @@ macro_rules! from {
     )*};
 }
 
-from!(headwater_engine::Error, headwater_state::Error);
+from!(headwater_engine::Error);
+
+impl From<headwater_state::Error> for Trouble {
+    fn from(error: headwater_state::Error) -> Self {
+        Self { store: error.is_of_store(), ..Self::of(error.remedy(), &error) }
+    }
+}
 
 macro_rules! from_log {
     ($($error:ty),*) => {$(

@@ -40,6 +40,10 @@ mod telling;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How often a shard that the store of checkpoints keeps from beginning looks whether somebody has put that right.
+const RECHECK: Duration = Duration::from_secs(10);
+/// How often a shard that waits and is in doubt asks whether it is still ours.
+const CONFIRM: Duration = Duration::from_secs(1);
 /// How often a shard that waits looks whether its duty has changed.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -144,7 +148,7 @@ impl Worker {
             }
             let wait = match self.after(&trouble) {
                 After::Again => Some(backoff),
-                After::Halt => None,
+                After::Halt => trouble.store.then_some(RECHECK),
                 After::End => break End::Stopped,
             };
             if !self.wait(shutdown, wait) {
@@ -189,7 +193,10 @@ impl Worker {
             },
             Remedy::Correct | Remedy::Repair => match self.stopped(reason) {
                 Ok(()) => {
-                    tracing::error!(%shard, reason, remedy = ?trouble.remedy, "shard stopped");
+                    if self.interrupted_by.as_ref() != Some(reason) {
+                        tracing::error!(%shard, reason, remedy = ?trouble.remedy, "shard stopped");
+                        self.interrupted_by = Some(reason.clone());
+                    }
                     After::Halt
                 }
                 Err(trouble) => {
@@ -203,8 +210,16 @@ impl Worker {
     /// Waits before a new beginning; without a time it waits for another duty. Returns whether to go on.
     fn wait(&self, shutdown: &Shutdown, wait: Option<Duration>) -> bool {
         let begun = Instant::now();
+        let mut asked: Option<Instant> = None;
         while self.leaving(shutdown).is_none() && !self.lease.is_over() {
             self.lease.beat();
+            // What it has said last would be held back for as long as it waits. A loss ends the lease.
+            if !self.lease.allows() && asked.is_none_or(|at| at.elapsed() >= CONFIRM) {
+                asked = Some(Instant::now());
+                if let Err(trouble) = self.lease.confirm() {
+                    tracing::debug!(shard = %self.identity, reason = trouble.reason, "not confirmed yet");
+                }
+            }
             let over = match wait {
                 Some(wait) => begun.elapsed() >= wait,
                 None => !matches!(self.duty(&self.shared.control.current()), ShardDuty::Run { .. }),

@@ -7,16 +7,14 @@ use std::{
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
-    ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
-    local::LocalFileSystem,
-    path::Path,
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, local::LocalFileSystem, path::Path,
 };
 use url::Url;
 
 use super::{
+    failure::failed,
     manifest::{Sent, StoredFile},
-    transfer,
+    s3, transfer,
 };
 use crate::{Error, Identity, layout};
 
@@ -35,8 +33,12 @@ enum Kind {
 }
 
 impl Place {
-    pub(super) fn open(text: &str) -> Result<Self, Error> {
-        let refuse = |reason: String| Error::StoreUrl { url: text.to_owned(), reason };
+    /// `variables` as the process has them in its environment.
+    pub(super) fn open(
+        text: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
+        let refuse = |reason: String| Error::StoreUrl { url: shown(text), reason };
         let mut url = Url::parse(text).map_err(|error| {
             refuse(format!("it is no URL ({error}): write file:///directory or s3://bucket/prefix"))
         })?;
@@ -77,13 +79,7 @@ impl Place {
                 }
                 let prefix =
                     Path::from_url_path(url.path()).map_err(|error| refuse(error.to_string()))?;
-                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-                let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
-                // Whoever writes http:// means it.
-                if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
-                    builder = builder.with_allow_http(true);
-                }
-                let remote = builder.build().map_err(|error| refuse(error.to_string()))?;
+                let remote = s3::open(bucket, variables).map_err(refuse)?;
                 Ok(Self { url: text_of(&url), prefix, kind: Kind::Remote(Box::new(remote)) })
             }
             other => Err(refuse(format!(
@@ -140,8 +136,12 @@ impl Place {
         Some(inside.parts().fold(self.prefix.clone(), |path, part| path.join(part)))
     }
 
+    /// The objects below a path that can be ours. Some servers list directories as if they were objects too, and do
+    /// strange things when these are to be removed.
     pub(super) async fn list(&self, below: &Path) -> Result<Vec<ObjectMeta>, Error> {
-        let found = self.objects().list(Some(below)).try_collect().await;
+        let ours = |meta: &ObjectMeta| meta.location.filename().is_some_and(is_object);
+        let found = self.objects().list(Some(below));
+        let found = found.try_filter(|meta| std::future::ready(ours(meta))).try_collect().await;
         found.map_err(|error| failed(&self.url_of(below), error))
     }
 
@@ -195,7 +195,9 @@ impl Place {
                 let location = location.clone();
                 transfer::blocking(move || transfer::take(&source, &to, &location)).await?
             }
-            Kind::Remote(remote) => transfer::download(&**remote, from, to, &location).await?,
+            Kind::Remote(remote) => {
+                transfer::download(&**remote, from, file.bytes, to, &location).await?
+            }
         };
         let detail = match found {
             (bytes, _) if bytes != file.bytes => {
@@ -246,20 +248,23 @@ impl Place {
     }
 }
 
-fn text_of(url: &Url) -> String {
-    url.as_str().trim_end_matches('/').to_owned()
+/// Whether a manifest or a file can have this name.
+fn is_object(name: &str) -> bool {
+    name.ends_with(".json") || (name.len() == 64 && name.bytes().all(|it| it.is_ascii_hexdigit()))
 }
 
-pub(super) fn failed(location: &str, error: object_store::Error) -> Error {
-    use object_store::Error as E;
-    let location = location.to_owned();
-    if matches!(error, E::NotFound { .. }) {
-        Error::Gone { location }
-    } else if matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. }) {
-        Error::StoreRefused { location, source: error.into() }
-    } else {
-        Error::Store { location, source: error.into() }
+/// Without the credentials that must not be there.
+fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority = rest.split('/').next().unwrap_or_default();
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}://***{}", &rest[at..]),
+        None => url.to_owned(),
     }
+}
+
+fn text_of(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 #[cfg(test)]
@@ -277,7 +282,8 @@ mod tests {
             ("s3://key:secret@bucket/prefix", "AWS_ACCESS_KEY_ID"),
             ("s3://bucket/prefix?region=x", "must not have ?"),
         ] {
-            let error = Place::open(url).err().unwrap().to_string();
+            let error = Place::open(url, []).err().unwrap().to_string();
+            assert!(!error.contains("secret@"), "{error}");
             assert!(error.contains(reason) && error.contains("checkpoints.url"), "{url}: {error}");
         }
     }
@@ -286,9 +292,9 @@ mod tests {
     fn urls_and_paths_are_two_spellings_of_one_place() {
         let directory = tempfile::tempdir().unwrap();
         let spaced = format!("file://{}/a%20b/", directory.path().display());
-        let local = Place::open(&spaced).unwrap();
+        let local = Place::open(&spaced, []).unwrap();
         assert!(directory.path().join("a b").is_dir());
-        let s3 = Place::open("s3://bucket/some%20where/deep").unwrap();
+        let s3 = Place::open("s3://bucket/some%20where/deep", []).unwrap();
         for place in [local, s3] {
             let path = place.prefix.clone().join("replays").join("odd name~1").join("7-p.json");
             let url = place.url_of(&path);

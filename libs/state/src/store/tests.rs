@@ -9,11 +9,25 @@ use crate::{
     shard::tests::{at, identity, open, put, row},
 };
 
-/// A store on a disk, and one that is spoken to as to S3.
-fn stores(dir: &TempDir) -> [Store; 2] {
-    let local = Store::open(&format!("file://{}/a%20store", dir.path().display())).unwrap();
-    let remote = Store { place: Arc::new(Place::in_memory()), turns: Arc::default() };
-    [local, remote]
+/// The URL of a further store for these tests, of a real S3 for example. Each of them leaves a few files under a prefix
+/// of its own there.
+const FURTHER: &str = "HEADWATER_TEST_STORE";
+
+fn local(dir: &TempDir) -> Store {
+    Store::open(&format!("file://{}/a%20store", dir.path().display())).unwrap()
+}
+
+fn remote() -> Store {
+    Store { place: Arc::new(Place::in_memory()), turns: Arc::default() }
+}
+
+/// A store on a disk, one that is spoken to as to S3, and the further one, if there is one.
+fn stores(dir: &TempDir) -> Vec<Store> {
+    let further = std::env::var(FURTHER).ok().map(|url| {
+        let own = dir.path().file_name().unwrap().to_str().unwrap();
+        Store::open(&format!("{url}/{own}")).unwrap()
+    });
+    [local(dir), remote()].into_iter().chain(further).collect()
 }
 
 /// A shard on one machine.
@@ -185,7 +199,7 @@ async fn a_second_upload_moves_only_what_is_new_and_a_new_owner_takes_over_by_co
 async fn files_that_rocksdb_writes_to_again_are_no_links() {
     use std::os::unix::fs::MetadataExt as _;
     let dir = TempDir::new().unwrap();
-    let [store, _] = stores(&dir);
+    let store = local(&dir);
     let mut one = Machine::new();
     one.advance(1);
     // The same file system for all.
@@ -238,7 +252,7 @@ async fn a_damaged_file_is_named_and_leaves_no_directory() {
 #[tokio::test]
 async fn nothing_is_fetched_into_a_directory_that_exists() {
     let dir = TempDir::new().unwrap();
-    let [store, _] = stores(&dir);
+    let store = local(&dir);
     let mut one = Machine::new();
     one.advance(1);
     let manifest = one.store(&store, "1-a", None).await;
@@ -325,7 +339,7 @@ async fn pruning_leaves_what_some_manifest_has_and_nothing_else() {
 #[tokio::test]
 async fn an_upload_that_dies_halfway_is_no_checkpoint_and_is_taken_up_or_pruned() {
     let dir = TempDir::new().unwrap();
-    let [store, _] = stores(&dir);
+    let store = local(&dir);
     let mut one = Machine::new();
     one.advance(1);
     let (path, position) = one.checkpoint();
@@ -438,18 +452,25 @@ async fn a_new_owner_whose_predecessors_files_vanish_under_it_uploads_its_own() 
 #[tokio::test]
 async fn a_large_file_goes_in_parts_and_comes_back() {
     let dir = TempDir::new().unwrap();
-    let [_, store] = stores(&dir);
-    let mut one = Machine::new();
-    one.advance(1);
-    let (path, position) = one.checkpoint();
-    let bytes: Vec<u8> =
-        (0..20_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    fs::write(path.join("999999.sst"), &bytes).unwrap();
-    let manifest =
-        store.upload(&path, &identity(), position, "1-a", Purpose::HandOver, None).await.unwrap();
-    let into = dir.path().join("into");
-    store.fetch(&manifest, &into).await.unwrap();
-    assert!(fs::read(into.join("999999.sst")).unwrap() == bytes);
+    for store in stores(&dir) {
+        let mut one = Machine::new();
+        one.advance(1);
+        let (path, position) = one.checkpoint();
+        let bytes: Vec<u8> =
+            (0..20_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        fs::write(path.join("999999.sst"), &bytes).unwrap();
+        // As many as a part has, none, and one.
+        for (name, length) in [("999998.sst", 8 << 20), ("999997.sst", 0), ("999996.sst", 1)] {
+            fs::write(path.join(name), &bytes[..length]).unwrap();
+        }
+        let manifest = store
+            .upload(&path, &identity(), position, "1-a", Purpose::HandOver, None)
+            .await
+            .unwrap();
+        let into = one.dir.path().join("into");
+        store.fetch(&manifest, &into).await.unwrap();
+        assert!(contents(&into) == contents(&path));
+    }
 }
 
 #[tokio::test]
@@ -473,7 +494,7 @@ async fn what_a_checkpoint_in_the_store_holds_can_be_read_as_a_checkpoint() {
 #[tokio::test]
 async fn an_owner_needs_an_epoch_and_a_directory_a_checkpoint() {
     let dir = TempDir::new().unwrap();
-    let [store, _] = stores(&dir);
+    let store = local(&dir);
     let mut one = Machine::new();
     one.advance(1);
     let (path, position) = one.checkpoint();

@@ -7,10 +7,12 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::place::failed;
+use super::failure::{failed, unread};
 use crate::Error;
 
 /// A part of a large object; the store must hold one in memory per part on its way.
@@ -177,21 +179,36 @@ pub(super) async fn upload(
     }
 }
 
-/// Downloads a file; says how many bytes it has and what they hash to.
+/// Downloads a file, in parts if it is large, so that no request takes longer on a slow line than a request may; says
+/// how many bytes it has and what they hash to. One that is not as long as it should be is not downloaded at all.
 pub(super) async fn download(
     objects: &dyn ObjectStore,
     from: &Path,
+    expected: u64,
     to: &FsPath,
     location: &str,
 ) -> Result<(u64, String), Error> {
-    let (here, there) = (|error| Error::io(to, error), |error| failed(location, error));
-    let mut pieces = objects.get(from).await.map_err(there)?.into_stream();
+    let (here, there) = (|error| Error::io(to, error), |error| unread(location, error));
     let mut file = tokio::fs::File::create_new(to).await.map_err(here)?;
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
-    while let Some(piece) = pieces.try_next().await.map_err(there)? {
-        hasher.update(&piece);
-        bytes += piece.len() as u64;
-        file.write_all(&piece).await.map_err(here)?;
+    loop {
+        // Nothing can be asked for in parts that has no bytes.
+        let range = (expected > 0).then(|| GetRange::Bounded(bytes..bytes + PART_BYTES as u64));
+        let options = GetOptions { range, ..GetOptions::default() };
+        let part = objects.get_opts(from, options).await.map_err(there)?;
+        if part.meta.size != expected {
+            return Ok((part.meta.size, String::new()));
+        }
+        let mut pieces = part.into_stream();
+        let begun = bytes;
+        while let Some(piece) = pieces.try_next().await.map_err(there)? {
+            hasher.update(&piece);
+            bytes += piece.len() as u64;
+            file.write_all(&piece).await.map_err(here)?;
+        }
+        if bytes >= expected || bytes == begun {
+            break;
+        }
     }
     file.flush().await.map_err(here)?;
     file.sync_data().await.map_err(here)?;

@@ -49,6 +49,14 @@ impl Rig {
         Self { dir, runtime, log, store, uploads: Arc::new(uploads) }
     }
 
+    fn uploads_to(&mut self, store: Store) {
+        let _inside = self.runtime.enter();
+        let metrics = ProcessorMetrics::new(&Metrics::new());
+        let every = Duration::from_secs(60);
+        let uploads = Uploads::new(store, 2, every, "p".into(), Tasks::new(), metrics);
+        self.uploads = Arc::new(uploads);
+    }
+
     fn setup(&self, machine: &str) -> Setup {
         Setup {
             identity: identity(),
@@ -236,4 +244,77 @@ fn a_store_that_is_away_stops_nobody_who_has_a_copy() {
         Ok(opened) => assert_eq!(opened.db.progress().position, Offset(40)),
         Err(trouble) => panic!("{trouble:?}"),
     }
+}
+
+/// A server in the place of S3, which does this with every connection.
+fn server(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> Store {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
+    let variables = [
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "hush"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Store::open_with("s3://bucket/prefix", variables).unwrap()
+}
+
+/// One that always gives this answer.
+fn answering(status: &'static str) -> Store {
+    use std::io::{Read as _, Write as _};
+    server(move |mut connection| {
+        let _ = connection.read(&mut [0; 4096]);
+        let _ = write!(
+            connection,
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        );
+    })
+}
+
+#[test]
+fn a_shard_without_a_copy_says_that_it_waits_for_a_store_that_is_none() {
+    let mut rig = Rig::new();
+    rig.uploads_to(answering("404 Not Found"));
+    let mut announced = Vec::new();
+    let opened = open(&rig.setup("one"), &Shutdown::new(), |text| announced.push(text));
+    let trouble = opened.err().unwrap();
+    assert_eq!((trouble.remedy, trouble.store), (Remedy::Retry, true));
+    assert!(trouble.reason.contains("it answers 404 Not Found"), "{}", trouble.reason);
+    assert!(announced.concat().contains(&trouble.reason), "{announced:?}");
+}
+
+#[test]
+fn a_store_that_refuses_keeps_no_shard_from_going_on_with_its_copy() {
+    let mut rig = Rig::new();
+    rig.advance("one", 40);
+    rig.uploads_to(answering("403 Forbidden"));
+    let with_copy = rig.open("one");
+    assert_eq!(with_copy.db.progress().position, Offset(40));
+    assert!(with_copy.newest.is_none());
+
+    let mut announced = Vec::new();
+    let without = open(&rig.setup("two"), &Shutdown::new(), |text| announced.push(text));
+    let trouble = without.err().unwrap();
+    assert_eq!((trouble.remedy, trouble.store), (Remedy::Correct, true));
+    assert!(trouble.reason.contains("check the credentials"), "{}", trouble.reason);
+    assert!(announced.is_empty(), "the shard stops, and says so itself: {announced:?}");
+}
+
+#[test]
+fn a_store_that_hangs_holds_up_no_hand_over() {
+    let mut rig = Rig::new();
+    let (keep, kept) = std::sync::mpsc::channel();
+    rig.uploads_to(server(move |connection| keep.send(connection).unwrap_or_default()));
+    let setup = rig.setup("one");
+    let lease = setup.lease.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        lease.leave(Instant::now() + Duration::from_secs(1));
+    });
+    let begun = Instant::now();
+    let trouble = open(&setup, &Shutdown::new(), |_| {}).err().unwrap();
+    assert!(trouble.reason.contains("handed over before it is restored"), "{}", trouble.reason);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop(kept);
 }
