@@ -20,17 +20,36 @@ pub async fn wait_for(platform: &impl Platform, replay: &str, phases: &[Phase]) 
     until(platform, replay, |state| phases.contains(&state.phase())).await
 }
 
+/// As [`wait_for`]; the first question that is not answered ends it.
+pub async fn wait_unless_cut_off(
+    platform: &impl Platform,
+    replay: &str,
+    phases: &[Phase],
+) -> Result<Replay> {
+    let wanted = |state: &Replay| phases.contains(&state.phase());
+    poll(platform, replay, wanted, |_| false).await
+}
+
 /// Waits until the replay is as wanted, whatever happens to the coordinator meanwhile.
 pub async fn until(
     platform: &impl Platform,
     replay: &str,
     wanted: impl Fn(&Replay) -> bool,
 ) -> Result<Replay> {
+    poll(platform, replay, wanted, is_passing).await
+}
+
+async fn poll(
+    platform: &impl Platform,
+    replay: &str,
+    wanted: impl Fn(&Replay) -> bool,
+    passes: impl Fn(&Status) -> bool,
+) -> Result<Replay> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let state = match get(platform, replay).await {
             Ok(state) if wanted(&state) => return Ok(state),
-            Err(status) if !is_passing(&status) => return Err(status.into()),
+            Err(status) if !passes(&status) => return Err(status.into()),
             state => state,
         };
         if let Ok(state) = &state {
@@ -73,23 +92,15 @@ pub async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result
 }
 
 pub async fn abort(platform: &impl Platform, replay: &str, id: &str) -> Result<Replay> {
-    let request = AbortRequest {
-        replay: replay.into(),
-        request_id: id.into(),
-        reason: "the test".into(),
-        ..AbortRequest::default()
-    };
+    let request =
+        AbortRequest { replay: replay.into(), request_id: id.into(), reason: "the test".into() };
     let answer = again(async || platform.replays().abort(request.clone()).await).await?;
     Ok(answer.into_inner())
 }
 
 pub async fn undo(platform: &impl Platform, view: &str, id: &str) -> Result<Replay> {
-    let request = UndoRequest {
-        view: view.into(),
-        request_id: id.into(),
-        reason: "the test".into(),
-        ..UndoRequest::default()
-    };
+    let request =
+        UndoRequest { view: view.into(), request_id: id.into(), reason: "the test".into() };
     let answer = again(async || platform.replays().undo(request.clone()).await).await?;
     Ok(answer.into_inner())
 }

@@ -198,7 +198,7 @@ async fn swap(dev: &Dev, number: usize) -> Result<()> {
         let request = UndoRequest { view: "punctuality".into(), request_id, reason };
         (dev.replays().undo(request).await?.into_inner(), Phase::Undone)
     };
-    replays::wait_for(dev, &replay.replay_id, &[phase]).await.map(drop)
+    replays::wait_unless_cut_off(dev, &replay.replay_id, &[phase]).await.map(drop)
 }
 
 /// One round: ingest and something beside it, until both are done or the server dies.
@@ -209,7 +209,7 @@ async fn work(client: &mut Client, dev: &Dev, beside: Beside, until: usize) -> R
             Beside::Nothing => Ok(()),
             Beside::Replay => {
                 let replay = start(dev, replays).await?;
-                replays::wait_for(dev, &replay, &[Phase::Hold]).await.map(drop)
+                replays::wait_unless_cut_off(dev, &replay, &[Phase::Hold]).await.map(drop)
             }
             Beside::Swap => swap(dev, swaps).await,
         }
