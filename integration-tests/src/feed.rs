@@ -3,13 +3,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::atomic::{AtomicUsize, Ordering},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_proto::ingest::v1::{AppendRequest, append_result::Outcome};
 use headwater_types::{Name, Offset, PartitionId, Token};
+use tokio::task::JoinHandle;
 use tonic::{Code, transport::Channel};
 
 use crate::{docker::Broker, flights::Flight, platform::Platform};
@@ -65,6 +70,18 @@ pub async fn feed(
         tokio::time::sleep(pace).await;
     }
     Ok(told)
+}
+
+/// As [`feed`], beside whatever the caller does meanwhile.
+#[allow(clippy::disallowed_methods, reason = "a client of its own")]
+pub fn begin(
+    ingest: Channel,
+    flights: Arc<Vec<Flight>>,
+    part: Range<usize>,
+    pace: Duration,
+    sent: Arc<AtomicUsize>,
+) -> JoinHandle<Result<Vec<Told>>> {
+    tokio::spawn(async move { feed(&Ingest(ingest), &flights[part], pace, &sent).await })
 }
 
 /// What a client sees of a server that is away, or went away while it answered.
@@ -140,7 +157,7 @@ pub fn check_told<'a>(
 }
 
 /// The ingest service alone.
-pub struct Ingest(pub Channel);
+struct Ingest(Channel);
 
 impl Platform for Ingest {
     fn ingest_channel(&self) -> Channel {

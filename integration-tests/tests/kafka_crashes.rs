@@ -20,7 +20,7 @@ use headwater_integration_tests::{
     cluster::{Cluster, Pair, QUOTAS_AT_ONCE, reader, throttle},
     dev::PATIENCE,
     docker::{self, Broker, Kind, Options, Service, Volume},
-    feed::{Ingest, Told, check_told, dump, feed, token_of},
+    feed::{self, Told, check_told, dump, feed, token_of},
     flights::{self, Flight, punctuality},
     platform::Platform,
     replays, topics,
@@ -129,13 +129,9 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         cluster.apply("create", &[&stream, &v1]).await?;
         let flights = Arc::new(flights::read()?);
         let sent = Arc::new(AtomicUsize::new(0));
-        let feeder = {
-            let (ingest, flights, sent) =
-                (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
-            tokio::spawn(
-                async move { feed(&ingest, &flights, Duration::from_millis(60), &sent).await },
-            )
-        };
+        let pace = Duration::from_millis(60);
+        let ingest = cluster.ingest_channel();
+        let feeder = feed::begin(ingest, flights.clone(), 0..flights.len(), pace, sent.clone());
         let reached = async |share: usize| {
             while sent.load(Ordering::Relaxed) < flights.len() * share / 100 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -263,10 +259,8 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
         let flights = Arc::new(flights::read()?);
         let sent = Arc::new(AtomicUsize::new(0));
         let begin = |from: usize, to: usize| {
-            let (ingest, flights, sent) =
-                (Ingest(cluster.ingest_channel()), flights.clone(), sent.clone());
             let pace = Duration::from_millis(80);
-            tokio::spawn(async move { feed(&ingest, &flights[from..to], pace, &sent).await })
+            feed::begin(cluster.ingest_channel(), flights.clone(), from..to, pace, sent.clone())
         };
         let reached = async |share: usize| {
             while sent.load(Ordering::Relaxed) < flights.len() * share / 100 {

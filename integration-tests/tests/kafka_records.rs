@@ -105,6 +105,9 @@ async fn records_of_every_codec_are_counted_side_by_side() -> Result<()> {
     .await
 }
 
+/// Name and value.
+type Header<'a> = (&'a [u8], Option<&'a [u8]>);
+
 /// Writes a record with headers whose names are any bytes but zero.
 #[allow(unsafe_code, reason = "rdkafka takes names that are text only")]
 fn send_with_headers(
@@ -112,7 +115,7 @@ fn send_with_headers(
     topic: &str,
     key: &str,
     value: Option<&[u8]>,
-    headers: &[(&[u8], Option<&[u8]>)],
+    headers: &[Header<'_>],
 ) -> Result<()> {
     let topic = CString::new(topic)?;
     // An empty value is another thing than none: librdkafka tells them apart by the address.
@@ -206,8 +209,8 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             .await?;
         let mut foreign = Foreign { number: 0, expected: Counted::new() };
         let plain = producer(&broker, None)?;
-        let trace: (&[u8], Option<&[u8]>) = (b"traceparent", Some(b"00-4bf92f3577b34da6"));
-        let some: [&[(&[u8], Option<&[u8]>)]; 4] = [
+        let trace: Header<'_> = (b"traceparent", Some(b"00-4bf92f3577b34da6"));
+        let some: [&[Header<'_>]; 4] = [
             &[trace],
             // Names may repeat, be empty or no text; values may be missing, empty or no text.
             &[trace, trace, (b"", Some(b"")), (b"none", None), (b"bytes", Some(b"\xff\0\x80"))],

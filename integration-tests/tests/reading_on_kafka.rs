@@ -60,7 +60,10 @@ async fn a_reader_at_its_end_hears_of_news_while_another_leaves_lying_what_it_ha
         let mut reader = log.reader(&quiet, PART, Offset::ZERO)?;
         let (log, mut reader, _idle) = tokio::task::spawn_blocking(move || -> Result<_> {
             assert_eq!(first(&mut *reader)?, Offset(0));
-            assert!(reader.read(1 << 20, Duration::from_millis(300))?.is_none(), "it is at its end");
+            assert!(
+                reader.read(1 << 20, Duration::from_millis(300))?.is_none(),
+                "it is at its end"
+            );
             let mut idle = log.reader(&left_lying, PART, Offset::ZERO)?;
             assert_eq!(first(&mut *idle)?, Offset(0));
             // As much as may be held is held by now, and nobody asks for it.
