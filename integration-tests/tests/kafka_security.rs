@@ -331,10 +331,17 @@ async fn each_refusal_names_address_user_and_remedy() -> Result<()> {
         let (_, told, ..) = waiting.last().context("the last case")?;
         wait_told(told, Result::is_ok).await?;
         let logs: Vec<_> = waiting.into_iter().map(|(log, ..)| log).collect();
-        blocking(move || Ok(drop(logs))).await
+        blocking(move || {
+            drop(logs);
+            Ok(())
+        })
+        .await
     })
     .await
 }
+
+/// Something that takes a right.
+type Step = fn(&KafkaLog, &Name) -> Result<(), Error>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_right_that_is_missing_is_named() -> Result<()> {
@@ -345,7 +352,7 @@ async fn each_right_that_is_missing_is_named() -> Result<()> {
         let config = user(&broker.login(), "PLAIN", "guest", SECRET);
         let (log, told) = blocking(move || connect(&config)).await?;
         wait_told(&told, Result::is_ok).await?;
-        let steps: [(&str, fn(&KafkaLog, &Name) -> Result<(), Error>); 4] = [
+        let steps: [(&str, Step); 4] = [
             ("Describe", |log, topic| log.ends(topic, PartitionId(0)).map(drop)),
             ("DescribeConfigs", |log, topic| log.topic(topic).map(drop)),
             ("Write", |log, topic| {
@@ -391,7 +398,11 @@ async fn each_right_that_is_missing_is_named() -> Result<()> {
             let granted = attempt(Result::is_ok).await;
             granted.with_context(|| format!("{operation} was granted"))??;
         }
-        blocking(move || Ok(drop(log))).await
+        blocking(move || {
+            drop(log);
+            Ok(())
+        })
+        .await
     })
     .await
 }

@@ -284,9 +284,8 @@ impl Broker {
         let ended = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                match self.container.exit_code().await {
-                    Ok(Some(code)) => return code,
-                    Ok(None) | Err(_) => {}
+                if let Ok(Some(code)) = self.container.exit_code().await {
+                    return code;
                 }
             }
         };

@@ -140,10 +140,8 @@ impl Member for KafkaMember {
                 .committed_offsets(unknown, shared.timeout)
                 .map_err(|error| unavailable(error, &shared.context.trouble))?;
             for element in committed.elements() {
-                let offset = match element.offset() {
-                    rdkafka::Offset::Offset(offset) => u64::try_from(offset).unwrap_or(0),
-                    _ => 0,
-                };
+                let offset =
+                    element.offset().to_raw().map_or(0, |raw| u64::try_from(raw).unwrap_or(0));
                 let partition = PartitionId(u32::try_from(element.partition()).unwrap_or(0));
                 known.insert(partition, Offset(offset));
             }

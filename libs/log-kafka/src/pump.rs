@@ -353,6 +353,7 @@ impl<'a> Reading<'a> {
         }
     }
 
+    #[allow(clippy::wildcard_enum_match_arm, reason = "every other one is an error")]
     fn deliver(&mut self, records: &[*mut rd_kafka_message_t]) {
         let lanes = &self.lanes;
         let mut records = records.iter().map(|message| Message(*message)).peekable();
@@ -508,16 +509,13 @@ impl Message {
         }
         // SAFETY: the message is valid; the headers stay its own.
         let code = unsafe { rd_kafka_message_headers(self.0, &mut headers) };
-        match code {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR if !headers.is_null() => HeaderList {
-                headers,
-                next: 0,
-                // SAFETY: they are valid.
-                count: unsafe { rd_kafka_header_cnt(headers) },
-                message: std::marker::PhantomData,
-            },
-            _ => HeaderList { headers, next: 0, count: 0, message: std::marker::PhantomData },
-        }
+        let count = if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR && !headers.is_null() {
+            // SAFETY: they are valid.
+            unsafe { rd_kafka_header_cnt(headers) }
+        } else {
+            0
+        };
+        HeaderList { headers, next: 0, count, message: std::marker::PhantomData }
     }
 
     /// librdkafka's own words for its error.
@@ -572,6 +570,7 @@ impl<'a> Iterator for HeaderList<'a> {
 impl ExactSizeIterator for HeaderList<'_> {}
 
 /// What an error means for the reader; `None` if librdkafka gets over it by itself.
+#[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka has many that are its own affair")]
 fn failure(code: Code, message: &Message) -> Option<Failure> {
     match code {
         Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET

@@ -230,11 +230,10 @@ fn flattened(prefix: &str, table: Table) -> Table {
     let mut flat = Table::new();
     for (key, value) in table {
         let key = format!("{prefix}{}", key.replace('.', "-"));
-        match value {
-            Value::Table(inner) => flat.extend(flattened(&format!("{key}-"), inner)),
-            value => {
-                flat.insert(key, value);
-            }
+        if let Value::Table(inner) = value {
+            flat.extend(flattened(&format!("{key}-"), inner));
+        } else {
+            flat.insert(key, value);
         }
     }
     flat
