@@ -76,12 +76,12 @@ impl Assignee for Assigned {
 /// Everything that the services do with a log: every kind of client that there is has to log in.
 pub fn everything(log: &KafkaLog, name: &str) -> Result<()> {
     let topic = Name::new(format!("ways.{name}"))?;
-    log.create_topic(&topic, TopicSpec::keep(2))?;
+    headwater_log::block_on(log.create_topic(&topic, TopicSpec::keep(2)))?;
     let first = block_on(log.append(&topic, PartitionId(0), one_record("appended")?))?.first();
-    let writer = log.writer(&WriterId(format!("ways/{name}")))?;
+    let writer = headwater_log::block_on(log.writer(&WriterId(format!("ways/{name}"))))?;
     block_on(writer.append(&topic, PartitionId(0), one_record("in a transaction")?))?;
 
-    let mut reader = log.reader(&topic, PartitionId(0), first)?;
+    let mut reader = headwater_log::block_on(log.reader(&topic, PartitionId(0), first))?;
     let mut values = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while values.len() < 2 {
@@ -102,9 +102,9 @@ pub fn everything(log: &KafkaLog, name: &str) -> Result<()> {
         ensure!(Instant::now() < deadline, "{name}: the group assigns nothing");
         std::thread::sleep(Duration::from_millis(50));
     }
-    member.confirm()?;
+    headwater_log::block_on(member.confirm())?;
     drop(member);
-    log.delete(&group)?;
+    headwater_log::block_on(log.delete(&group))?;
     Ok(())
 }
 

@@ -172,8 +172,8 @@ async fn read_by_log(broker: &Broker, topic: &str) -> Result<Vec<topics::Record>
     let read = move || -> Result<Vec<topics::Record>> {
         let config = KafkaConfig { bootstrap_servers, ..KafkaConfig::default() };
         let log = KafkaLog::connect(&config, "looking-on")?;
-        let end = log.ends(&topic, PartitionId(0))?.end;
-        let mut reader = log.reader(&topic, PartitionId(0), Offset::ZERO)?;
+        let end = headwater_log::block_on(log.ends(&topic, PartitionId(0)))?.end;
+        let mut reader = headwater_log::block_on(log.reader(&topic, PartitionId(0), Offset::ZERO))?;
         let mut records = Vec::new();
         while reader.position() < end {
             let from = reader.position();

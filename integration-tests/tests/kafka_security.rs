@@ -353,14 +353,17 @@ async fn each_right_that_is_missing_is_named() -> Result<()> {
         let (log, told) = blocking(move || connect(&config)).await?;
         wait_told(&told, Result::is_ok).await?;
         let steps: [(&str, Step); 4] = [
-            ("Describe", |log, topic| log.ends(topic, PartitionId(0)).map(drop)),
-            ("DescribeConfigs", |log, topic| log.topic(topic).map(drop)),
+            ("Describe", |log, topic| {
+                headwater_log::block_on(log.ends(topic, PartitionId(0))).map(drop)
+            }),
+            ("DescribeConfigs", |log, topic| headwater_log::block_on(log.topic(topic)).map(drop)),
             ("Write", |log, topic| {
                 let batch = one_record("by a guest").expect("a batch");
                 block_on(log.append(topic, PartitionId(0), batch)).map(drop)
             }),
             ("Read", |log, topic| {
-                let mut reader = log.reader(topic, PartitionId(0), Offset(0))?;
+                let mut reader =
+                    headwater_log::block_on(log.reader(topic, PartitionId(0), Offset(0)))?;
                 let until = Instant::now() + Duration::from_secs(10);
                 while Instant::now() < until {
                     if reader.read(1 << 20, Duration::from_millis(200))?.is_some() {

@@ -57,14 +57,14 @@ async fn a_reader_at_its_end_hears_of_news_while_another_leaves_lying_what_it_ha
         let log = log(broker.bootstrap_host())?;
         append(&log, &left_lying, 8_000, &[b'x'; 1_000]).await?;
         append(&log, &quiet, 1, b"before").await?;
-        let mut reader = log.reader(&quiet, PART, Offset::ZERO)?;
+        let mut reader = headwater_log::block_on(log.reader(&quiet, PART, Offset::ZERO))?;
         let (log, mut reader, _idle) = tokio::task::spawn_blocking(move || -> Result<_> {
             assert_eq!(first(&mut *reader)?, Offset(0));
             assert!(
                 reader.read(1 << 20, Duration::from_millis(300))?.is_none(),
                 "it is at its end"
             );
-            let mut idle = log.reader(&left_lying, PART, Offset::ZERO)?;
+            let mut idle = headwater_log::block_on(log.reader(&left_lying, PART, Offset::ZERO))?;
             assert_eq!(first(&mut *idle)?, Offset(0));
             // As much as may be held is held by now, and nobody asks for it.
             assert!(reader.read(1 << 20, Duration::from_secs(2))?.is_none(), "it is at its end");
@@ -90,10 +90,14 @@ async fn a_reader_gets_nothing_that_was_fetched_for_the_one_before_it() -> Resul
         tokio::task::spawn_blocking(move || -> Result<()> {
             for round in 0..60 {
                 // The first goes while the consumer has its hands full.
-                let mut ahead = log.reader(&topic, PART, Offset(20_000 + 100 * round))?;
+                let mut ahead = headwater_log::block_on(log.reader(
+                    &topic,
+                    PART,
+                    Offset(20_000 + 100 * round),
+                ))?;
                 assert_eq!(first(&mut *ahead)?, Offset(20_000 + 100 * round));
                 drop(ahead);
-                let mut behind = log.reader(&topic, PART, Offset(round))?;
+                let mut behind = headwater_log::block_on(log.reader(&topic, PART, Offset(round)))?;
                 assert_eq!(first(&mut *behind)?, Offset(round), "nothing is passed over");
             }
             Ok(())

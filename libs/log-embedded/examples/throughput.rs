@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::{BatchBuilder, EncodedBatch, Log, TopicSpec, conformance::block_on};
+use headwater_log::{BatchBuilder, EncodedBatch, Log, TopicSpec, block_on};
 use headwater_log_embedded::{EmbeddedLog, Options};
 use headwater_types::{Name, Offset, PartitionId};
 
@@ -57,7 +57,7 @@ fn cpu() -> Duration {
 fn append(directory: &std::path::Path, appenders: u64) {
     let log = EmbeddedLog::open(directory, Options::default()).expect("the log opens");
     let topic = Name::new("events").expect("a name");
-    log.create_topic(&topic, TopicSpec::keep(PARTITIONS)).expect("the topic is new");
+    block_on(log.create_topic(&topic, TopicSpec::keep(PARTITIONS))).expect("the topic is new");
     let next = AtomicU64::new(0);
     let begun = Instant::now();
     let until = begun + Duration::from_secs(5);
@@ -102,7 +102,8 @@ fn append(directory: &std::path::Path, appenders: u64) {
         let (begun, cpu_begun) = (Instant::now(), cpu());
         let (mut records, mut bytes) = (0u64, 0u64);
         for partition in (0..PARTITIONS).map(PartitionId) {
-            let mut reader = log.reader(&topic, partition, Offset::ZERO).expect("it is readable");
+            let mut reader =
+                block_on(log.reader(&topic, partition, Offset::ZERO)).expect("it is readable");
             while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).expect("it is readable") {
                 for record in chunk.records(Offset::ZERO) {
                     bytes += record.expect("it is intact").value.unwrap_or_default().len() as u64;

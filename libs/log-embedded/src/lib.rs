@@ -48,8 +48,8 @@ use std::{
 pub use error::Error;
 use futures::{FutureExt, channel::oneshot};
 use headwater_log::{
-    Appended, BoxFuture, Cleanup, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError,
-    FencedWriter, Log, Reader, TopicSpec, WriterId,
+    Answer, Appended, Cleanup, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends, Error as LogError,
+    FencedWriter, Log, Reader, TopicSpec, WriterId, answered,
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::{Mutex, RwLock};
@@ -189,7 +189,7 @@ impl Shared {
         partition: PartitionId,
         batch: EncodedBatch,
         claim: Option<Arc<Claim>>,
-    ) -> BoxFuture<'static, Result<Appended, LogError>> {
+    ) -> Answer<Appended> {
         match self.submit(topic, partition, batch, claim) {
             Ok(answer) => async { answer.await.unwrap_or_else(|_| Err(closed())) }.boxed(),
             Err(error) => std::future::ready(Err(error)).boxed(),
@@ -220,42 +220,48 @@ impl Shared {
 }
 
 impl Log for EmbeddedLog {
-    fn create_topic(&self, name: &Name, spec: TopicSpec) -> Result<(), LogError> {
-        let refused = |reason: &'static str| {
-            Err(LogError::Refused { topic: name.clone(), reason: reason.into() })
-        };
-        match spec.partitions {
-            0 => return refused("it needs at least one partition"),
-            1..=MAX_PARTITIONS => {}
-            _ => return refused("the embedded log takes up to 10000 partitions"),
-        }
-        if spec.cleanup == Cleanup::Expire {
-            return refused("the embedded log removes no records by their age");
-        }
-        let shared = &self.shared;
-        let _writing = shared.claims.lock();
-        if let Some(existing) = shared.topics.read().get(name).map(|topic| topic.spec) {
-            let differs = LogError::TopicDiffers { topic: name.clone(), existing, requested: spec };
-            return if existing == spec { Ok(()) } else { Err(differs) };
-        }
-        // A number is not used again: a topic that could not be created may turn out to exist.
-        let id = shared.next_topic.fetch_add(1, Ordering::Relaxed);
-        // Batches first: a topic without a place for them would be damage, the reverse is litter.
-        drop(shared.writable()?);
-        shared.store.create_family(id)?;
-        shared.write_catalog(&*shared.writable()?, |batch| {
-            batch.put(keys::topic_key(name), keys::encode_topic(id, spec));
-        })?;
-        shared.topics.write().insert(name.clone(), Arc::new(Topic::new(id, name.clone(), spec)));
-        Ok(())
+    fn create_topic(&self, name: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            let refused = |reason: &'static str| {
+                Err(LogError::Refused { topic: name.clone(), reason: reason.into() })
+            };
+            match spec.partitions {
+                0 => return refused("it needs at least one partition"),
+                1..=MAX_PARTITIONS => {}
+                _ => return refused("the embedded log takes up to 10000 partitions"),
+            }
+            if spec.cleanup == Cleanup::Expire {
+                return refused("the embedded log removes no records by their age");
+            }
+            let shared = &self.shared;
+            let _writing = shared.claims.lock();
+            if let Some(existing) = shared.topics.read().get(name).map(|topic| topic.spec) {
+                let differs =
+                    LogError::TopicDiffers { topic: name.clone(), existing, requested: spec };
+                return if existing == spec { Ok(()) } else { Err(differs) };
+            }
+            // A number is not used again: a topic that could not be created may turn out to exist.
+            let id = shared.next_topic.fetch_add(1, Ordering::Relaxed);
+            // Batches first: a topic without a place for them would be damage, the reverse is litter.
+            drop(shared.writable()?);
+            shared.store.create_family(id)?;
+            shared.write_catalog(&*shared.writable()?, |batch| {
+                batch.put(keys::topic_key(name), keys::encode_topic(id, spec));
+            })?;
+            shared
+                .topics
+                .write()
+                .insert(name.clone(), Arc::new(Topic::new(id, name.clone(), spec)));
+            Ok(())
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, LogError> {
-        Ok(self.shared.topics.read().get(topic).map(|topic| topic.spec))
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| Ok(self.shared.topics.read().get(topic).map(|topic| topic.spec)))
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, LogError> {
-        Ok(self.shared.find(topic)?.partition(partition)?.ends())
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| Ok(self.shared.find(topic)?.partition(partition)?.ends()))
     }
 
     fn append(
@@ -263,7 +269,7 @@ impl Log for EmbeddedLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, LogError>> {
+    ) -> Answer<Appended> {
         self.shared.append(topic, partition, batch, None)
     }
 
@@ -272,92 +278,94 @@ impl Log for EmbeddedLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, LogError> {
-        let topic = self.shared.find(topic)?;
-        topic.check(partition, from, topic.partition(partition)?.ends())?;
-        Ok(Box::new(EmbeddedReader {
-            shared: self.shared.clone(),
-            topic,
-            partition,
-            position: from,
-        }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, LogError> {
+            let topic = self.shared.find(topic)?;
+            topic.check(partition, from, topic.partition(partition)?.ends())?;
+            Ok(Box::new(EmbeddedReader {
+                shared: self.shared.clone(),
+                topic,
+                partition,
+                position: from,
+            }))
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, LogError> {
-        let mut claims = self.shared.claims.lock();
-        let epoch = claims.get(id).copied().unwrap_or_default().next();
-        self.shared.write_catalog(&*self.shared.writable()?, |batch| {
-            batch.put(keys::claim_key(&id.0), epoch.0.to_be_bytes());
-        })?;
-        claims.insert(id.clone(), epoch);
-        let claim = Arc::new(Claim { id: id.clone(), epoch });
-        Ok(Arc::new(EmbeddedWriter { shared: self.shared.clone(), claim }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, LogError> {
+            let mut claims = self.shared.claims.lock();
+            let epoch = claims.get(id).copied().unwrap_or_default().next();
+            self.shared.write_catalog(&*self.shared.writable()?, |batch| {
+                batch.put(keys::claim_key(&id.0), epoch.0.to_be_bytes());
+            })?;
+            claims.insert(id.clone(), epoch);
+            let claim = Arc::new(Claim { id: id.clone(), epoch });
+            Ok(Arc::new(EmbeddedWriter { shared: self.shared.clone(), claim }))
+        })
     }
 
-    fn trim(&self, topic: &Name, id: PartitionId, before: Offset) -> Result<(), LogError> {
-        let topic = self.shared.find(topic)?;
-        let partition = topic.partition(id)?;
-        let writing = self.shared.claims.lock();
-        let ends = partition.ends();
-        if before <= ends.start {
-            return Ok(());
-        }
-        topic.check(id, before, ends)?;
-        // The batch with `before` stays whole.
-        let mut kept = before;
-        let db = self.shared.writable()?;
-        let mut batches = topic.batches(&db, id)?;
-        batches.seek_for_prev(BatchKey::upper(id.0, before));
-        if let Some(key) = topic.key_at(&batches, id)?
-            && key.end() > before
-        {
-            kept = key.base;
-        }
-        let family = topic.family(&db)?;
-        let (from, to) = (BatchKey::lower(id.0, Offset::ZERO), BatchKey::lower(id.0, kept));
-        self.shared.write_catalog(&db, |batch| {
-            batch.delete_range_cf(family, from, to);
-            batch.put(keys::start_key(topic.id, id.0), before.0.to_be_bytes());
-        })?;
-        partition.trimmed(before);
-        if topic.compacts() {
-            partition.compaction.lock().forget_before(kept);
-        }
-        drop((batches, writing));
-        // The keys are few and the batches are in files of their own, so this is quick; it lets go of
-        // the files in which nothing is left.
-        db.compact_range_cf(family, Some(from), Some(to));
-        Ok(())
-    }
-
-    fn size(
-        &self,
-        topic: &Name,
-        id: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, LogError> {
-        let topic = self.shared.find(topic)?;
-        let partition = topic.partition(id)?;
-        let ends = partition.ends();
-        let (from, to) = (from.max(ends.start), to.min(ends.end));
-        if from >= to {
-            return Ok(0);
-        }
-        let db = self.shared.store.read()?;
-        let mut batches = topic.batches(&db, id)?;
-        // The bytes before the batch that holds the offset, or before the next one.
-        let mut bytes_before = |offset: Offset| -> Result<u64, LogError> {
-            batches.seek_for_prev(BatchKey::upper(id.0, offset));
-            match topic.key_at(&batches, id)? {
-                Some(key) if key.end() > offset => return Ok(key.before),
-                Some(_) => batches.next(),
-                None => batches.seek(BatchKey::lower(id.0, offset)),
+    fn trim(&self, topic: &Name, id: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| {
+            let topic = self.shared.find(topic)?;
+            let partition = topic.partition(id)?;
+            let writing = self.shared.claims.lock();
+            let ends = partition.ends();
+            if before <= ends.start {
+                return Ok(());
             }
-            Ok(topic.key_at(&batches, id)?.map_or_else(|| partition.bytes(), |key| key.before))
-        };
-        let upper = if to == ends.end { partition.bytes() } else { bytes_before(to)? };
-        Ok(upper.saturating_sub(bytes_before(from)?))
+            topic.check(id, before, ends)?;
+            // The batch with `before` stays whole.
+            let mut kept = before;
+            let db = self.shared.writable()?;
+            let mut batches = topic.batches(&db, id)?;
+            batches.seek_for_prev(BatchKey::upper(id.0, before));
+            if let Some(key) = topic.key_at(&batches, id)?
+                && key.end() > before
+            {
+                kept = key.base;
+            }
+            let family = topic.family(&db)?;
+            let (from, to) = (BatchKey::lower(id.0, Offset::ZERO), BatchKey::lower(id.0, kept));
+            self.shared.write_catalog(&db, |batch| {
+                batch.delete_range_cf(family, from, to);
+                batch.put(keys::start_key(topic.id, id.0), before.0.to_be_bytes());
+            })?;
+            partition.trimmed(before);
+            if topic.compacts() {
+                partition.compaction.lock().forget_before(kept);
+            }
+            drop((batches, writing));
+            // The keys are few and the batches are in files of their own, so this is quick; it lets go of
+            // the files in which nothing is left.
+            db.compact_range_cf(family, Some(from), Some(to));
+            Ok(())
+        })
+    }
+
+    fn size(&self, topic: &Name, id: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            let topic = self.shared.find(topic)?;
+            let partition = topic.partition(id)?;
+            let ends = partition.ends();
+            let (from, to) = (from.max(ends.start), to.min(ends.end));
+            if from >= to {
+                return Ok(0);
+            }
+            let db = self.shared.store.read()?;
+            let mut batches = topic.batches(&db, id)?;
+            // The bytes before the batch that holds the offset, or before the next one.
+            let mut bytes_before = |offset: Offset| -> Result<u64, LogError> {
+                batches.seek_for_prev(BatchKey::upper(id.0, offset));
+                match topic.key_at(&batches, id)? {
+                    Some(key) if key.end() > offset => return Ok(key.before),
+                    Some(_) => batches.next(),
+                    None => batches.seek(BatchKey::lower(id.0, offset)),
+                }
+                Ok(topic.key_at(&batches, id)?.map_or_else(|| partition.bytes(), |key| key.before))
+            };
+            let upper = if to == ends.end { partition.bytes() } else { bytes_before(to)? };
+            Ok(upper.saturating_sub(bytes_before(from)?))
+        })
     }
 }
 
@@ -376,7 +384,7 @@ impl FencedWriter for EmbeddedWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, LogError>> {
+    ) -> Answer<Appended> {
         self.shared.append(topic, partition, batch, Some(self.claim.clone()))
     }
 }

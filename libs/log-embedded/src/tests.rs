@@ -3,10 +3,7 @@ mod model;
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use headwater_log::{
-    BatchBuilder, BatchHeader,
-    conformance::{self, block_on},
-};
+use headwater_log::{BatchBuilder, BatchHeader, block_on, conformance};
 use headwater_types::Remedy;
 use rocksdb::DB;
 use tempfile::TempDir;
@@ -29,7 +26,7 @@ fn batch(values: &[&[u8]]) -> EncodedBatch {
 
 fn open(directory: &Path) -> Arc<EmbeddedLog> {
     let log = EmbeddedLog::open(directory, Options::default()).unwrap();
-    log.create_topic(&topic(), TopicSpec::keep(2)).unwrap();
+    block_on(log.create_topic(&topic(), TopicSpec::keep(2))).unwrap();
     log
 }
 
@@ -38,8 +35,8 @@ fn append(log: &EmbeddedLog, value: &[u8]) -> Result<Offset, LogError> {
 }
 
 fn values(log: &EmbeddedLog) -> Vec<Vec<u8>> {
-    let ends = log.ends(&topic(), ZERO).unwrap();
-    let mut reader = log.reader(&topic(), ZERO, ends.start).unwrap();
+    let ends = block_on(log.ends(&topic(), ZERO)).unwrap();
+    let mut reader = block_on(log.reader(&topic(), ZERO, ends.start)).unwrap();
     let mut values = Vec::new();
     while reader.position() < ends.end {
         let from = reader.position();
@@ -114,12 +111,15 @@ fn what_was_acknowledged_is_there_after_a_crash_at_any_moment() {
             assert_eq!(append(&after, b"next").unwrap(), Offset(u64::from(number) + 1));
         }
     }
-    log.trim(&topic(), ZERO, Offset(3)).unwrap();
-    let old = log.writer(&WriterId("w".into())).unwrap().epoch();
+    block_on(log.trim(&topic(), ZERO, Offset(3))).unwrap();
+    let old = block_on(log.writer(&WriterId("w".into()))).unwrap().epoch();
     let after = crashed(directory.path());
     let after = open(after.path());
-    assert_eq!(after.ends(&topic(), ZERO).unwrap(), Ends { start: Offset(3), end: Offset(20) });
-    assert!(after.writer(&WriterId("w".into())).unwrap().epoch() > old);
+    assert_eq!(
+        block_on(after.ends(&topic(), ZERO)).unwrap(),
+        Ends { start: Offset(3), end: Offset(20) }
+    );
+    assert!(block_on(after.writer(&WriterId("w".into()))).unwrap().epoch() > old);
 }
 
 #[test]
@@ -136,11 +136,11 @@ fn every_acknowledgement_comes_after_a_forced_write() {
         append(&log, b"a").unwrap();
         forced("an append");
     }
-    log.writer(&WriterId("w".into())).unwrap();
+    block_on(log.writer(&WriterId("w".into()))).unwrap();
     forced("a claim");
-    log.trim(&topic(), ZERO, Offset(1)).unwrap();
+    block_on(log.trim(&topic(), ZERO, Offset(1))).unwrap();
     forced("a trim");
-    log.create_topic(&Name::new("other").unwrap(), TopicSpec::keep(1)).unwrap();
+    block_on(log.create_topic(&Name::new("other").unwrap(), TopicSpec::keep(1))).unwrap();
     forced("a topic");
 }
 
@@ -208,7 +208,7 @@ fn a_batch_over_the_limit_is_refused_with_the_limit() {
     let directory = TempDir::new().unwrap();
     let options = Options { max_batch_bytes: 1000, ..Options::default() };
     let log = EmbeddedLog::open(directory.path(), options).unwrap();
-    log.create_topic(&topic(), TopicSpec::keep(1)).unwrap();
+    block_on(log.create_topic(&topic(), TopicSpec::keep(1))).unwrap();
     let error = append(&log, &[0; 1000]).unwrap_err();
     assert!(matches!(error, LogError::TooLarge { limit: 1000, .. }), "{error:?}");
     assert!(error.to_string().contains("the limit of 1000"), "{error}");
@@ -220,12 +220,12 @@ fn a_closed_log_answers_with_errors() {
     let directory = TempDir::new().unwrap();
     let log = open(directory.path());
     append(&log, b"a").unwrap();
-    let writer = log.writer(&WriterId("w".into())).unwrap();
-    let mut reader = log.reader(&topic(), ZERO, Offset(1)).unwrap();
+    let writer = block_on(log.writer(&WriterId("w".into()))).unwrap();
+    let mut reader = block_on(log.reader(&topic(), ZERO, Offset(1))).unwrap();
     let waiting = std::thread::spawn(move || reader.read(1, Duration::MAX).map(drop));
     std::thread::sleep(Duration::from_millis(50));
     let last = log.append(&topic(), ZERO, batch(&[b"b"]));
-    let mut behind = log.reader(&topic(), ZERO, Offset(0)).unwrap();
+    let mut behind = block_on(log.reader(&topic(), ZERO, Offset(0))).unwrap();
     drop(log);
     assert_eq!(
         block_on(last).unwrap().first(),
@@ -291,7 +291,7 @@ fn foreign_bytes_among_the_batches_are_corrupt_where_they_are_read() {
             error
         });
         let outcome = outcome.and_then(|log| {
-            let mut reader = log.reader(&topic(), ZERO, Offset(0))?;
+            let mut reader = block_on(log.reader(&topic(), ZERO, Offset(0)))?;
             while reader.read(1, Duration::ZERO)?.is_some() {}
             Ok(())
         });
@@ -310,7 +310,7 @@ fn a_damaged_file_is_noticed() {
         append(&log, &[b'x'; 5000]).unwrap();
     }
     // Trimming writes what is in memory to files.
-    log.trim(&topic(), ZERO, Offset(1)).unwrap();
+    block_on(log.trim(&topic(), ZERO, Offset(1))).unwrap();
     drop(log);
     let blob: Vec<PathBuf> = fs::read_dir(directory.path().join("rocksdb"))
         .unwrap()
@@ -323,7 +323,7 @@ fn a_damaged_file_is_noticed() {
     bytes[middle] ^= 1;
     fs::write(blob, bytes).unwrap();
     let log = open(directory.path());
-    let mut reader = log.reader(&topic(), ZERO, Offset(1)).unwrap();
+    let mut reader = block_on(log.reader(&topic(), ZERO, Offset(1))).unwrap();
     let error = loop {
         let chunk = reader.read(1, Duration::ZERO);
         let chunk = chunk.map(|chunk| chunk.expect("the damage went unnoticed"));
@@ -343,7 +343,7 @@ fn trimming_gives_the_disk_back() {
     let directory = TempDir::new().unwrap();
     let options = Options { write_buffer_bytes: 256 << 10, ..Options::default() };
     let log = EmbeddedLog::open(directory.path(), options).unwrap();
-    log.create_topic(&topic(), TopicSpec::keep(1)).unwrap();
+    block_on(log.create_topic(&topic(), TopicSpec::keep(1))).unwrap();
     for number in 0..400u32 {
         append(&log, &[number as u8; 20_000]).unwrap();
     }
@@ -354,7 +354,7 @@ fn trimming_gives_the_disk_back() {
             .sum()
     };
     let before = used();
-    log.trim(&topic(), ZERO, Offset(399)).unwrap();
+    block_on(log.trim(&topic(), ZERO, Offset(399))).unwrap();
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while used() > before / 2 {
         assert!(
@@ -372,7 +372,7 @@ fn a_topic_that_compacts_does_not_grow_with_its_history() {
     let directory = TempDir::new().unwrap();
     let compact = Name::new("status").unwrap();
     let stored = |log: &EmbeddedLog| {
-        let mut reader = log.reader(&compact, ZERO, Offset(0)).unwrap();
+        let mut reader = block_on(log.reader(&compact, ZERO, Offset(0))).unwrap();
         let mut bases = Vec::new();
         while let Some(chunk) = reader.read(1, Duration::ZERO).unwrap() {
             bases.push(BatchHeader::read(chunk.bytes()).unwrap().base_offset.0);
@@ -380,15 +380,15 @@ fn a_topic_that_compacts_does_not_grow_with_its_history() {
         bases
     };
     let log = EmbeddedLog::open(directory.path(), Options::default()).unwrap();
-    log.create_topic(&compact, TopicSpec::compact(1)).unwrap();
+    block_on(log.create_topic(&compact, TopicSpec::compact(1))).unwrap();
     for number in 0..100u8 {
         block_on(log.append(&compact, ZERO, batch(&[&[number]]))).unwrap();
     }
     // The last removal runs behind the last acknowledgement; a claim waits for it.
-    log.writer(&WriterId("w".into())).unwrap();
+    block_on(log.writer(&WriterId("w".into()))).unwrap();
     assert_eq!(stored(&log), [99]);
     drop(log);
     let log = EmbeddedLog::open(directory.path(), Options::default()).unwrap();
     assert_eq!(stored(&log), [99]);
-    assert_eq!(log.ends(&compact, ZERO).unwrap().end, Offset(100));
+    assert_eq!(block_on(log.ends(&compact, ZERO)).unwrap().end, Offset(100));
 }

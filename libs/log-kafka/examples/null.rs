@@ -67,14 +67,18 @@ fn ours(bootstrap: &str, topic: &str, one_core: bool, walk: bool, report: impl F
     };
     let log = KafkaLog::connect(&config, "null").expect("the settings are right");
     let topic = Name::new(topic).expect("a topic's name");
-    let partitions = log.topic(&topic).expect("a broker").expect("the topic").partitions;
+    let partitions = headwater_log::block_on(log.topic(&topic))
+        .expect("a broker")
+        .expect("the topic")
+        .partitions;
     let threads: Vec<_> = (0..partitions)
         .map(PartitionId)
         .map(|partition| {
             let (log, topic) = (log.clone(), topic.clone());
             std::thread::spawn(move || {
-                let ends = log.ends(&topic, partition).expect("a broker");
-                let mut reader = log.reader(&topic, partition, ends.start).expect("a reader");
+                let ends = headwater_log::block_on(log.ends(&topic, partition)).expect("a broker");
+                let mut reader = headwater_log::block_on(log.reader(&topic, partition, ends.start))
+                    .expect("a reader");
                 let (mut records, mut bytes) = (0, 0);
                 while reader.position() < ends.end {
                     let from = reader.position();

@@ -26,7 +26,7 @@
 //! - A record has a limit of its own: [`Log::record_limit`].
 //! - Retention may remove what was not read yet: [`Error::Trimmed`] says from where on there is something.
 //! - A timestamp of zero, 1970-01-01T00:00:00Z, becomes one millisecond: librdkafka takes zero for "now".
-//! - Every question takes a network's time: [`Log::is_remote`].
+//! - Every question takes a network's time and a thread of its own meanwhile.
 //!
 //! What brokers acknowledge (acks=all) is on the page caches of all replicas in sync, not on their disks: a
 //! power cut on all of them at once may lose it. That is Kafka's contract.
@@ -50,7 +50,7 @@ mod writer;
 use std::{sync::Arc, time::Duration};
 
 use headwater_log::{
-    Appended, Assignee, BoxFuture, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log, Member,
+    Answer, Appended, Assignee, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log, Member,
     Membership, Reader, RecordLimit, TopicSpec, WriterId,
 };
 use headwater_types::{BoxError, Name, Offset, PartitionId};
@@ -137,32 +137,6 @@ impl KafkaLog {
             tracing::warn!(%error, "some appends were not answered");
         }
     }
-
-    /// Bytes and records that a reader finds from `from` on, for about [`SAMPLE_BYTES`] or up to `to`; and
-    /// where it stopped.
-    fn sample(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<(u64, Offset), Error> {
-        let mut reader = KafkaReader::new(self.inner.clone(), topic.clone(), partition, from);
-        let mut bytes = 0;
-        while bytes < SAMPLE_BYTES && reader.position() < to {
-            let position = reader.position();
-            match reader.read(1 << 20, Duration::ZERO)? {
-                Some(chunk) if chunk.end() <= to => bytes += chunk.bytes().len() as u64,
-                Some(chunk) => {
-                    let whole = (chunk.end().0 - position.0).max(1);
-                    bytes += chunk.bytes().len() as u64 * (to.0 - position.0) / whole;
-                }
-                None if reader.position() == position => break,
-                None => {}
-            }
-        }
-        Ok((bytes, reader.position().min(to)))
-    }
 }
 
 impl Inner {
@@ -183,6 +157,68 @@ impl Inner {
         Ok(pump)
     }
 
+    /// Bytes and records that a reader finds from `from` on, for about [`SAMPLE_BYTES`] or up to `to`; and
+    /// where it stopped.
+    fn sample(
+        self: &Arc<Self>,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<(u64, Offset), Error> {
+        let mut reader = KafkaReader::new(self.clone(), topic.clone(), partition, from);
+        let mut bytes = 0;
+        while bytes < SAMPLE_BYTES && reader.position() < to {
+            let position = reader.position();
+            match reader.read(1 << 20, Duration::ZERO)? {
+                Some(chunk) if chunk.end() <= to => bytes += chunk.bytes().len() as u64,
+                Some(chunk) => {
+                    let whole = (chunk.end().0 - position.0).max(1);
+                    bytes += chunk.bytes().len() as u64 * (to.0 - position.0) / whole;
+                }
+                None if reader.position() == position => break,
+                None => {}
+            }
+        }
+        Ok((bytes, reader.position().min(to)))
+    }
+
+    /// Judged by samples of the records as they are read, without their compression.
+    fn size(
+        self: &Arc<Self>,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, Error> {
+        let ends = self.admin.ends(topic, partition)?;
+        let (from, to) = (from.max(ends.start), to.min(ends.end));
+        if from >= to {
+            return Ok(0);
+        }
+        let (bytes, reached) = self.sample(topic, partition, from, to)?;
+        if reached >= to {
+            return Ok(bytes);
+        }
+        let middle = Offset(reached.0 + (to.0 - reached.0) / 2);
+        let (more, until) = self.sample(topic, partition, middle, to)?;
+        let looked_at = (reached.0 - from.0) + (until.0 - middle.0);
+        let whole = u128::from(bytes + more) * u128::from(to.0 - from.0);
+        Ok(u64::try_from(whole / u128::from(looked_at.max(1))).unwrap_or(u64::MAX))
+    }
+
+    /// Claims a writer; the topic of claims is created before the first claim.
+    fn claim(&self, id: &WriterId) -> Result<KafkaWriter, Error> {
+        let mut created = self.claims.lock();
+        if !*created {
+            let topic = Name::new(CLAIMS_TOPIC).map_err(|error| self.unavailable(error))?;
+            self.admin.create(&topic, CLAIMS_SPEC).map_err(writer::wrong_claims)?;
+            *created = true;
+        }
+        drop(created);
+        KafkaWriter::claim(&self.config, &self.client, &self.context, &self.known, id)
+    }
+
     fn unavailable(&self, error: impl Into<BoxError>) -> Error {
         error::unavailable(error, &self.context.trouble)
     }
@@ -201,21 +237,34 @@ impl Drop for Inner {
     }
 }
 
+/// The answer to a question that blocks for as long as the brokers take: on a thread of a pool that grows
+/// and shrinks by itself, so that neither a runtime nor its worker threads are needed.
+fn asked<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    question: impl FnOnce(&Arc<Inner>) -> Result<T, Error> + Send + 'static,
+) -> Answer<T> {
+    let inner = inner.clone();
+    Box::pin(blocking::unblock(move || question(&inner)))
+}
+
 impl Log for KafkaLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        self.inner.admin.create(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| log.admin.create(&topic, spec))
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.inner.admin.spec(topic)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| log.admin.spec(&topic))
     }
 
     fn is_remote(&self) -> bool {
         true
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        self.inner.admin.ends(topic, partition)
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| log.admin.ends(&topic, partition))
     }
 
     fn record_limit(&self, topic: &Name) -> Option<RecordLimit> {
@@ -227,7 +276,7 @@ impl Log for KafkaLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         self.inner.appender.append(topic, partition, batch)
     }
 
@@ -236,50 +285,28 @@ impl Log for KafkaLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        let ends = self.inner.admin.ends(topic, partition)?;
-        reader::check(topic, partition, from, ends)?;
-        Ok(Box::new(KafkaReader::new(self.inner.clone(), topic.clone(), partition, from)))
+    ) -> Answer<Box<dyn Reader>> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| {
+            let ends = log.admin.ends(&topic, partition)?;
+            reader::check(&topic, partition, from, ends)?;
+            Ok(Box::new(KafkaReader::new(log.clone(), topic, partition, from)) as Box<dyn Reader>)
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        let mut created = self.inner.claims.lock();
-        if !*created {
-            let topic = Name::new(CLAIMS_TOPIC).map_err(|error| self.inner.unavailable(error))?;
-            self.inner.admin.create(&topic, CLAIMS_SPEC).map_err(writer::wrong_claims)?;
-            *created = true;
-        }
-        drop(created);
-        let Inner { config, client, context, known, .. } = &*self.inner;
-        Ok(Arc::new(KafkaWriter::claim(config, client, context, known, id)?))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        let id = id.clone();
+        asked(&self.inner, move |log| Ok(Arc::new(log.claim(&id)?) as Arc<dyn FencedWriter>))
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.inner.admin.trim(topic, partition, before)
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| log.admin.trim(&topic, partition, before))
     }
 
-    /// Judged by samples of the records as they are read, without their compression.
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        let ends = self.inner.admin.ends(topic, partition)?;
-        let (from, to) = (from.max(ends.start), to.min(ends.end));
-        if from >= to {
-            return Ok(0);
-        }
-        let (bytes, reached) = self.sample(topic, partition, from, to)?;
-        if reached >= to {
-            return Ok(bytes);
-        }
-        let middle = Offset(reached.0 + (to.0 - reached.0) / 2);
-        let (more, until) = self.sample(topic, partition, middle, to)?;
-        let looked_at = (reached.0 - from.0) + (until.0 - middle.0);
-        let whole = u128::from(bytes + more) * u128::from(to.0 - from.0);
-        Ok(u64::try_from(whole / u128::from(looked_at.max(1))).unwrap_or(u64::MAX))
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        let topic = topic.clone();
+        asked(&self.inner, move |log| log.size(&topic, partition, from, to))
     }
 }
 
@@ -294,7 +321,8 @@ impl Membership for KafkaLog {
         Ok(Box::new(KafkaMember::join(config, client, context, group, topic, assignee)?))
     }
 
-    fn delete(&self, group: &GroupId) -> Result<(), Error> {
-        self.inner.admin.delete_group(group)
+    fn delete(&self, group: &GroupId) -> Answer<()> {
+        let group = group.clone();
+        asked(&self.inner, move |log| log.admin.delete_group(&group))
     }
 }

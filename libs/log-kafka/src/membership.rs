@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::{Assignee, Error, GroupId, Member};
+use headwater_log::{Answer, Assignee, Error, GroupId, Member};
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
 use rdkafka::{
@@ -120,48 +120,9 @@ impl Member for KafkaMember {
         }
     }
 
-    fn confirm(&self) -> Result<(), Error> {
-        let shared = &self.shared;
-        let not_member = || Error::NotMember { group: shared.group.clone() };
-        let consumer = shared.consumer.lock().clone().ok_or_else(not_member)?;
-        let owned = shared.owned.lock().clone();
-        if owned.is_empty() {
-            return Err(not_member());
-        }
-        // Only a commit is refused to one who is no member any more. It says what is true already: our
-        // own latest, or what the group has, or that nothing was read.
-        let mut known = shared.positions.lock().latest.clone();
-        let mut unknown = TopicPartitionList::new();
-        for partition in owned.iter().filter(|partition| !known.contains_key(partition)) {
-            unknown.add_partition(shared.topic.as_str(), number(*partition));
-        }
-        if unknown.count() > 0 {
-            let committed = consumer
-                .committed_offsets(unknown, shared.timeout)
-                .map_err(|error| unavailable(error, &shared.context.trouble))?;
-            for element in committed.elements() {
-                let offset =
-                    element.offset().to_raw().map_or(0, |raw| u64::try_from(raw).unwrap_or(0));
-                let partition = PartitionId(u32::try_from(element.partition()).unwrap_or(0));
-                known.insert(partition, Offset(offset));
-            }
-        }
-        known.retain(|partition, _| owned.contains(partition));
-        match shared.commit(&consumer, &known, CommitMode::Sync) {
-            Ok(()) => Ok(()),
-            Err(error) => match error.rdkafka_error_code() {
-                // A member, of a group that is about to share out anew.
-                Some(RDKafkaErrorCode::RebalanceInProgress) => Ok(()),
-                Some(
-                    RDKafkaErrorCode::UnknownMemberId
-                    | RDKafkaErrorCode::IllegalGeneration
-                    | RDKafkaErrorCode::AssignmentLost
-                    | RDKafkaErrorCode::PollExceeded
-                    | RDKafkaErrorCode::State,
-                ) => Err(not_member()),
-                _ => Err(unavailable(error, &shared.context.trouble)),
-            },
-        }
+    fn confirm(&self) -> Answer<()> {
+        let shared = self.shared.clone();
+        Box::pin(blocking::unblock(move || shared.confirm()))
     }
 }
 
@@ -175,6 +136,49 @@ impl Drop for KafkaMember {
 }
 
 impl Shared {
+    fn confirm(&self) -> Result<(), Error> {
+        let not_member = || Error::NotMember { group: self.group.clone() };
+        let consumer = self.consumer.lock().clone().ok_or_else(not_member)?;
+        let owned = self.owned.lock().clone();
+        if owned.is_empty() {
+            return Err(not_member());
+        }
+        // Only a commit is refused to one who is no member any more. It says what is true already: our
+        // own latest, or what the group has, or that nothing was read.
+        let mut known = self.positions.lock().latest.clone();
+        let mut unknown = TopicPartitionList::new();
+        for partition in owned.iter().filter(|partition| !known.contains_key(partition)) {
+            unknown.add_partition(self.topic.as_str(), number(*partition));
+        }
+        if unknown.count() > 0 {
+            let committed = consumer
+                .committed_offsets(unknown, self.timeout)
+                .map_err(|error| unavailable(error, &self.context.trouble))?;
+            for element in committed.elements() {
+                let offset =
+                    element.offset().to_raw().map_or(0, |raw| u64::try_from(raw).unwrap_or(0));
+                let partition = PartitionId(u32::try_from(element.partition()).unwrap_or(0));
+                known.insert(partition, Offset(offset));
+            }
+        }
+        known.retain(|partition, _| owned.contains(partition));
+        match self.commit(&consumer, &known, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.rdkafka_error_code() {
+                // A member, of a group that is about to share out anew.
+                Some(RDKafkaErrorCode::RebalanceInProgress) => Ok(()),
+                Some(
+                    RDKafkaErrorCode::UnknownMemberId
+                    | RDKafkaErrorCode::IllegalGeneration
+                    | RDKafkaErrorCode::AssignmentLost
+                    | RDKafkaErrorCode::PollExceeded
+                    | RDKafkaErrorCode::State,
+                ) => Err(not_member()),
+                _ => Err(unavailable(error, &self.context.trouble)),
+            },
+        }
+    }
+
     fn serve(&self, consumer: Group) {
         let consumer = Arc::new(consumer);
         *self.consumer.lock() = Some(consumer.clone());

@@ -17,7 +17,7 @@ use std::{
 
 use futures::{FutureExt, channel::oneshot};
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, EncodedBatch, Error, FencedWriter, RecordLimit, TopicSpec,
+    Answer, Appended, BatchBuilder, EncodedBatch, Error, FencedWriter, RecordLimit, TopicSpec,
     WriterId,
 };
 use headwater_types::{Epoch, Name, PartitionId};
@@ -132,7 +132,7 @@ impl FencedWriter for KafkaWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         // Before anything of it is stored: the claim goes on.
         if let Err(error) = self.limit.check(topic, &batch) {
             return std::future::ready(Err(error)).boxed();

@@ -40,6 +40,7 @@
 //! What a payload means is `headwater-proto`'s and `headwater-engine`'s business. The durable log in one
 //! process is `headwater-log-embedded`; Kafka is known to `headwater-log-kafka` only.
 
+mod answer;
 mod appended;
 mod batch;
 mod compaction;
@@ -52,6 +53,7 @@ mod partitioner;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use answer::{Answer, answered, block_on};
 pub use appended::Appended;
 pub use batch::{
     BatchBuilder, BatchHeader, Chunk, EncodedBatch, HEADER_LEN, HeaderIter, Headers, Record,
@@ -59,7 +61,6 @@ pub use batch::{
 };
 pub use compaction::Compaction;
 pub use error::Error;
-pub use futures::future::BoxFuture;
 use headwater_types::{Epoch, Name, Offset, PartitionId};
 pub use limit::RecordLimit;
 pub use membership::{Alone, Assignee, GroupId, Member, Membership};
@@ -69,23 +70,28 @@ pub use partitioner::{murmur2, partition_for_key};
 /// The largest batch that a log takes unless it is told otherwise, in bytes.
 pub const DEFAULT_MAX_BATCH_BYTES: usize = 16 << 20;
 
-/// Topics of partitions of records. Reading is synchronous, appending is not.
+/// Topics of partitions of records.
+///
+/// Questions and orders are futures, since the log may be on another machine: a call waits for nothing
+/// that a network does, so any thread may make it. A log in this process may do the work within the
+/// call. A future that is dropped may or may not have had its effect. Only [`Reader`] is synchronous: it
+/// hands out what has arrived, on a thread that has nothing else to do.
 pub trait Log: Send + Sync + 'static {
     /// Creates the topic unless it exists with the same specification.
     ///
     /// [`Error::TopicDiffers`] if it exists with another one.
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error>;
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()>;
 
     /// How the topic was created; `None` if it was not.
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error>;
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>>;
 
-    /// Whether a question to it may take a network's time: then it is asked from threads that may block.
+    /// Whether a question to it may take a network's time.
     fn is_remote(&self) -> bool {
         false
     }
 
     /// Where the partition starts and ends now.
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error>;
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends>;
 
     /// How large a record of this topic may be, as far as the log knows now without asking anybody; `None` if
     /// only the batch has a limit.
@@ -93,41 +99,27 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
-    /// Stores the batch; the future resolves to the offsets of its records once it is durable.
+    /// Stores the batch; the future resolves to the offsets of its records once they are durable.
     ///
-    /// The order of calls is the order of records. The call itself waits for nothing: it may come from a thread
-    /// that must not block. A future that is dropped may or may not have been stored. When the log has more to
-    /// write than it may hold, the future waits for room. A batch with a record over the limit is refused as a whole.
-    fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>>;
+    /// The order of calls is the order of records, whenever the futures are polled. When the log has more
+    /// to write than it may hold, the future waits for room. A batch with a record over the limit is
+    /// refused as a whole.
+    fn append(&self, topic: &Name, partition: PartitionId, batch: EncodedBatch)
+    -> Answer<Appended>;
 
     /// A cursor whose first record is the first at or after `from`. Cheap; one per reading task.
-    fn reader(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-    ) -> Result<Box<dyn Reader>, Error>;
+    fn reader(&self, topic: &Name, partition: PartitionId, from: Offset)
+    -> Answer<Box<dyn Reader>>;
 
-    /// Claims the writer with the next epoch: when this returns, every older claim is fenced for ever.
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error>;
+    /// Claims the writer with the next epoch: once this resolves, every older claim is fenced for ever.
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>>;
 
-    /// Removes the records before `before`, which may be the end. Durable when it returns.
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error>;
+    /// Removes the records before `before`, which may be the end. Durable when it resolves.
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()>;
 
     /// The bytes stored from `from` to before `to`, to the nearest batch or so. What lies outside the
     /// partition counts as nothing.
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error>;
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64>;
 }
 
 /// A cursor over one partition.
@@ -148,12 +140,8 @@ pub trait FencedWriter: Send + Sync {
     fn epoch(&self) -> Epoch;
 
     /// As [`Log::append`]; [`Error::Fenced`] once there is a newer claim.
-    fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>>;
+    fn append(&self, topic: &Name, partition: PartitionId, batch: EncodedBatch)
+    -> Answer<Appended>;
 }
 
 /// The name under which successive processes claim to be one writer.

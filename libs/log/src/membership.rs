@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use headwater_types::{Name, Offset, PartitionId};
 
-use crate::{Error, Log};
+use crate::{Answer, Error, Log, answered, block_on};
 
 /// The name under which processes share the partitions of a topic among them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +32,7 @@ pub trait Membership: Send + Sync + 'static {
 
     /// Deletes a group that has no members, and its committed positions. One that does not exist is
     /// deleted already.
-    fn delete(&self, group: &GroupId) -> Result<(), Error>;
+    fn delete(&self, group: &GroupId) -> Answer<()>;
 }
 
 /// Is told what a member owns. It is called from one thread, one call at a time; while a call lasts, the
@@ -56,11 +56,11 @@ pub trait Member: Send + Sync {
     /// in the background, and what cannot be sent is dropped: the state's own position is what counts.
     fn commit(&self, positions: &[(PartitionId, Offset)]);
 
-    /// Asks the log whether it still counts us in, which a process that was stopped for a while may not
-    /// know. It blocks for up to a few seconds.
+    /// Asks the log whether this process is still a member: a process that was stopped for a while may not
+    /// know. The answer takes up to a few seconds.
     ///
-    /// [`Error::NotMember`] if it does not.
-    fn confirm(&self) -> Result<(), Error>;
+    /// [`Error::NotMember`] if it is not.
+    fn confirm(&self) -> Answer<()>;
 }
 
 /// The membership of a process that has a log for itself: it owns every partition.
@@ -82,14 +82,15 @@ impl Membership for Alone {
         assignee: Arc<dyn Assignee>,
     ) -> Result<Box<dyn Member>, Error> {
         let unknown = || Error::UnknownTopic { topic: topic.clone() };
-        let spec = self.log.topic(topic)?.ok_or_else(unknown)?;
+        // A log that this process has for itself answers within the call.
+        let spec = block_on(self.log.topic(topic))?.ok_or_else(unknown)?;
         let all: Vec<_> = (0..spec.partitions).map(PartitionId).collect();
         assignee.assigned(&all);
         Ok(Box::new(OnlyMember { all, assignee }))
     }
 
-    fn delete(&self, _group: &GroupId) -> Result<(), Error> {
-        Ok(())
+    fn delete(&self, _group: &GroupId) -> Answer<()> {
+        answered(|| Ok(()))
     }
 }
 
@@ -101,8 +102,8 @@ struct OnlyMember {
 impl Member for OnlyMember {
     fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
 
-    fn confirm(&self) -> Result<(), Error> {
-        Ok(())
+    fn confirm(&self) -> Answer<()> {
+        answered(|| Ok(()))
     }
 }
 

@@ -12,8 +12,8 @@ use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    Appended, BoxFuture, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends,
-    Error, FencedWriter, Log, Reader, TopicSpec, WriterId,
+    Answer, Appended, Chunk, Cleanup, Compaction, DEFAULT_MAX_BATCH_BYTES, EncodedBatch, Ends,
+    Error, FencedWriter, Log, Reader, TopicSpec, WriterId, answered,
 };
 
 /// A [`Log`] in memory. Clones share it.
@@ -135,29 +135,32 @@ impl Place {
 }
 
 impl Log for MemoryLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        if spec.partitions == 0 {
-            return Err(Error::Refused {
-                topic: topic.clone(),
-                reason: "it needs at least one partition".into(),
-            });
-        }
-        let mut topics = self.shared.topics.write();
-        if let Some(existing) = topics.get(topic).map(|topic| topic.spec) {
-            let differs = Error::TopicDiffers { topic: topic.clone(), existing, requested: spec };
-            return if existing == spec { Ok(()) } else { Err(differs) };
-        }
-        let partitions = (0..spec.partitions).map(|_| Partition::default()).collect();
-        topics.insert(topic.clone(), Arc::new(Topic { name: topic.clone(), spec, partitions }));
-        Ok(())
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            if spec.partitions == 0 {
+                return Err(Error::Refused {
+                    topic: topic.clone(),
+                    reason: "it needs at least one partition".into(),
+                });
+            }
+            let mut topics = self.shared.topics.write();
+            if let Some(existing) = topics.get(topic).map(|topic| topic.spec) {
+                let differs =
+                    Error::TopicDiffers { topic: topic.clone(), existing, requested: spec };
+                return if existing == spec { Ok(()) } else { Err(differs) };
+            }
+            let partitions = (0..spec.partitions).map(|_| Partition::default()).collect();
+            topics.insert(topic.clone(), Arc::new(Topic { name: topic.clone(), spec, partitions }));
+            Ok(())
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        Ok(self.shared.topics.read().get(topic).map(|topic| topic.spec))
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| Ok(self.shared.topics.read().get(topic).map(|topic| topic.spec)))
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        Ok(self.place(topic, partition)?.partition().state.lock().ends)
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| Ok(self.place(topic, partition)?.partition().state.lock().ends))
     }
 
     fn append(
@@ -165,7 +168,7 @@ impl Log for MemoryLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let offset = self.place(topic, partition).and_then(|place| place.append(batch));
         std::future::ready(offset).boxed()
     }
@@ -175,49 +178,51 @@ impl Log for MemoryLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        let place = self.place(topic, partition)?;
-        let ends = place.partition().state.lock().ends;
-        place.check(from, ends)?;
-        Ok(Box::new(MemoryReader { place, position: from }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, Error> {
+            let place = self.place(topic, partition)?;
+            let ends = place.partition().state.lock().ends;
+            place.check(from, ends)?;
+            Ok(Box::new(MemoryReader { place, position: from }))
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        let mut claims = self.shared.claims.lock();
-        let epoch = claims.entry(id.clone()).or_default();
-        *epoch = epoch.next();
-        Ok(Arc::new(MemoryWriter { log: self.clone(), id: id.clone(), epoch: *epoch }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
+            let mut claims = self.shared.claims.lock();
+            let epoch = claims.entry(id.clone()).or_default();
+            *epoch = epoch.next();
+            Ok(Arc::new(MemoryWriter { log: self.clone(), id: id.clone(), epoch: *epoch }))
+        })
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        let place = self.place(topic, partition)?;
-        let mut state = place.partition().state.lock();
-        if before <= state.ends.start {
-            return Ok(());
-        }
-        place.check(before, state.ends)?;
-        state.ends.start = before;
-        let kept = state.batches.partition_point(|batch| batch.end <= before);
-        state.batches.drain(..kept);
-        if let Some(first) = state.batches.front().map(|batch| batch.base) {
-            state.compaction.forget_before(first);
-        } else {
-            state.compaction = Compaction::default();
-        }
-        Ok(())
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| {
+            let place = self.place(topic, partition)?;
+            let mut state = place.partition().state.lock();
+            if before <= state.ends.start {
+                return Ok(());
+            }
+            place.check(before, state.ends)?;
+            state.ends.start = before;
+            let kept = state.batches.partition_point(|batch| batch.end <= before);
+            state.batches.drain(..kept);
+            if let Some(first) = state.batches.front().map(|batch| batch.base) {
+                state.compaction.forget_before(first);
+            } else {
+                state.compaction = Compaction::default();
+            }
+            Ok(())
+        })
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        let place = self.place(topic, partition)?;
-        let state = place.partition().state.lock();
-        let inside = state.batches.iter().filter(|batch| batch.end > from && batch.base < to);
-        Ok(inside.map(|batch| batch.bytes.len() as u64).sum())
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            let place = self.place(topic, partition)?;
+            let state = place.partition().state.lock();
+            let inside = state.batches.iter().filter(|batch| batch.end > from && batch.base < to);
+            Ok(inside.map(|batch| batch.bytes.len() as u64).sum())
+        })
     }
 }
 
@@ -298,7 +303,7 @@ impl FencedWriter for MemoryWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         std::future::ready(self.try_append(topic, partition, batch)).boxed()
     }
 }
@@ -328,11 +333,11 @@ mod tests {
     fn a_batch_over_the_limit_is_refused_with_the_limit() {
         let log = MemoryLog::new();
         let topic = Name::new("t").unwrap();
-        log.create_topic(&topic, TopicSpec::keep(1)).unwrap();
+        crate::block_on(log.create_topic(&topic, TopicSpec::keep(1))).unwrap();
         let mut builder = BatchBuilder::new();
         builder.push(0, None, Some(&vec![0; DEFAULT_MAX_BATCH_BYTES]), &[]);
         let appended = log.append(&topic, PartitionId(0), builder.build().unwrap());
-        let error = conformance::block_on(appended).unwrap_err();
+        let error = crate::block_on(appended).unwrap_err();
         assert!(matches!(error, Error::TooLarge { limit: DEFAULT_MAX_BATCH_BYTES, .. }), "{error}");
     }
 }

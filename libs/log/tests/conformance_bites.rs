@@ -16,8 +16,8 @@ use std::{
 
 use futures::FutureExt;
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter,
-    Log, MemoryLog, Reader, RecordLimit, TopicSpec, WriterId,
+    Answer, Appended, BatchBuilder, Chunk, Cleanup, EncodedBatch, Ends, Error, FencedWriter, Log,
+    MemoryLog, Reader, RecordLimit, TopicSpec, WriterId, answered, block_on,
     conformance::{self, Subject},
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
@@ -148,34 +148,38 @@ impl Faulty {
 
     fn missing(&self, topic: &Name) {
         if self.fault == CreatesWhatIsMissing {
-            let _ = self.log.create_topic(topic, TopicSpec::keep(9));
+            let _ = block_on(self.log.create_topic(topic, TopicSpec::keep(9)));
         }
     }
 
     /// What was held back comes into the log with the next call that shows it.
     fn settle(&self) {
         if let Some((topic, partition, batch)) = self.last.lock().unwrap().take() {
-            conformance::block_on(self.log.append(&topic, partition, batch)).unwrap();
+            block_on(self.log.append(&topic, partition, batch)).unwrap();
         }
     }
 }
 
 impl Log for Faulty {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        if self.fault == ForgetsSpecifications && self.log.topic(topic)?.is_some() {
-            return Ok(());
-        }
-        self.log.create_topic(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            if self.fault == ForgetsSpecifications && block_on(self.log.topic(topic))?.is_some() {
+                return Ok(());
+            }
+            block_on(self.log.create_topic(topic, spec))
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.log.topic(topic)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| block_on(self.log.topic(topic)))
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        self.settle();
-        self.missing(topic);
-        self.log.ends(topic, partition)
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| {
+            self.settle();
+            self.missing(topic);
+            block_on(self.log.ends(topic, partition))
+        })
     }
 
     fn record_limit(&self, _: &Name) -> Option<RecordLimit> {
@@ -187,7 +191,7 @@ impl Log for Faulty {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         self.missing(topic);
         if self.fault != TakesAnySize
             && let Err(error) = LIMIT.check(topic, &batch)
@@ -205,7 +209,7 @@ impl Log for Faulty {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         let records = batch.records();
         let end = || {
-            let ends = log.ends(&topic, partition);
+            let ends = block_on(log.ends(&topic, partition));
             ends.map(|ends| Appended::consecutive(ends.end, records))
         };
         match self.fault {
@@ -223,12 +227,13 @@ impl Log for Faulty {
                 let end = end();
                 thread::spawn(move || {
                     thread::sleep(Duration::from_millis(20));
-                    conformance::block_on(log.append(&topic, partition, batch))
+                    block_on(log.append(&topic, partition, batch))
                 });
                 async move { end }.boxed()
             }
             KeepsTheFirstOfEachKey
-                if log.topic(&topic).unwrap().unwrap().cleanup == Cleanup::Compact && call > 20 =>
+                if block_on(log.topic(&topic)).unwrap().unwrap().cleanup == Cleanup::Compact
+                    && call > 20 =>
             {
                 let first = BatchBuilder::new();
                 let first = batch.walk().map(Result::unwrap).fold(first, |mut builder, record| {
@@ -254,46 +259,50 @@ impl Log for Faulty {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        self.settle();
-        self.missing(topic);
-        let ends = self.log.ends(topic, partition)?;
-        let from = match self.fault {
-            TakesAnyOffset => from.clamp(ends.start, ends.end),
-            BeginsAtTheNextBatch => Offset(from.0.next_multiple_of(10)).min(ends.end),
-            _ => from,
-        };
-        let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        let reader = self.log.reader(topic, partition, from)?;
-        Ok(Box::new(FaultyReader { reader, fault: self.fault, call }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, Error> {
+            self.settle();
+            self.missing(topic);
+            let ends = block_on(self.log.ends(topic, partition))?;
+            let from = match self.fault {
+                TakesAnyOffset => from.clamp(ends.start, ends.end),
+                BeginsAtTheNextBatch => Offset(from.0.next_multiple_of(10)).min(ends.end),
+                _ => from,
+            };
+            let call = self.calls.fetch_add(1, Ordering::Relaxed);
+            let reader = block_on(self.log.reader(topic, partition, from))?;
+            Ok(Box::new(FaultyReader { reader, fault: self.fault, call }))
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        let id = if self.fault == FencesOthers { &WriterId("everybody".into()) } else { id };
-        let writer = self.log.writer(id)?;
-        let free = (self.fault == FencesNobody).then(|| self.log.clone());
-        Ok(Arc::new(FaultyWriter { writer, free }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
+            let id = if self.fault == FencesOthers { &WriterId("everybody".into()) } else { id };
+            let writer = block_on(self.log.writer(id))?;
+            let free = (self.fault == FencesNobody).then(|| self.log.clone());
+            Ok(Arc::new(FaultyWriter { writer, free }))
+        })
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.missing(topic);
-        match self.fault {
-            TrimsNothing => Ok(()),
-            TrimsTooMuch => self.log.trim(topic, partition, Offset(before.0.next_multiple_of(10))),
-            _ => self.log.trim(topic, partition, before),
-        }
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| {
+            self.missing(topic);
+            match self.fault {
+                TrimsNothing => Ok(()),
+                TrimsTooMuch => {
+                    block_on(self.log.trim(topic, partition, Offset(before.0.next_multiple_of(10))))
+                }
+                _ => block_on(self.log.trim(topic, partition, before)),
+            }
+        })
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        self.missing(topic);
-        let size = self.log.size(topic, partition, from, to)?;
-        Ok(if self.fault == MeasuresNothing { 0 } else { size })
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            self.missing(topic);
+            let size = block_on(self.log.size(topic, partition, from, to))?;
+            Ok(if self.fault == MeasuresNothing { 0 } else { size })
+        })
     }
 }
 
@@ -345,7 +354,7 @@ impl FencedWriter for FaultyWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         match &self.free {
             Some(log) => log.append(topic, partition, batch),
             None => self.writer.append(topic, partition, batch),

@@ -1,7 +1,7 @@
 //! Following the control plane: the control and status topics, folded in the background.
 //!
 //! Every service keeps one [`ControlView`] and acts on its snapshots. A snapshot is immutable and cheap to
-//! get; who needs to have seen all that was decided before a moment asks [`ControlView::wait_current`].
+//! get. A caller that must see everything decided before a moment asks [`ControlView::wait_current`].
 
 use std::{
     sync::Arc,
@@ -9,13 +9,13 @@ use std::{
 };
 
 use headwater_control::{CONTROL_TOPIC, ControlState, FoldError, STATUS_TOPIC, StatusBoard};
-use headwater_log::{Cleanup, Log, Record, TopicSpec};
+use headwater_log::{Cleanup, Log, Record, TopicSpec, block_on};
 use headwater_proto::control::v1::ControlRecord;
 use headwater_types::{Name, Offset, PartitionId, Remedy};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::{OnFailure, Shutdown, Tasks, outage::Outage, remedy::chain};
+use crate::{Health, Node, OnFailure, Shutdown, outage::Outage, remedy::chain};
 
 /// Both topics have one partition.
 const ONLY: PartitionId = PartitionId(0);
@@ -70,11 +70,11 @@ fn topic_name(topic: &'static str) -> Result<Name, Error> {
 }
 
 /// Creates the two topics of the control plane unless they exist.
-pub fn create_topics(log: &dyn Log) -> Result<(), Error> {
+pub async fn create_topics(log: &dyn Log) -> Result<(), Error> {
     for (topic, spec) in
         [(CONTROL_TOPIC, TopicSpec::keep(1)), (STATUS_TOPIC, TopicSpec::compact(1))]
     {
-        log.create_topic(&topic_name(topic)?, spec).map_err(|source| {
+        log.create_topic(&topic_name(topic)?, spec).await.map_err(|source| {
             if let headwater_log::Error::TopicDiffers { existing, requested, .. } = source {
                 Error::OwnTopic { topic, existing, requested }
             } else {
@@ -121,23 +121,22 @@ pub struct ControlView {
 }
 
 impl ControlView {
-    /// Creates the two topics if need be, and follows them until shutdown. A record that cannot be
-    /// folded stops the process: whatever it would go on to do would rest on a wrong state.
+    /// Follows the two topics of the control plane on two threads until shutdown, and creates them first
+    /// if need be. It returns at once, wherever the log is.
     ///
-    /// It never blocks: a remote log is asked by the followers, for as long as it takes.
-    pub fn start(log: &Arc<dyn Log>, tasks: &Tasks) -> Result<Self, Error> {
-        if !log.is_remote() {
-            create_topics(&**log)?;
-        }
+    /// A record that cannot be folded stops the process: all it would go on to do would rest on a wrong
+    /// state.
+    pub fn start(node: &Node) -> Self {
+        let Node { log, tasks, health, .. } = node;
         let (state_sender, state) = watch::channel(Arc::new(ControlState::default()));
         let (board_sender, board) = watch::channel(Arc::new(StatusBoard::default()));
         let (folded_sender, folded) = watch::channel(Offset::ZERO);
         let (boarded_sender, boarded) = watch::channel(Offset::ZERO);
 
-        let source = log.clone();
+        let source = Source { log: log.clone(), health: health.clone() };
         tasks.spawn_thread("control-follower", OnFailure::Stop, move |shutdown| {
             let mut state = ControlState::default();
-            follow(&*source, CONTROL_TOPIC, &shutdown, |step| {
+            source.follow(CONTROL_TOPIC, &shutdown, |step| {
                 match step {
                     Step::Record(record) => {
                         return Ok(state.fold(record.offset, &decode_control(&record)?)?);
@@ -153,10 +152,10 @@ impl ControlView {
             })?;
             Ok(())
         });
-        let source = log.clone();
+        let source = Source { log: log.clone(), health: health.clone() };
         tasks.spawn_thread("status-follower", OnFailure::Stop, move |shutdown| {
             let mut board = StatusBoard::default();
-            follow(&*source, STATUS_TOPIC, &shutdown, |step| {
+            source.follow(STATUS_TOPIC, &shutdown, |step| {
                 match step {
                     Step::Record(record) => {
                         let key = record.key.unwrap_or_default();
@@ -173,7 +172,7 @@ impl ControlView {
             })?;
             Ok(())
         });
-        Ok(Self { log: log.clone(), state, board, folded, boarded })
+        Self { log: log.clone(), state, board, folded, boarded }
     }
 
     /// The control state as far as it is folded.
@@ -203,19 +202,15 @@ impl ControlView {
     async fn end(&self, topic: &'static str) -> Result<Offset, Error> {
         let name = topic_name(topic)?;
         let failed = |source| Error::Log { topic, source };
-        if !self.log.is_remote() {
-            return Ok(self.log.ends(&name, ONLY).map_err(failed)?.end);
-        }
-        let log = self.log.clone();
-        let asked = tokio::task::spawn_blocking(move || match log.ends(&name, ONLY) {
-            // The followers have not come to it yet.
+        let ends = match self.log.ends(&name, ONLY).await {
+            // The followers have not created it yet.
             Err(headwater_log::Error::UnknownTopic { .. }) => {
-                create_topics(&*log)?;
-                log.ends(&name, ONLY).map_err(failed)
+                create_topics(&*self.log).await?;
+                self.log.ends(&name, ONLY).await
             }
-            ends => ends.map_err(failed),
-        });
-        Ok(asked.await.map_err(|_| Error::Ended)??.end)
+            ends => ends,
+        };
+        Ok(ends.map_err(failed)?.end)
     }
 
     /// Waits until the control state or the board is another than when this clone last waited. Once the
@@ -246,78 +241,101 @@ enum Step<'a> {
     Behind(Offset),
 }
 
-/// Hands out a topic's records from its start until shutdown. A log that is away is tried again until it is
-/// back, and said to be away once.
-fn follow(
-    log: &dyn Log,
-    topic: &'static str,
-    shutdown: &Shutdown,
-    mut step: impl FnMut(Step<'_>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let name = topic_name(topic)?;
-    let failed = |source| Error::Log { topic, source };
-    let mut outage = Outage::new(topic);
-    let again = |outage: &mut Outage, error: Error| match error.remedy() {
-        Remedy::Retry => {
-            // That the brokers are away was said already, once for the process.
-            let said = log.is_remote()
-                && matches!(error, Error::Log { source: headwater_log::Error::Unavailable(_), .. });
-            let tell = if said { Outage::note } else { Outage::failed };
-            tell(outage, &chain(&error));
-            sleep(outage.wait(), shutdown);
-            Ok(())
-        }
-        Remedy::Correct | Remedy::StandDown | Remedy::Repair => Err(error),
-    };
-    let start = |log: &dyn Log| {
-        if log.is_remote() {
-            create_topics(log)?;
-        }
-        Ok(log.ends(&name, ONLY).map_err(failed)?.start)
-    };
-    let mut position = loop {
-        match start(log) {
-            Ok(position) => break position,
-            Err(error) => again(&mut outage, error)?,
-        }
-        if shutdown.is_cancelled() {
-            return Ok(());
-        }
-    };
-    step(Step::Behind(position))?;
-    let mut reader = None;
-    while !shutdown.is_cancelled() {
-        let read = match reader.take() {
-            Some(reader) => Ok(reader),
-            None => log.reader(&name, ONLY, position),
-        }
-        .and_then(|mut open| {
-            let chunk = open.read(READ_BYTES, WAIT)?;
-            reader = Some(open);
-            Ok(chunk)
-        });
-        match read {
-            Ok(Some(chunk)) => {
-                for record in chunk.records(position) {
-                    step(Step::Record(record.map_err(failed)?))?;
-                }
-                position = chunk.end();
-                step(Step::Behind(position))?;
-                outage.over();
+/// The log as a follower sees it.
+struct Source {
+    log: Arc<dyn Log>,
+    health: Health,
+}
+
+impl Source {
+    /// Hands out a topic's records from its start until shutdown. A log that is away is tried again until
+    /// it is back; the outage is reported once.
+    fn follow(
+        &self,
+        topic: &'static str,
+        shutdown: &Shutdown,
+        mut step: impl FnMut(Step<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let name = topic_name(topic)?;
+        let failed = |source| Error::Log { topic, source };
+        let mut outage = Outage::new(topic);
+        let mut position = loop {
+            match self.start(topic, &name) {
+                Ok(position) => break position,
+                Err(error) => self.wait_after(error, &mut outage, shutdown)?,
             }
-            Ok(None) => {
-                // Some offsets hold no record, and one who waits for the end waits for these too.
-                let behind = reader.as_ref().map_or(position, |reader| reader.position());
-                if behind > position {
-                    position = behind;
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+        };
+        step(Step::Behind(position))?;
+        let mut reader = None;
+        while !shutdown.is_cancelled() {
+            let read = match reader.take() {
+                Some(reader) => Ok(reader),
+                None => block_on(self.log.reader(&name, ONLY, position)),
+            }
+            .and_then(|mut open| {
+                let chunk = open.read(READ_BYTES, WAIT)?;
+                reader = Some(open);
+                Ok(chunk)
+            });
+            match read {
+                Ok(Some(chunk)) => {
+                    for record in chunk.records(position) {
+                        step(Step::Record(record.map_err(failed)?))?;
+                    }
+                    position = chunk.end();
                     step(Step::Behind(position))?;
+                    outage.over();
                 }
-                outage.over();
+                Ok(None) => {
+                    // Some offsets hold no record; a caller that waits for the end waits for them too.
+                    let behind = reader.as_ref().map_or(position, |reader| reader.position());
+                    if behind > position {
+                        position = behind;
+                        step(Step::Behind(position))?;
+                    }
+                    outage.over();
+                }
+                Err(error) => self.wait_after(failed(error), &mut outage, shutdown)?,
             }
-            Err(error) => again(&mut outage, failed(error))?,
+        }
+        Ok(())
+    }
+
+    /// The first offset of a topic, which exists from then on.
+    fn start(&self, topic: &'static str, name: &Name) -> Result<Offset, Error> {
+        block_on(async {
+            create_topics(&*self.log).await?;
+            let ends = self.log.ends(name, ONLY).await;
+            Ok(ends.map_err(|source| Error::Log { topic, source })?.start)
+        })
+    }
+
+    /// Sleeps before the next try, or returns the error if trying again does not help.
+    fn wait_after(
+        &self,
+        error: Error,
+        outage: &mut Outage,
+        shutdown: &Shutdown,
+    ) -> Result<(), Error> {
+        match error.remedy() {
+            Remedy::Retry => {
+                // The process has reported a log that is away as a whole.
+                let reported = self.health.log_is_away()
+                    && matches!(
+                        error,
+                        Error::Log { source: headwater_log::Error::Unavailable(_), .. }
+                    );
+                let report = if reported { Outage::note } else { Outage::failed };
+                report(outage, &chain(&error));
+                sleep(outage.wait(), shutdown);
+                Ok(())
+            }
+            Remedy::Correct | Remedy::StandDown | Remedy::Repair => Err(error),
         }
     }
-    Ok(())
 }
 
 /// Sleeps, but not much longer than the process lives.

@@ -303,8 +303,7 @@ async fn attempt<S: Service>(
     // A log that says that it is away need not be asked; one that says nothing has to be.
     let there = reachable.wait_for(|reachable| *reachable == Some(true));
     let _ = timeout(FIRST_CONTACT, there).await;
-    let log = node.log.clone();
-    tokio::task::spawn_blocking(move || follow::create_topics(&*log)).await??;
+    follow::create_topics(&*node.log).await?;
     S::start(config, node).await
 }
 

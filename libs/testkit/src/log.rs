@@ -10,12 +10,12 @@ use std::{
 };
 
 use headwater_log::{
-    Appended, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader,
-    RecordLimit, TopicSpec, WriterId,
+    Answer, Appended, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog, Reader,
+    RecordLimit, TopicSpec, WriterId, answered, block_on,
 };
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// A [`MemoryLog`] with faults. Every field may be changed while it is used.
 pub struct FaultyLog {
@@ -23,7 +23,7 @@ pub struct FaultyLog {
     remote: bool,
     /// Whether every question, read and append fails as unavailable.
     pub away: Arc<AtomicBool>,
-    /// What a question takes; the thread that asks is blocked for so long.
+    /// How long a question takes.
     pub delay: Mutex<Duration>,
     /// Appends to these partitions of topics that are not spared fail.
     pub failing: Mutex<Vec<PartitionId>>,
@@ -95,14 +95,25 @@ impl FaultyLog {
         there(&self.away)
     }
 
-    fn ask<T>(&self, question: impl FnOnce(&MemoryLog) -> Result<T, Error>) -> Result<T, Error> {
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&MemoryLog) -> Answer<T> + Send + 'static,
+    ) -> Answer<T> {
         self.questions.fetch_add(1, SeqCst);
-        let delay = *self.delay.lock();
-        if !delay.is_zero() {
-            std::thread::sleep(delay);
+        let (memory, away, delay) = (self.memory.clone(), self.away.clone(), *self.delay.lock());
+        let answer = move || {
+            there(&away)?;
+            block_on(question(&memory))
+        };
+        if delay.is_zero() {
+            return answered(answer);
         }
-        self.there()?;
-        question(&self.memory)
+        let (sender, receiver) = oneshot::channel();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let _ = sender.send(answer());
+        });
+        Box::pin(async { receiver.await.map_err(|gone| Error::Unavailable(gone.into()))? })
     }
 }
 
@@ -136,26 +147,28 @@ impl Reader for FaultyReader {
 }
 
 impl Log for FaultyLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        self.ask(|log| log.create_topic(topic, spec))
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        let topic = topic.clone();
+        self.ask(move |log| log.create_topic(&topic, spec))
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        let mut spec = self.ask(|log| log.topic(topic))?;
-        if let Some(spec) = &mut spec
-            && !self.spared.lock().contains(topic.as_str())
-        {
-            spec.partitions += self.added.load(SeqCst);
-        }
-        Ok(spec)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        let spared = self.spared.lock().contains(topic.as_str());
+        let (topic, added) = (topic.clone(), if spared { 0 } else { self.added.load(SeqCst) });
+        let asked = self.ask(move |log| log.topic(&topic));
+        Box::pin(async move {
+            let spec = asked.await?;
+            Ok(spec.map(|spec| TopicSpec { partitions: spec.partitions + added, ..spec }))
+        })
     }
 
     fn is_remote(&self) -> bool {
         self.remote
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        self.ask(|log| log.ends(topic, partition))
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        let topic = topic.clone();
+        self.ask(move |log| log.ends(&topic, partition))
     }
 
     fn record_limit(&self, topic: &Name) -> Option<RecordLimit> {
@@ -168,7 +181,7 @@ impl Log for FaultyLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         if let Err(error) = self.there() {
             return Box::pin(std::future::ready(Err(error)));
         }
@@ -205,27 +218,28 @@ impl Log for FaultyLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        let inner = self.ask(|log| log.reader(topic, partition, from))?;
+    ) -> Answer<Box<dyn Reader>> {
+        let topic = topic.clone();
+        let asked = self.ask(move |log| log.reader(&topic, partition, from));
         let (away, late) = (self.away.clone(), self.late_reads.clone());
-        Ok(Box::new(FaultyReader { inner, away, late }))
+        Box::pin(async move {
+            let inner = asked.await?;
+            Ok(Box::new(FaultyReader { inner, away, late }) as Box<dyn Reader>)
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        self.ask(|log| log.writer(id))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        let id = id.clone();
+        self.ask(move |log| log.writer(&id))
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.ask(|log| log.trim(topic, partition, before))
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        let topic = topic.clone();
+        self.ask(move |log| log.trim(&topic, partition, before))
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        self.ask(|log| log.size(topic, partition, from, to))
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        let topic = topic.clone();
+        self.ask(move |log| log.size(&topic, partition, from, to))
     }
 }

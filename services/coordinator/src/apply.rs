@@ -77,7 +77,9 @@ pub(crate) fn check(
                 new.topic
             ));
         }
-        let found = |topic: &Name| office.log.topic(topic).map_err(|error| log_status(&error));
+        let found = |topic: &Name| {
+            headwater_log::block_on(office.log.topic(topic)).map_err(|error| log_status(&error))
+        };
         // It may be anybody's, whatever becomes of its old records.
         if let Some(TopicSpec { partitions, .. }) = found(&new.topic)?
             && partitions != new.partitions
@@ -191,14 +193,14 @@ fn repair(existing: TopicSpec, wanted: TopicSpec) -> &'static str {
 fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status> {
     let refused = |error| log_status(&error);
     let spec = TopicSpec::keep(stream.partitions);
-    match log.create_topic(&stream.topic, spec) {
+    match headwater_log::block_on(log.create_topic(&stream.topic, spec)) {
         // Somebody else's, which was checked.
         Err(headwater_log::Error::TopicDiffers { existing, .. })
             if existing.partitions == spec.partitions => {}
         created => created.map_err(refused)?,
     }
     let (topic, spec) = dead_letters_of(stream);
-    log.create_topic(&topic, spec).map_err(refused)
+    headwater_log::block_on(log.create_topic(&topic, spec)).map_err(refused)
 }
 
 /// The records that make the catalog equal to the definitions, streams before views.

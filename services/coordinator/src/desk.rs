@@ -320,7 +320,7 @@ impl<'a> Desk<'a> {
     async fn board_is_current(&self) -> bool {
         let end = self.office.ask(|office| {
             let topic = Name::new(STATUS_TOPIC).ok()?;
-            office.log.ends(&topic, PartitionId(0)).ok()
+            headwater_log::block_on(office.log.ends(&topic, PartitionId(0))).ok()
         });
         let Some(ends) = end.await else { return false };
         let seen = tokio::time::timeout(BOARD_TIMEOUT, self.office.view.wait_board(ends.end)).await;

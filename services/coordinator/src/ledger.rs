@@ -96,9 +96,12 @@ impl Ledger {
     ) -> Result<Self, Error> {
         let source = log.clone();
         let (topic, writer) = off_worker(log.is_remote(), move || {
-            follow::create_topics(&*source)?;
+            headwater_log::block_on(follow::create_topics(&*source))?;
             let topic = control_topic()?;
-            Ok::<_, Error>((topic, source.writer(&WriterId(WRITER.into()))?))
+            Ok::<_, Error>((
+                topic,
+                headwater_log::block_on(source.writer(&WriterId(WRITER.into())))?,
+            ))
         })
         .await?;
         let state = Arc::default();
@@ -118,7 +121,7 @@ impl Ledger {
     /// Must not be dropped halfway: the claim may be made nevertheless.
     pub(crate) async fn claim_anew(&mut self) -> Result<(), Error> {
         let log = self.log.clone();
-        let claim = move || log.writer(&WriterId(WRITER.into()));
+        let claim = move || headwater_log::block_on(log.writer(&WriterId(WRITER.into())));
         self.writer = off_worker(self.log.is_remote(), claim).await?;
         self.catch_up().await
     }
@@ -204,13 +207,13 @@ fn read(
     topic: &Name,
     known: Arc<ControlState>,
 ) -> Result<(Arc<ControlState>, Offset), Error> {
-    let ends = log.ends(topic, ONLY)?;
+    let ends = headwater_log::block_on(log.ends(topic, ONLY))?;
     let mut position = known.position();
     if ends.end <= position {
         return Ok((known, ends.end));
     }
     let mut state = (*known).clone();
-    let mut reader = log.reader(topic, ONLY, position)?;
+    let mut reader = headwater_log::block_on(log.reader(topic, ONLY, position))?;
     let deadline = Instant::now() + READ_TIMEOUT;
     while reader.position() < ends.end {
         let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {

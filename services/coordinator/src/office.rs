@@ -94,7 +94,7 @@ impl Office {
             data: node.data.clone(),
             scratch: node.data.join("diffs").join(&node.instance),
             store,
-            view: ControlView::start(&node.log, &node.tasks)?,
+            view: ControlView::start(node),
             streams: Streams::default(),
             config: config.clone(),
             shutdown: node.tasks.shutdown(),
@@ -192,7 +192,7 @@ impl Office {
         let Some(generation) = state.generations().get(&replay.new) else { return Ok(()) };
         let stream = self.streams.parse(&generation.stream_sql)?;
         for partition in generation.partitions() {
-            match self.log.ends(&stream.topic, partition) {
+            match headwater_log::block_on(self.log.ends(&stream.topic, partition)) {
                 Ok(found) => {
                     let reach = Reach { start: found.start, end: found.end };
                     ends.known.set(&generation.stream, partition, reach);
@@ -247,7 +247,8 @@ impl Office {
     /// The records of a stream that can be read now.
     pub(crate) fn records(&self, topic: &Name, partitions: u32) -> Result<u64, Status> {
         (0..partitions).map(PartitionId).try_fold(0, |records, partition| {
-            let ends = self.log.ends(topic, partition).map_err(|error| log_status(&error))?;
+            let ends = headwater_log::block_on(self.log.ends(topic, partition))
+                .map_err(|error| log_status(&error))?;
             Ok(records + (ends.end.0 - ends.start.0))
         })
     }

@@ -22,13 +22,16 @@ pub(crate) fn ends(
     log: &dyn Log,
     stream: &StreamDefinition,
 ) -> Result<BTreeMap<PartitionId, Ends>, Status> {
-    let exists = log.topic(&stream.topic).map_err(|error| log_status(&error))?.is_some();
+    let exists = headwater_log::block_on(log.topic(&stream.topic))
+        .map_err(|error| log_status(&error))?
+        .is_some();
     (0..stream.partitions)
         .map(PartitionId)
         .map(|partition| match exists {
             true => Ok((
                 partition,
-                log.ends(&stream.topic, partition).map_err(|error| log_status(&error))?,
+                headwater_log::block_on(log.ends(&stream.topic, partition))
+                    .map_err(|error| log_status(&error))?,
             )),
             false => Ok((partition, Ends::default())),
         })
@@ -72,10 +75,13 @@ pub(crate) fn plan(
     let mut warnings = Vec::new();
     for (&partition, reach) in &ends {
         records += reach.end.0 - reach.start.0;
-        bytes += office
-            .log
-            .size(&stream.topic, partition, reach.start, reach.end)
-            .map_err(|error| log_status(&error))?;
+        bytes += headwater_log::block_on(office.log.size(
+            &stream.topic,
+            partition,
+            reach.start,
+            reach.end,
+        ))
+        .map_err(|error| log_status(&error))?;
         if reach.start > Offset::ZERO {
             let read = serving.floor.get(&partition).filter(|floor| **floor < reach.start);
             let read =
@@ -135,7 +141,7 @@ pub(crate) fn plan(
 /// What a topic that others made does with its records, if that limits what can be replayed.
 pub(crate) fn losses(log: &dyn Log, stream: &StreamDefinition) -> Result<Option<String>, Status> {
     let topic = &stream.topic;
-    let found = log.topic(topic).map_err(|error| log_status(&error))?;
+    let found = headwater_log::block_on(log.topic(topic)).map_err(|error| log_status(&error))?;
     Ok(match found.map(|spec| spec.cleanup) {
         Some(Cleanup::Expire) => Some(format!(
             "topic {topic} deletes old records by a retention of its own: a replay can only go back as far as that, \

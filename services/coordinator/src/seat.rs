@@ -131,7 +131,7 @@ impl Post {
         let (log, membership) = (self.log.clone(), self.membership.clone());
         let seat: Arc<dyn Assignee> = self.seat.clone();
         let join = move || {
-            follow::create_topics(&*log)?;
+            headwater_log::block_on(follow::create_topics(&*log))?;
             let topic = Name::new(CONTROL_TOPIC)
                 .map_err(|error| headwater_log::Error::Unavailable(error.to_string().into()))?;
             Ok::<_, Error>(membership.join(&GroupId(GROUP.into()), &topic, seat)?)
@@ -199,7 +199,7 @@ impl Post {
     /// Asks the log whether it still counts us in.
     pub(crate) async fn confirm(&self) -> Result<(), headwater_log::Error> {
         let Some(member) = self.member.clone() else { return Ok(()) };
-        off_worker(self.log.is_remote(), move || member.confirm()).await
+        off_worker(self.log.is_remote(), move || headwater_log::block_on(member.confirm())).await
     }
 
     /// Resolves when another one shall lead.

@@ -9,10 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{
-    FutureExt as _,
-    future::{BoxFuture, join_all},
-};
+use futures::{FutureExt as _, future::join_all};
 use headwater_engine::decode::DecodeError;
 use headwater_log::{
     Appended, BatchBuilder, EncodedBatch, Error as LogError, Log, RecordLimit, partition_for_key,
@@ -198,7 +195,7 @@ impl Appender {
     }
 }
 
-type Append = BoxFuture<'static, Result<Appended, LogError>>;
+type Append = headwater_log::Answer<Appended>;
 
 /// Events that the log has been given.
 #[must_use = "nothing is acknowledged until `finish` resolves"]

@@ -206,7 +206,7 @@ impl Catalog {
         tokio::task::spawn_blocking(move || {
             let StreamDefinition { name, topic, .. } = &stream.definition;
             // Appends say it if the log is away, or the topic gone.
-            let Ok(Some(spec)) = log.topic(topic) else { return };
+            let Ok(Some(spec)) = headwater_log::block_on(log.topic(topic)) else { return };
             if let Err(refusal) = has(&stream.definition, spec.partitions) {
                 tracing::warn!(%refusal, "a stream is not appended to any more");
                 let mut streams = streams.write();
@@ -260,11 +260,11 @@ fn away_reason(error: &LogError) -> String {
 /// where a key belongs: with another number than declared, events would be stored where nobody expects them.
 fn look_at_topic(log: &dyn Log, definition: &StreamDefinition) -> Result<(), Refusal> {
     let StreamDefinition { topic, partitions, .. } = definition;
-    if let Some(spec) = log.topic(topic)? {
+    if let Some(spec) = headwater_log::block_on(log.topic(topic))? {
         return has(definition, spec.partitions);
     }
     // Whoever declared it may have died before its topic was there.
-    match log.create_topic(topic, TopicSpec::keep(*partitions)) {
+    match headwater_log::block_on(log.create_topic(topic, TopicSpec::keep(*partitions))) {
         Ok(()) => Ok(()),
         // Somebody was faster.
         Err(LogError::TopicDiffers { existing, .. }) => has(definition, existing.partitions),

@@ -238,7 +238,7 @@ fn scan(
     mut found: impl FnMut(DeadLetter) -> ControlFlow<()>,
 ) -> Result<(), LogError> {
     // No topic yet: nothing was ever put aside.
-    let Some(spec) = log.topic(topic)? else { return Ok(()) };
+    let Some(spec) = headwater_log::block_on(log.topic(topic))? else { return Ok(()) };
     let mut sources = Vec::new();
     for partition in (0..spec.partitions).map(PartitionId) {
         sources.push(Source::open(log, topic, partition)?);
@@ -271,8 +271,8 @@ struct Source {
 
 impl Source {
     fn open(log: &dyn Log, topic: &Name, partition: PartitionId) -> Result<Self, LogError> {
-        let ends = log.ends(topic, partition)?;
-        let reader = log.reader(topic, partition, ends.start)?;
+        let ends = headwater_log::block_on(log.ends(topic, partition))?;
+        let reader = headwater_log::block_on(log.reader(topic, partition, ends.start))?;
         let remote = log.is_remote().then(|| format!("{topic}[{partition}]"));
         Ok(Self { reader, remote, end: ends.end, letters: VecDeque::new(), done: false })
     }

@@ -64,7 +64,7 @@ impl Ingest {
     /// The settings contradict each other, or the log cannot be read.
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
-        let control = ControlView::start(&node.log, &node.tasks)?;
+        let control = ControlView::start(node);
         let ready = node.health.condition("ingest");
         ready.not_ready("reading the catalog");
         let caught_up = control.clone();

@@ -60,9 +60,9 @@ pub(crate) fn claim(
 ) -> Result<(Arc<dyn FencedWriter>, ShardStatus), Trouble> {
     let shard = lease.identity();
     lease.confirm()?;
-    let writer = shared.log.writer(&writer_id(shard))?;
+    let writer = headwater_log::block_on(shared.log.writer(&writer_id(shard)))?;
     let epoch = writer.epoch();
-    let end = shared.log.ends(shared.reports.topic(), ONLY)?.end;
+    let end = headwater_log::block_on(shared.log.ends(shared.reports.topic(), ONLY))?.end;
     let board = board_at(shared, end)?;
     let former = board.get(shard.generation, shard.partition);
     superseded(former, epoch)?;
@@ -155,7 +155,7 @@ fn said_between(
     }
     let key = headwater_control::status_key(shard.generation, shard.partition);
     let topic = shared.reports.topic();
-    let mut reader = shared.log.reader(topic, ONLY, from)?;
+    let mut reader = headwater_log::block_on(shared.log.reader(topic, ONLY, from))?;
     let mut position = from;
     while position < to {
         let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {

@@ -209,7 +209,7 @@ impl Lease {
             let reason = format!("{} has not joined its group", self.identity);
             return Err(Trouble::new(Remedy::Retry, reason));
         };
-        let answer = member.confirm();
+        let answer = headwater_log::block_on(member.confirm());
         drop(member);
         if let Err(error) = answer {
             if error.remedy() == Remedy::StandDown {

@@ -91,19 +91,12 @@ impl Processor {
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
         let condition = node.health.condition("processor");
-        let (log, tasks) = (node.log.clone(), node.tasks.clone());
-        // It asks the log, which may be far away.
-        let control =
-            tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
+        let control = ControlView::start(node);
         // Both as they are now: older orders could ask for what was taken back meanwhile, and of a shard
         // that nobody has said anything about nothing is left.
         control.wait_current().await?;
-        let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
-        let ends = tokio::task::spawn_blocking(move || {
-            create_topics(&*log)?;
-            Ok::<_, anyhow::Error>(log.ends(&topic, reports::ONLY)?)
-        });
-        let ends = ends.await??;
+        create_topics(&*node.log).await?;
+        let ends = node.log.ends(&Name::new(STATUS_TOPIC)?, reports::ONLY).await?;
         control.wait_board(ends.end).await?;
 
         let metrics = ProcessorMetrics::new(&node.metrics);

@@ -141,7 +141,7 @@ impl Group {
             self.part();
         }
         if self.wish(shutdown) == Wish::Delete
-            && let Err(error) = self.terms.membership.delete(&self.id)
+            && let Err(error) = headwater_log::block_on(self.terms.membership.delete(&self.id))
         {
             // It goes by itself some time after its last member.
             tracing::info!(group = %self.id, %error, "group not deleted");

@@ -241,8 +241,8 @@ impl Publisher {
         }
         let requested = TopicSpec::keep(self.partitions);
         let topic = self.topic.clone();
-        match self.log.topic(&topic)? {
-            None => self.log.create_topic(&topic, requested)?,
+        match headwater_log::block_on(self.log.topic(&topic))? {
+            None => headwater_log::block_on(self.log.create_topic(&topic, requested))?,
             Some(existing) => {
                 // Whoever made it may let old letters go. One letter must not replace another.
                 let lossy = existing.cleanup == Cleanup::Compact;
@@ -282,7 +282,7 @@ impl Publisher {
     fn know(&mut self, db: &ShardDb) -> Result<Known, Trouble> {
         if self.writer.is_none() {
             self.lease.confirm()?;
-            self.claimed(self.log.writer(&writer_id(self.identity))?);
+            self.claimed(headwater_log::block_on(self.log.writer(&writer_id(self.identity)))?);
         }
         let known = match self.known {
             Some(known) => known,
@@ -295,16 +295,16 @@ impl Publisher {
     /// Reads what older claims have published. Nothing can come from them any more.
     fn find_out(&self, db: &ShardDb) -> Result<Known, Trouble> {
         let partition = self.identity.partition;
-        if self.log.topic(&self.topic)?.is_none() {
+        if headwater_log::block_on(self.log.topic(&self.topic))?.is_none() {
             return Ok(Known { published: None, cursor: Offset::ZERO });
         }
-        let ends = self.log.ends(&self.topic, partition)?;
+        let ends = headwater_log::block_on(self.log.ends(&self.topic, partition))?;
         let cursor = db.outbox_cursor()?.and_then(|bytes| self.decode_cursor(&bytes));
         // A topic that was trimmed beyond the cursor, or made anew, holds nothing to be found there.
         let mut cursor =
             cursor.filter(|cursor| *cursor <= ends.end).unwrap_or_default().max(ends.start);
         let mut published = None;
-        let mut reader = self.log.reader(&self.topic, partition, cursor)?;
+        let mut reader = headwater_log::block_on(self.log.reader(&self.topic, partition, cursor))?;
         while cursor < ends.end {
             let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
                 // Some offsets hold no record.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use headwater_control::{STATUS_TOPIC, status_key};
-use headwater_log::{Appended, BatchBuilder, BoxFuture, Error, Log};
+use headwater_log::{Answer, Appended, BatchBuilder, Log};
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::{Health, Node, OnFailure, Shutdown};
 use headwater_state::Identity;
@@ -25,7 +25,7 @@ use crate::{lease::Lease, trouble::Trouble};
 pub(crate) const ONLY: PartitionId = PartitionId(0);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
-type Append = BoxFuture<'static, Result<Appended, Error>>;
+type Append = Answer<Appended>;
 
 /// A log that takes longer is away.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
@@ -229,7 +229,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_status_that_the_log_did_not_take_never_comes_after_a_later_one() {
         let (log, dir) = (TestLog::new(), TempDir::new().unwrap());
-        create_topics(&*log).unwrap();
+        headwater_log::block_on(create_topics(&*log)).unwrap();
         let node = Node::new(log.clone(), dir.path(), "test");
         let reports = Reports::start(&node).unwrap();
         let identity = Identity { generation: generation(1), partition: P0 };

@@ -134,8 +134,12 @@ fn reading_is_cheaper(setup: &Setup, from: Offset, manifest: &Manifest) -> bool 
     let (topic, partition) = (&setup.plan.stream.topic, setup.identity.partition);
     let log: &dyn Log = &*setup.log;
     // Nothing to compare with: the checkpoint is what is certain.
-    let Ok(ends) = log.ends(topic, partition) else { return false };
-    let Ok(missing) = log.size(topic, partition, from, manifest.position()) else { return false };
+    let Ok(ends) = headwater_log::block_on(log.ends(topic, partition)) else { return false };
+    let Ok(missing) =
+        headwater_log::block_on(log.size(topic, partition, from, manifest.position()))
+    else {
+        return false;
+    };
     ends.start <= from && missing.saturating_mul(WORTH) < manifest.bytes()
 }
 

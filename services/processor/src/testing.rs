@@ -15,8 +15,8 @@ use futures::FutureExt;
 use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC, StatusBoard};
 use headwater_engine::ViewPlan;
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
-    MemoryLog, Reader, Record, TopicSpec, WriterId,
+    Answer, Appended, BatchBuilder, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog,
+    Reader, Record, TopicSpec, WriterId, answered,
 };
 use headwater_proto::status::v1::ShardStatus;
 use headwater_sql::{parse_stream, parse_view, plan_view};
@@ -109,7 +109,8 @@ impl TestLog {
     /// Its topic of orders has so many partitions.
     pub(crate) fn with(partitions: u32) -> Arc<Self> {
         let memory = MemoryLog::new();
-        memory.create_topic(&name("orders"), TopicSpec::keep(partitions)).unwrap();
+        headwater_log::block_on(memory.create_topic(&name("orders"), TopicSpec::keep(partitions)))
+            .unwrap();
         Self::over(memory)
     }
 
@@ -173,11 +174,14 @@ impl TestLog {
     /// topic.
     pub(crate) fn dead_letters(&self) -> Vec<(GenerationId, String, String)> {
         let topic = name("orders.dead-letters");
-        let Some(spec) = self.memory.topic(&topic).unwrap() else { return Vec::new() };
+        let Some(spec) = headwater_log::block_on(self.memory.topic(&topic)).unwrap() else {
+            return Vec::new();
+        };
         let mut letters = Vec::new();
         for partition in (0..spec.partitions).map(PartitionId) {
-            let ends = self.memory.ends(&topic, partition).unwrap();
-            let mut reader = self.memory.reader(&topic, partition, ends.start).unwrap();
+            let ends = headwater_log::block_on(self.memory.ends(&topic, partition)).unwrap();
+            let mut reader =
+                headwater_log::block_on(self.memory.reader(&topic, partition, ends.start)).unwrap();
             while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
                 for record in chunk.records(ends.start) {
                     let record = record.unwrap();
@@ -235,8 +239,8 @@ fn is_cut() -> Error {
 /// What the shards said last: all that is in the status topic at this moment.
 pub(crate) fn read_board(log: &dyn Log) -> StatusBoard {
     let topic = name(STATUS_TOPIC);
-    let ends = log.ends(&topic, P0).unwrap();
-    let mut reader = log.reader(&topic, P0, ends.start).unwrap();
+    let ends = headwater_log::block_on(log.ends(&topic, P0)).unwrap();
+    let mut reader = headwater_log::block_on(log.reader(&topic, P0, ends.start)).unwrap();
     let mut board = StatusBoard::default();
     while reader.position() < ends.end {
         let from = reader.position();
@@ -270,7 +274,7 @@ impl FencedWriter for TestWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let failure = || Error::Unavailable("the test wants it".into());
         if let Err(error) = pass(&self.line) {
             return Box::pin(async move { Err(error) });
@@ -311,7 +315,8 @@ impl Reader for TestReader {
         if let Some((from, to)) = self.gap
             && (from..to).contains(&self.position().0)
         {
-            self.inner = self.log.reader(&self.topic, self.partition, Offset(to))?;
+            self.inner =
+                headwater_log::block_on(self.log.reader(&self.topic, self.partition, Offset(to)))?;
             return Ok(None);
         }
         // A batch at a time, so that none of the gap is handed out with what is before it.
@@ -323,38 +328,44 @@ impl Reader for TestReader {
 }
 
 impl Log for TestLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        pass(&self.line)?;
-        // The log in memory compacts at once. Kafka never compacts what was just written, and several
-        // processors need that.
-        let spec = match topic.as_str() {
-            STATUS_TOPIC => TopicSpec::keep(spec.partitions),
-            _ => spec,
-        };
-        self.memory.create_topic(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            pass(&self.line)?;
+            // The log in memory compacts at once. Kafka never compacts what was just written, and several
+            // processors need that.
+            let spec = match topic.as_str() {
+                STATUS_TOPIC => TopicSpec::keep(spec.partitions),
+                _ => spec,
+            };
+            headwater_log::block_on(self.memory.create_topic(topic, spec))
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        pass(&self.line)?;
-        let mut spec = self.memory.topic(topic)?;
-        if let Some(spec) = &mut spec
-            && topic.as_str() == "orders"
-        {
-            spec.partitions += self.added.load(Ordering::Relaxed);
-        }
-        Ok(spec)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| {
+            pass(&self.line)?;
+            let mut spec = headwater_log::block_on(self.memory.topic(topic))?;
+            if let Some(spec) = &mut spec
+                && topic.as_str() == "orders"
+            {
+                spec.partitions += self.added.load(Ordering::Relaxed);
+            }
+            Ok(spec)
+        })
     }
 
     fn is_remote(&self) -> bool {
         self.remote.load(Ordering::Relaxed)
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        pass(&self.line)?;
-        if topic.as_str() == "orders" {
-            self.ends_asked.fetch_add(1, Ordering::Relaxed);
-        }
-        self.memory.ends(topic, partition)
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| {
+            pass(&self.line)?;
+            if topic.as_str() == "orders" {
+                self.ends_asked.fetch_add(1, Ordering::Relaxed);
+            }
+            headwater_log::block_on(self.memory.ends(topic, partition))
+        })
     }
 
     fn append(
@@ -362,7 +373,7 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let about_shards = topic.as_str() == STATUS_TOPIC;
         if about_shards && take(&self.lost) {
             return Box::pin(async {
@@ -404,45 +415,45 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        pass(&self.line)?;
-        let inner = self.memory.reader(topic, partition, from)?;
-        let orders = topic.as_str() == "orders";
-        if orders {
-            self.begun.lock().push((partition, from));
-        }
-        let gap = *self.gap.lock();
-        Ok(Box::new(TestReader {
-            log: self.memory.clone(),
-            inner,
-            line: self.line.clone(),
-            topic: topic.clone(),
-            partition,
-            gap: gap.filter(|_| orders && partition == P0),
-            deaf: self.deaf.clone(),
-        }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, Error> {
+            pass(&self.line)?;
+            let inner = headwater_log::block_on(self.memory.reader(topic, partition, from))?;
+            let orders = topic.as_str() == "orders";
+            if orders {
+                self.begun.lock().push((partition, from));
+            }
+            let gap = *self.gap.lock();
+            Ok(Box::new(TestReader {
+                log: self.memory.clone(),
+                inner,
+                line: self.line.clone(),
+                topic: topic.clone(),
+                partition,
+                gap: gap.filter(|_| orders && partition == P0),
+                deaf: self.deaf.clone(),
+            }))
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        pass(&self.line)?;
-        let inner = self.memory.writer(id)?;
-        let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
-        Ok(Arc::new(TestWriter { inner, doubtful, refused, line: self.line.clone() }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
+            pass(&self.line)?;
+            let inner = headwater_log::block_on(self.memory.writer(id))?;
+            let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
+            Ok(Arc::new(TestWriter { inner, doubtful, refused, line: self.line.clone() }))
+        })
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.memory.trim(topic, partition, before)
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| headwater_log::block_on(self.memory.trim(topic, partition, before)))
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        pass(&self.line)?;
-        self.memory.size(topic, partition, from, to)
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            pass(&self.line)?;
+            headwater_log::block_on(self.memory.size(topic, partition, from, to))
+        })
     }
 }
 

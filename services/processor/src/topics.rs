@@ -54,7 +54,7 @@ impl Topics {
         let (known, due) = self.known(topic);
         let mut partitions = known;
         if due {
-            match log.topic(topic) {
+            match headwater_log::block_on(log.topic(topic)) {
                 Ok(Some(spec)) => {
                     self.note(topic, spec.partitions);
                     partitions = Some(spec.partitions);
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(missing.remedy, Remedy::Correct);
         assert!(missing.reason.contains("no topic orders"), "{}", missing.reason);
 
-        log.create_topic(&name("orders"), TopicSpec::keep(3)).unwrap();
+        headwater_log::block_on(log.create_topic(&name("orders"), TopicSpec::keep(3))).unwrap();
         let trouble = topics.check(&log, &plan.stream).unwrap_err();
         assert_eq!(trouble.remedy, Remedy::Correct);
         for part in ["topic orders has 3 partitions", "stream orders declares 1", "partitions = 3"]
@@ -173,14 +173,14 @@ mod tests {
         topics.confirmed = Duration::ZERO;
         let trouble = topics.check(&*log, &stream).unwrap_err();
         assert_eq!(trouble.remedy, Remedy::Correct, "{}", trouble.reason);
-        log.create_topic(&name("late"), TopicSpec::keep(1)).unwrap();
+        headwater_log::block_on(log.create_topic(&name("late"), TopicSpec::keep(1))).unwrap();
         topics.check(&*log, &stream).unwrap();
     }
 
     #[test]
     fn an_assignment_beyond_the_declared_partitions_is_enough_to_know() {
         let (log, plan) = (MemoryLog::new(), plan());
-        log.create_topic(&name("orders"), TopicSpec::keep(1)).unwrap();
+        headwater_log::block_on(log.create_topic(&name("orders"), TopicSpec::keep(1))).unwrap();
         let topics = Topics::new(Duration::from_secs(3600));
         topics.check(&log, &plan.stream).unwrap();
         topics.has_at_least(&name("orders"), 2);

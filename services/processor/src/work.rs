@@ -192,9 +192,12 @@ impl Work {
         let (topic, partition) = (&self.setup.plan.stream.topic, self.setup.identity.partition);
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => {
-                self.setup.log.reader(topic, partition, self.shard.position()).map_err(trimmed)?
-            }
+            None => headwater_log::block_on(self.setup.log.reader(
+                topic,
+                partition,
+                self.shard.position(),
+            ))
+            .map_err(trimmed)?,
         };
         let wait = if self.shard.has_uncommitted() { LINGER } else { IDLE_WAIT };
         let chunk = reader.read(bytes(self.setup.config.read_bytes.0), wait).map_err(trimmed)?;
@@ -306,7 +309,9 @@ impl Work {
     }
 
     pub(crate) fn ends(&self) -> Result<Ends, Trouble> {
-        Ok(self.setup.log.ends(&self.setup.plan.stream.topic, self.setup.identity.partition)?)
+        Ok(headwater_log::block_on(
+            self.setup.log.ends(&self.setup.plan.stream.topic, self.setup.identity.partition),
+        )?)
     }
 
     pub(crate) fn state_bytes(&self) -> u64 {

@@ -114,7 +114,7 @@ impl Query {
         // What readers keep beside the primary's files is of no use to the next process.
         layout::remove(&layout::readers_dir(&scratch, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
-        let control = ControlView::start(&node.log, &node.tasks)?;
+        let control = ControlView::start(node);
         let metrics = Metrics::new(&node.metrics);
         let places = Arc::new(Places::new(node, control.clone()));
         let instance: Arc<str> = node.instance.as_str().into();

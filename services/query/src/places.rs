@@ -155,10 +155,13 @@ impl Places {
         let now = Instant::now();
         let ends = if self.log.is_remote() {
             let log = self.log.clone();
-            let ends = tokio::task::spawn_blocking(move || log.ends(&topic, ONLY)).await;
+            let ends = tokio::task::spawn_blocking(move || {
+                headwater_log::block_on(log.ends(&topic, ONLY))
+            })
+            .await;
             ends.map_err(|_| Error::Panicked)?
         } else {
-            self.log.ends(&topic, ONLY)
+            headwater_log::block_on(self.log.ends(&topic, ONLY))
         };
         let end = match ends {
             Ok(ends) => ends.end,

@@ -190,7 +190,8 @@ impl LiveShard {
         }
         // With all of the log in it there is nothing to catch up with.
         let now = Instant::now();
-        let ends = self.source.log.ends(&self.topic, self.partition()).ok()?;
+        let ends =
+            headwater_log::block_on(self.source.log.ends(&self.topic, self.partition())).ok()?;
         if opened.position < ends.end {
             return None;
         }

@@ -160,7 +160,8 @@ impl Bench {
 
     async fn of(log: Arc<dyn Log>, seats: Vec<Seat>) -> Self {
         let stream = headwater_sql::parse_stream(STREAM).unwrap();
-        log.create_topic(&stream.topic, TopicSpec::keep(PARTITIONS)).unwrap();
+        headwater_log::block_on(log.create_topic(&stream.topic, TopicSpec::keep(PARTITIONS)))
+            .unwrap();
         let bench = Self {
             log,
             node: seats[0].node.clone(),
@@ -351,7 +352,12 @@ impl Bench {
         .await;
         let fence = |partition| PartitionOffset {
             partition,
-            offset: self.log.ends(&self.stream.topic, PartitionId(partition)).unwrap().end.0,
+            offset: headwater_log::block_on(
+                self.log.ends(&self.stream.topic, PartitionId(partition)),
+            )
+            .unwrap()
+            .end
+            .0,
         };
         self.record(Event::Swapped(Swapped {
             swap_id,
@@ -387,8 +393,12 @@ impl Bench {
         for partition in 0..PARTITIONS {
             let shard = self.shards.get_mut(&(generation, partition)).unwrap();
             let topic = &self.stream.topic;
-            let mut reader =
-                self.log.reader(topic, PartitionId(partition), shard.position()).unwrap();
+            let mut reader = headwater_log::block_on(self.log.reader(
+                topic,
+                PartitionId(partition),
+                shard.position(),
+            ))
+            .unwrap();
             while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
                 shard.apply(&chunk, None).unwrap();
             }

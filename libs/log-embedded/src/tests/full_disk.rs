@@ -62,7 +62,7 @@ fn fill(log: &EmbeddedLog, acknowledged: &mut Vec<(Offset, u32)>, next: &mut u32
 }
 
 fn expect_acknowledged(log: &EmbeddedLog, acknowledged: &[(Offset, u32)]) {
-    let start = log.ends(&topic(), ZERO).unwrap().start;
+    let start = block_on(log.ends(&topic(), ZERO)).unwrap().start;
     let stored = values(log);
     for (offset, number) in acknowledged {
         let stored = stored.get((offset.0 - start.0) as usize);
@@ -88,7 +88,7 @@ fn a_full_disk_loses_nothing_and_appends_go_on_when_there_is_room() {
     let data = disk.path().join("data");
     let (mut acknowledged, mut next) = (Vec::new(), 0);
     let mut log = EmbeddedLog::open(&data, small()).unwrap();
-    log.create_topic(&topic(), TopicSpec::keep(1)).unwrap();
+    block_on(log.create_topic(&topic(), TopicSpec::keep(1))).unwrap();
     for restart in [false, true, false] {
         fs::write(&ballast, vec![0; 12 << 20]).unwrap();
         let error = fill(&log, &mut acknowledged, &mut next);
@@ -100,7 +100,7 @@ fn a_full_disk_loses_nothing_and_appends_go_on_when_there_is_room() {
             let error = append(&log, &value(0)).unwrap_err();
             assert!(matches!(error, LogError::Full(_)), "{error:?}");
         }
-        let claim = log.writer(&WriterId("w".into())).map(drop);
+        let claim = block_on(log.writer(&WriterId("w".into()))).map(drop);
         assert!(matches!(claim, Err(LogError::Full(_))), "{claim:?}");
         expect_acknowledged(&log, &acknowledged);
         if restart {
@@ -126,7 +126,7 @@ fn a_full_disk_loses_nothing_and_appends_go_on_when_there_is_room() {
         // Room for the next round, which also shows that trimming works after all this.
         let last = acknowledged.split_off(acknowledged.len() - 1);
         acknowledged = last;
-        log.trim(&topic(), ZERO, acknowledged[0].0).unwrap();
+        block_on(log.trim(&topic(), ZERO, acknowledged[0].0)).unwrap();
     }
     drop(log);
     let log = EmbeddedLog::open(&data, small()).unwrap();

@@ -26,15 +26,15 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// An offset of the partition, or just outside.
 fn pick(log: &dyn Log, partition: u32, index: Index) -> Offset {
-    let end = log.ends(&topic(), PartitionId(partition)).unwrap().end;
+    let end = block_on(log.ends(&topic(), PartitionId(partition))).unwrap().end;
     Offset(index.index(end.0 as usize + 2) as u64)
 }
 
 /// The stored bytes from there to the end, or why there are none.
 fn read(log: &dyn Log, partition: u32, from: Offset, max_bytes: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    let mut reader =
-        log.reader(&topic(), PartitionId(partition), from).map_err(|error| error.to_string())?;
+    let mut reader = block_on(log.reader(&topic(), PartitionId(partition), from))
+        .map_err(|error| error.to_string())?;
     while let Some(chunk) =
         reader.read(max_bytes, Duration::ZERO).map_err(|error| error.to_string())?
     {
@@ -53,7 +53,7 @@ proptest! {
         let memory = MemoryLog::new();
         let mut log = EmbeddedLog::open(directory.path(), options.clone()).unwrap();
         for log in [&memory as &dyn Log, &*log] {
-            log.create_topic(&topic(), TopicSpec::keep(2)).unwrap();
+            block_on(log.create_topic(&topic(), TopicSpec::keep(2))).unwrap();
         }
         for step in steps {
             match step {
@@ -68,7 +68,7 @@ proptest! {
                 Step::Trim(partition, before) => {
                     let before = pick(&memory, partition, before);
                     let [ours, theirs] = [&*log as &dyn Log, &memory].map(|log| {
-                        log.trim(&topic(), PartitionId(partition), before).map_err(|error| error.to_string())
+                        block_on(log.trim(&topic(), PartitionId(partition), before)).map_err(|error| error.to_string())
                     });
                     prop_assert_eq!(ours, theirs);
                 }
@@ -83,10 +83,10 @@ proptest! {
                 }
             }
             for partition in [0, 1].map(PartitionId) {
-                let ends = log.ends(&topic(), partition).unwrap();
-                prop_assert_eq!(ends, memory.ends(&topic(), partition).unwrap());
+                let ends = block_on(log.ends(&topic(), partition)).unwrap();
+                prop_assert_eq!(ends, block_on(memory.ends(&topic(), partition)).unwrap());
                 let [ours, theirs] = [&*log as &dyn Log, &memory]
-                    .map(|log| log.size(&topic(), partition, ends.start, ends.end).unwrap());
+                    .map(|log| block_on(log.size(&topic(), partition, ends.start, ends.end)).unwrap());
                 prop_assert_eq!(ours, theirs);
             }
         }

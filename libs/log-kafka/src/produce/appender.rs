@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{FutureExt, channel::oneshot};
-use headwater_log::{Appended, BoxFuture, EncodedBatch, Error, RecordLimit};
+use headwater_log::{Answer, Appended, EncodedBatch, Error, RecordLimit};
 use headwater_types::{Name, PartitionId};
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -113,7 +113,7 @@ impl Appender {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let (done, answer) = oneshot::channel();
         let topic = topic.clone();
         let waiting = Waiting { topic, partition, batch, since: Instant::now(), done };

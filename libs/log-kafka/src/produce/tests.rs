@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, thread};
 
-use headwater_log::{BatchBuilder, BoxFuture, RecordLimit, conformance::block_on};
+use headwater_log::{BatchBuilder, RecordLimit, block_on};
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext, types::RDKafkaRespErr};
 
 use super::{appender::batch_for, *};
@@ -14,7 +14,7 @@ const ZERO: PartitionId = PartitionId(0);
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
-type Answer = BoxFuture<'static, Result<Appended, Error>>;
+type Answer = headwater_log::Answer<Appended>;
 
 fn topic() -> Name {
     Name::new(TOPIC).unwrap()

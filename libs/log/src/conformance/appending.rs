@@ -5,9 +5,9 @@ use headwater_types::{Epoch, Offset, PartitionId};
 use super::{
     Bench, Subject, ZERO, at, batch,
     bench::{keyed, numbered},
-    block_on, fresh, one,
+    fresh, one,
 };
-use crate::{Error, TopicSpec, WriterId};
+use crate::{Error, TopicSpec, WriterId, block_on};
 
 pub(super) fn a_batch_gets_consecutive_offsets(subject: &dyn Subject) {
     let bench = Bench::new(subject, "consecutive", one());
@@ -83,7 +83,8 @@ pub(super) fn concurrent_appends_are_all_stored_once(subject: &dyn Subject) {
 pub(super) fn partitions_and_topics_are_apart(subject: &dyn Subject) {
     let bench = Bench::new(subject, "apart", TopicSpec::keep(3));
     let other = fresh("apart-too");
-    bench.log.create_topic(&other, TopicSpec::keep(1)).expect("a fresh topic can be created");
+    block_on(bench.log.create_topic(&other, TopicSpec::keep(1)))
+        .expect("a fresh topic can be created");
     let contents: Vec<_> =
         (0..3).map(|partition| numbered(&format!("p{partition}"), 20 + partition)).collect();
     for round in 0..4 {
@@ -96,27 +97,32 @@ pub(super) fn partitions_and_topics_are_apart(subject: &dyn Subject) {
     for (partition, contents) in contents.iter().enumerate() {
         bench.expect(partition as u32, 0, contents);
     }
-    let ends = bench.log.ends(&other, ZERO).expect("the other topic has ends");
+    let ends = block_on(bench.log.ends(&other, ZERO)).expect("the other topic has ends");
     assert_eq!((ends.start, ends.end), (Offset::ZERO, Offset::ZERO), "another topic stays empty");
 }
 
 pub(super) fn a_topic_is_created_once(subject: &dyn Subject) {
     let bench = Bench::new(subject, "created", TopicSpec::keep(2));
     let log = &bench.log;
-    log.create_topic(&bench.topic, TopicSpec::keep(2))
+    block_on(log.create_topic(&bench.topic, TopicSpec::keep(2)))
         .expect("creating it again alike changes nothing");
     for other in [TopicSpec::keep(3), TopicSpec::compact(2)] {
-        let error = log
-            .create_topic(&bench.topic, other)
+        let error = block_on(log.create_topic(&bench.topic, other))
             .expect_err("it exists with another specification");
         let Error::TopicDiffers { existing, requested, topic } = &error else {
             panic!("{error:?}")
         };
         assert_eq!((topic, *existing, *requested), (&bench.topic, TopicSpec::keep(2), other));
     }
-    assert_eq!(log.topic(&bench.topic).expect("topics can be asked for"), Some(TopicSpec::keep(2)));
-    assert_eq!(log.topic(&fresh("never-created")).expect("topics can be asked for"), None);
-    let none = log.create_topic(&fresh("no-partition"), TopicSpec::keep(0));
+    assert_eq!(
+        block_on(log.topic(&bench.topic)).expect("topics can be asked for"),
+        Some(TopicSpec::keep(2))
+    );
+    assert_eq!(
+        block_on(log.topic(&fresh("never-created"))).expect("topics can be asked for"),
+        None
+    );
+    let none = block_on(log.create_topic(&fresh("no-partition"), TopicSpec::keep(0)));
     assert!(matches!(none, Err(Error::Refused { .. })), "a topic without partitions: {none:?}");
 }
 
@@ -153,9 +159,9 @@ pub(super) fn a_newer_claim_fences_the_older_ones(subject: &dyn Subject) {
     let append = |writer: &dyn crate::FencedWriter, partition: u32, text: &str| {
         block_on(writer.append(&bench.topic, PartitionId(partition), batch(&[keyed("k", text)])))
     };
-    let first = bench.log.writer(&id).expect("a writer can be claimed");
+    let first = block_on(bench.log.writer(&id)).expect("a writer can be claimed");
     assert_eq!(append(&*first, 0, "one").expect("the only claim may write").first(), at(0));
-    let second = bench.log.writer(&id).expect("a writer can be claimed again");
+    let second = block_on(bench.log.writer(&id)).expect("a writer can be claimed again");
     assert!(second.epoch() > first.epoch(), "every claim has a higher epoch");
     for partition in 0..2 {
         let error = append(&*first, partition, "stale").expect_err("the older claim is fenced");
@@ -165,9 +171,7 @@ pub(super) fn a_newer_claim_fences_the_older_ones(subject: &dyn Subject) {
     // A fenced append may take more offsets than it has records.
     let two = append(&*second, 0, "two").expect("the newest claim may write");
     assert!(two.first() >= at(1));
-    let other = bench
-        .log
-        .writer(&WriterId(fresh("writer").to_string()))
+    let other = block_on(bench.log.writer(&WriterId(fresh("writer").to_string())))
         .expect("another writer can be claimed");
     assert!(other.epoch() > Epoch::default());
     let three = append(&*other, 0, "three").expect("another writer is not fenced");

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use headwater_types::{Name, Offset, PartitionId};
 
-use super::{Seen, Subject, batch, block_on, fresh};
-use crate::{Error, Log, TopicSpec};
+use super::{Seen, Subject, batch, fresh};
+use crate::{Error, Log, TopicSpec, block_on};
 
 /// What a law puts into a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(super) struct Bench<'a> {
 impl<'a> Bench<'a> {
     pub(super) fn new(subject: &'a dyn Subject, label: &str, spec: TopicSpec) -> Self {
         let bench = Self { subject, log: subject.open(), topic: fresh(label) };
-        bench.log.create_topic(&bench.topic, spec).expect("a fresh topic can be created");
+        block_on(bench.log.create_topic(&bench.topic, spec)).expect("a fresh topic can be created");
         bench
     }
 
@@ -70,17 +70,18 @@ impl<'a> Bench<'a> {
     }
 
     pub(super) fn ends(&self, partition: u32) -> (u64, u64) {
-        let ends =
-            self.log.ends(&self.topic, PartitionId(partition)).expect("the partition has ends");
+        let ends = block_on(self.log.ends(&self.topic, PartitionId(partition)))
+            .expect("the partition has ends");
         (ends.start.0, ends.end.0)
     }
 
     /// Everything from `from` to the end, in pieces of about `max_bytes`.
     pub(super) fn read(&self, partition: u32, from: u64, max_bytes: usize) -> Vec<Seen> {
         let partition = PartitionId(partition);
-        let end = self.log.ends(&self.topic, partition).expect("the partition has ends").end;
-        let mut reader =
-            self.log.reader(&self.topic, partition, Offset(from)).expect("the range is readable");
+        let end =
+            block_on(self.log.ends(&self.topic, partition)).expect("the partition has ends").end;
+        let mut reader = block_on(self.log.reader(&self.topic, partition, Offset(from)))
+            .expect("the range is readable");
         assert_eq!(reader.position(), Offset(from), "a reader begins where it was told to");
         let mut seen = Vec::new();
         while reader.position() < end {

@@ -8,9 +8,9 @@ use headwater_types::{Offset, PartitionId};
 use super::{
     Bench, Content, PATIENCE, Subject, ZERO, at, batch,
     bench::{keyed, numbered},
-    block_on, fresh, one,
+    fresh, one,
 };
-use crate::{BatchHeader, Error, TopicSpec};
+use crate::{BatchHeader, Error, TopicSpec, block_on};
 
 pub(super) fn records_come_back_as_they_went_in(subject: &dyn Subject) {
     let bench = Bench::new(subject, "faithful", one());
@@ -56,7 +56,7 @@ pub(super) fn a_chunk_is_whole_batches_within_its_size(subject: &dyn Subject) {
     bench.append_in(10, 0, &contents);
     for max_bytes in [1, len, 3 * len + len / 2, 1 << 20] {
         let mut reader =
-            bench.log.reader(&bench.topic, ZERO, Offset::ZERO).expect("it is readable");
+            block_on(bench.log.reader(&bench.topic, ZERO, Offset::ZERO)).expect("it is readable");
         let mut next = Offset::ZERO;
         while let Some(chunk) = reader.read(max_bytes, Duration::ZERO).expect("it is readable") {
             let mut rest = chunk.bytes();
@@ -79,7 +79,8 @@ pub(super) fn a_chunk_is_whole_batches_within_its_size(subject: &dyn Subject) {
 
 pub(super) fn what_was_acknowledged_can_be_read_at_once(subject: &dyn Subject) {
     let bench = Bench::new(subject, "at-once", one());
-    let mut reader = bench.log.reader(&bench.topic, ZERO, Offset::ZERO).expect("it is readable");
+    let mut reader =
+        block_on(bench.log.reader(&bench.topic, ZERO, Offset::ZERO)).expect("it is readable");
     for number in 0..50 {
         let offset = bench.append(0, &[keyed("k", &number.to_string())]);
         assert_eq!(bench.ends(0).1, offset + 1, "the end moves before the acknowledgement");
@@ -107,7 +108,7 @@ pub(super) fn two_reads_return_the_same(subject: &dyn Subject) {
     bench.append_in(7, 0, &numbered("r", 200));
     let records = |max_bytes| {
         let mut reader =
-            bench.log.reader(&bench.topic, ZERO, Offset::ZERO).expect("it is readable");
+            block_on(bench.log.reader(&bench.topic, ZERO, Offset::ZERO)).expect("it is readable");
         let mut all = Vec::new();
         while reader.position() < at(200) {
             let position = reader.position();
@@ -135,8 +136,8 @@ pub(super) fn a_waiting_reader_is_woken_by_an_append(subject: &dyn Subject) {
         thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let from = at(index as u64);
-                let mut reader =
-                    bench.log.reader(&bench.topic, PartitionId(1), from).expect("it is readable");
+                let mut reader = block_on(bench.log.reader(&bench.topic, PartitionId(1), from))
+                    .expect("it is readable");
                 let begun = Instant::now();
                 let chunk = reader.read(1 << 20, PATIENCE).expect("it is readable");
                 (chunk.is_some(), begun.elapsed())
@@ -157,7 +158,8 @@ pub(super) fn a_waiting_reader_is_woken_by_an_append(subject: &dyn Subject) {
 pub(super) fn a_reader_at_the_end_waits_no_longer_than_asked(subject: &dyn Subject) {
     let bench = Bench::new(subject, "waiting", one());
     bench.append(0, &numbered("r", 3));
-    let mut reader = bench.log.reader(&bench.topic, ZERO, at(3)).expect("the end is a position");
+    let mut reader =
+        block_on(bench.log.reader(&bench.topic, ZERO, at(3))).expect("the end is a position");
     let begun = Instant::now();
     assert!(reader.read(1, Duration::ZERO).expect("the end is readable").is_none());
     assert!(begun.elapsed() < PATIENCE / 4, "no wait was asked for");
@@ -171,7 +173,7 @@ pub(super) fn a_reader_at_the_end_waits_no_longer_than_asked(subject: &dyn Subje
 pub(super) fn an_offset_beyond_the_end_is_an_error(subject: &dyn Subject) {
     let bench = Bench::new(subject, "beyond", one());
     bench.append(0, &numbered("r", 3));
-    let beyond = bench.log.reader(&bench.topic, ZERO, at(4));
+    let beyond = block_on(bench.log.reader(&bench.topic, ZERO, at(4)));
     let beyond = beyond.and_then(|mut reader| reader.read(1, Duration::ZERO).map(drop));
     let Err(Error::OffsetOutOfRange { topic, partition, requested, end }) = beyond else {
         panic!("{beyond:?}")
@@ -187,10 +189,10 @@ pub(super) fn what_is_unknown_is_named(subject: &dyn Subject) {
         Err(Error::UnknownTopic { topic }) => assert_eq!(topic, nowhere),
         other => panic!("an unknown topic: {other:?}"),
     };
-    unknown(log.ends(&nowhere, ZERO).map(drop));
-    unknown(log.reader(&nowhere, ZERO, at(0)).map(drop));
-    unknown(log.trim(&nowhere, ZERO, at(0)));
-    unknown(log.size(&nowhere, ZERO, at(0), at(1)).map(drop));
+    unknown(block_on(log.ends(&nowhere, ZERO)).map(drop));
+    unknown(block_on(log.reader(&nowhere, ZERO, at(0))).map(drop));
+    unknown(block_on(log.trim(&nowhere, ZERO, at(0))));
+    unknown(block_on(log.size(&nowhere, ZERO, at(0), at(1))).map(drop));
     unknown(block_on(log.append(&nowhere, ZERO, batch(&numbered("r", 1)))).map(drop));
     let outside = |result: Result<(), Error>| match result {
         Err(Error::UnknownPartition { topic, partition: PartitionId(2), partitions: 2 }) => {
@@ -198,8 +200,8 @@ pub(super) fn what_is_unknown_is_named(subject: &dyn Subject) {
         }
         other => panic!("an unknown partition: {other:?}"),
     };
-    outside(log.ends(&bench.topic, PartitionId(2)).map(drop));
-    outside(log.reader(&bench.topic, PartitionId(2), at(0)).map(drop));
+    outside(block_on(log.ends(&bench.topic, PartitionId(2))).map(drop));
+    outside(block_on(log.reader(&bench.topic, PartitionId(2), at(0))).map(drop));
     outside(bench.try_append(2, &numbered("r", 1)).map(drop));
 }
 
@@ -211,8 +213,9 @@ pub(super) fn size_follows_the_bytes(subject: &dyn Subject) {
         bench.append(0, part);
         stored += batch(part).bytes().len() as u64;
     }
-    let size =
-        |from, to| bench.log.size(&bench.topic, ZERO, at(from), at(to)).expect("it has a size");
+    let size = |from, to| {
+        block_on(bench.log.size(&bench.topic, ZERO, at(from), at(to))).expect("it has a size")
+    };
     let near = |size: u64, stored: u64| size * 10 >= stored * 7 && size * 10 <= stored * 13;
     assert!(near(size(0, 1000), stored), "{} of {stored} bytes", size(0, 1000));
     assert!(near(size(0, 500), stored / 2), "{} of {} bytes", size(0, 500), stored / 2);

@@ -5,7 +5,7 @@ use super::{
     bench::{keyed, numbered},
     one,
 };
-use crate::{Error, TopicSpec};
+use crate::{Error, TopicSpec, block_on};
 
 pub(super) fn what_was_trimmed_is_refused(subject: &dyn Subject) {
     let bench = Bench::new(subject, "trimmed", TopicSpec::keep(2));
@@ -13,10 +13,10 @@ pub(super) fn what_was_trimmed_is_refused(subject: &dyn Subject) {
     for partition in 0..2 {
         bench.append_in(10, partition, &contents);
     }
-    let mut behind = bench.log.reader(&bench.topic, ZERO, at(5)).expect("it is readable");
+    let mut behind = block_on(bench.log.reader(&bench.topic, ZERO, at(5))).expect("it is readable");
     // In the middle of a batch, so that the log cannot just drop what it stores.
     for (before, start) in [(25, 25), (10, 25), (30, 30), (30, 30)] {
-        bench.log.trim(&bench.topic, ZERO, at(before)).expect("it can be trimmed");
+        block_on(bench.log.trim(&bench.topic, ZERO, at(before))).expect("it can be trimmed");
         assert_eq!(bench.ends(0), (start, 50), "trimmed before {before}");
     }
     let refused = |result: Result<(), Error>, offset: u64| match result {
@@ -27,13 +27,13 @@ pub(super) fn what_was_trimmed_is_refused(subject: &dyn Subject) {
     };
     refused(behind.read(1, Duration::ZERO).map(drop), 5);
     for offset in [0, 29] {
-        refused(bench.log.reader(&bench.topic, ZERO, at(offset)).map(drop), offset);
+        refused(block_on(bench.log.reader(&bench.topic, ZERO, at(offset))).map(drop), offset);
     }
     bench.expect(0, 30, &contents[30..]);
     bench.expect(0, 41, &contents[41..]);
     bench.expect(1, 0, &contents);
     assert_eq!(bench.append(0, &numbered("later", 1)), 50, "offsets are not used again");
-    let beyond = bench.log.trim(&bench.topic, ZERO, at(52));
+    let beyond = block_on(bench.log.trim(&bench.topic, ZERO, at(52)));
     assert!(
         matches!(beyond, Err(Error::OffsetOutOfRange { .. })),
         "trimming beyond the end: {beyond:?}"
@@ -43,7 +43,7 @@ pub(super) fn what_was_trimmed_is_refused(subject: &dyn Subject) {
 pub(super) fn a_partition_is_trimmed_to_its_end(subject: &dyn Subject) {
     let bench = Bench::new(subject, "trimmed-whole", one());
     bench.append(0, &numbered("r", 10));
-    bench.log.trim(&bench.topic, ZERO, at(10)).expect("it can be trimmed to its end");
+    block_on(bench.log.trim(&bench.topic, ZERO, at(10))).expect("it can be trimmed to its end");
     assert_eq!(bench.ends(0), (10, 10));
     bench.expect(0, 10, &[]);
     let later = numbered("later", 2);

@@ -19,68 +19,75 @@ fn declared(name: &str) -> Vec<u8> {
     ControlRecord { event: Some(event), ..ControlRecord::default() }.encode_to_vec()
 }
 
-fn log() -> Arc<dyn Log> {
-    Arc::new(MemoryLog::new())
+/// A node whose control plane exists already.
+async fn node() -> Node {
+    let node = Node::new(Arc::new(MemoryLog::new()), "unused", "test");
+    create_topics(&*node.log).await.unwrap();
+    node
 }
 
 #[tokio::test]
 async fn what_was_in_the_topic_when_asked_is_in_the_state() {
-    let (log, tasks) = (log(), Tasks::new());
-    let view = ControlView::start(&log, &tasks).unwrap();
+    let node = node().await;
+    let log = &node.log;
+    let view = ControlView::start(&node);
     assert_eq!(view.wait_current().await.unwrap().position(), Offset::ZERO);
     for number in 1..50 {
-        append(&log, CONTROL_TOPIC, None, Some(&declared(&format!("s{number}")))).await;
+        append(log, CONTROL_TOPIC, None, Some(&declared(&format!("s{number}")))).await;
         assert_eq!(view.wait_current().await.unwrap().streams().len(), number);
     }
-    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
     assert!(view.wait_current().await.is_ok(), "what was folded stays readable");
-    append(&log, CONTROL_TOPIC, None, Some(&declared("late"))).await;
+    append(log, CONTROL_TOPIC, None, Some(&declared("late"))).await;
     assert!(matches!(view.wait_current().await, Err(Error::Ended)));
 }
 
 #[tokio::test]
 async fn a_follower_that_starts_later_sees_the_same() {
-    let (log, tasks) = (log(), Tasks::new());
-    let first = ControlView::start(&log, &tasks).unwrap();
-    append(&log, CONTROL_TOPIC, None, Some(&declared("a"))).await;
-    append(&log, CONTROL_TOPIC, None, Some(&declared("b"))).await;
-    let second = ControlView::start(&log, &tasks).unwrap();
+    let node = node().await;
+    let log = &node.log;
+    let first = ControlView::start(&node);
+    append(log, CONTROL_TOPIC, None, Some(&declared("a"))).await;
+    append(log, CONTROL_TOPIC, None, Some(&declared("b"))).await;
+    let second = ControlView::start(&node);
     assert_eq!(first.wait_current().await.unwrap(), second.wait_current().await.unwrap());
-    tasks.stop(Duration::from_secs(5)).await;
+    node.tasks.stop(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
 async fn the_board_has_the_last_status_of_each_shard_and_says_when_it_changes() {
-    let (log, tasks) = (log(), Tasks::new());
-    let mut view = ControlView::start(&log, &tasks).unwrap();
+    let node = node().await;
+    let log = &node.log;
+    let mut view = ControlView::start(&node);
     let generation = "00000000000000aa".parse().unwrap();
     let key = status_key(generation, PartitionId(3));
     let mut status =
         ShardStatus { generation: generation.to_string(), partition: 3, ..ShardStatus::default() };
     for position in [5, 9] {
         status.position = position;
-        append(&log, STATUS_TOPIC, Some(key.as_bytes()), Some(&status.encode_to_vec())).await;
+        append(log, STATUS_TOPIC, Some(key.as_bytes()), Some(&status.encode_to_vec())).await;
         while view.board().position(generation, PartitionId(3)) != Some(Offset(position)) {
             view.changed().await;
         }
     }
-    append(&log, STATUS_TOPIC, Some(b"nonsense"), Some(b"\xff\xff")).await;
-    append(&log, STATUS_TOPIC, Some(key.as_bytes()), None).await;
+    append(log, STATUS_TOPIC, Some(b"nonsense"), Some(b"\xff\xff")).await;
+    append(log, STATUS_TOPIC, Some(key.as_bytes()), None).await;
     while view.board().get(generation, PartitionId(3)).is_some() {
         view.changed().await;
     }
-    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
 }
 
 #[tokio::test]
 async fn an_impossible_record_stops_the_process_with_a_reason() {
-    let (log, tasks) = (log(), Tasks::new());
-    let _view = ControlView::start(&log, &tasks).unwrap();
+    let node = node().await;
+    let log = &node.log;
+    let _view = ControlView::start(&node);
     for _ in 0..2 {
-        append(&log, CONTROL_TOPIC, None, Some(&declared("twice"))).await;
+        append(log, CONTROL_TOPIC, None, Some(&declared("twice"))).await;
     }
-    tasks.wait().await;
-    let reason = tasks.failure().unwrap().reason;
+    node.tasks.wait().await;
+    let reason = node.tasks.failure().unwrap().reason;
     assert!(reason.contains("control record 1 cannot follow"), "{reason}");
 }
 
@@ -88,33 +95,33 @@ async fn an_impossible_record_stops_the_process_with_a_reason() {
 async fn a_remote_log_that_is_away_is_followed_once_it_is_there() {
     let log = headwater_testkit::FaultyLog::remote();
     log.away.store(true, std::sync::atomic::Ordering::SeqCst);
-    let (dynamic, tasks): (Arc<dyn Log>, _) = (log.clone(), Tasks::new());
-    let view = ControlView::start(&dynamic, &tasks).unwrap();
+    let node = Node::new(log.clone(), "unused", "test");
+    let view = ControlView::start(&node);
     let away = view.wait_current().await.unwrap_err();
     assert_eq!(away.remedy(), Remedy::Retry, "{away}");
 
     log.away.store(false, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(view.wait_current().await.unwrap().position(), Offset::ZERO);
-    append(&dynamic, CONTROL_TOPIC, None, Some(&declared("a"))).await;
+    append(&node.log, CONTROL_TOPIC, None, Some(&declared("a"))).await;
     assert_eq!(view.wait_current().await.unwrap().streams().len(), 1);
 
     // In the middle of it too; nothing is folded twice.
     log.away.store(true, std::sync::atomic::Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(300)).await;
     log.away.store(false, std::sync::atomic::Ordering::SeqCst);
-    append(&dynamic, CONTROL_TOPIC, None, Some(&declared("b"))).await;
+    append(&node.log, CONTROL_TOPIC, None, Some(&declared("b"))).await;
     assert_eq!(view.wait_current().await.unwrap().streams().len(), 2);
-    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
 }
 
 #[tokio::test]
 async fn following_a_log_that_is_away_ends_when_the_process_does() {
     let log = headwater_testkit::FaultyLog::remote();
     log.away.store(true, std::sync::atomic::Ordering::SeqCst);
-    let (log, tasks): (Arc<dyn Log>, _) = (log, Tasks::new());
-    let _view = ControlView::start(&log, &tasks).unwrap();
+    let node = Node::new(log, "unused", "test");
+    let _view = ControlView::start(&node);
     tokio::time::sleep(Duration::from_millis(800)).await;
     let started = Instant::now();
-    assert!(tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }

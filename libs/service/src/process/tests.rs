@@ -58,7 +58,7 @@ impl Service for Tested {
     async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         node.health.condition("tested").ready();
         node.metrics.register("tested_starts", "Starts", Counter::<u64>::default()).inc();
-        let control = ControlView::start(&node.log, &node.tasks)?;
+        let control = ControlView::start(node);
         control.wait_current().await?;
         if config.starts.fetch_add(1, SeqCst) < config.flaky {
             let _ = node.health.condition("left over");
@@ -263,7 +263,10 @@ async fn a_start_that_fails_for_a_while_is_tried_again_from_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_of_ours_with_wrong_settings_ends_the_process_with_what_is_wrong() {
     let log = FaultyLog::remote();
-    log.memory().create_topic(&topic(CONTROL_TOPIC), TopicSpec::compact(3)).unwrap();
+    headwater_log::block_on(
+        log.memory().create_topic(&topic(CONTROL_TOPIC), TopicSpec::compact(3)),
+    )
+    .unwrap();
     let process = Process::begin(log, Config::default(), SOON).await;
     process.until("/readyz", 503, "connecting").await;
     process.tell(Ok(()));

@@ -24,7 +24,8 @@ async fn applying_creates_streams_before_views_and_again_changes_nothing() {
     let created = cluster.apply(&[ALL, ORDERS]).await.unwrap();
     let new = [(ChangeKind::Created, "view", "spend"), (ChangeKind::Created, "stream", "orders")];
     assert_eq!(told(&created), expected(&new));
-    let topic = |name: &str| cluster.log.topic(&Name::new(name).unwrap()).unwrap();
+    let topic =
+        |name: &str| headwater_log::block_on(cluster.log.topic(&Name::new(name).unwrap())).unwrap();
     assert_eq!(topic("orders"), Some(TopicSpec::keep(2)));
     assert_eq!(topic("orders.dead-letters"), Some(TopicSpec::keep(2)));
 
@@ -157,7 +158,12 @@ async fn a_dry_run_plans_and_does_nothing() {
     let mut cluster = Cluster::new().await;
     cluster.apply(&[ORDERS, ALL]).await.unwrap();
     cluster.ingest(&[(0, 1.0), (1, 1.0), (1, 0.0), (2, 5.0)]).await;
-    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(1)).unwrap();
+    headwater_log::block_on(cluster.log.trim(
+        &Name::new("orders").unwrap(),
+        PartitionId(1),
+        Offset(1),
+    ))
+    .unwrap();
     cluster.processor.step().await;
     cluster.quiet().await;
     let request =
@@ -210,7 +216,7 @@ async fn a_topic_of_others_is_taken_as_it_is_if_it_has_the_declared_partitions()
     ] {
         let mut cluster = Cluster::new().await;
         let topic = Name::new("orders").unwrap();
-        cluster.log.create_topic(&topic, spec(2, cleanup)).unwrap();
+        headwater_log::block_on(cluster.log.create_topic(&topic, spec(2, cleanup))).unwrap();
         let dry = ApplyRequest { files: files(&[ORDERS]), dry_run: true, ..Default::default() };
         let dry = cluster.catalog().apply(Request::new(dry)).await.unwrap().into_inner();
         let created = cluster.apply(&[ORDERS, ALL]).await.unwrap();
@@ -220,7 +226,11 @@ async fn a_topic_of_others_is_taken_as_it_is_if_it_has_the_declared_partitions()
             assert_eq!(found.len(), usize::from(warning.is_some()), "{found:?}");
             assert!(found.iter().all(|line| line.contains(warning.unwrap())), "{found:?}");
         }
-        assert_eq!(cluster.log.topic(&topic).unwrap(), Some(spec(2, cleanup)), "it is not ours");
+        assert_eq!(
+            headwater_log::block_on(cluster.log.topic(&topic)).unwrap(),
+            Some(spec(2, cleanup)),
+            "it is not ours"
+        );
         let replayed = cluster.apply(&[PAID]).await.unwrap();
         let plan = replayed.changes[0].plan.clone().unwrap();
         assert_eq!(plan.warnings.len(), usize::from(warning.is_some()), "{plan:?}");
@@ -232,7 +242,10 @@ async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
     for partitions in [1, 3] {
         let mut cluster = Cluster::new().await;
         let topic = Name::new("orders").unwrap();
-        cluster.log.create_topic(&topic, spec(partitions, Cleanup::Expire)).unwrap();
+        headwater_log::block_on(
+            cluster.log.create_topic(&topic, spec(partitions, Cleanup::Expire)),
+        )
+        .unwrap();
         let refused = cluster.apply(&[ORDERS, ALL]).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         let said = format!(
@@ -248,7 +261,7 @@ async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
 async fn a_topic_of_dead_letters_that_would_lose_them_is_refused_with_what_to_set() {
     let mut cluster = Cluster::new().await;
     let topic = Name::new("orders.dead-letters").unwrap();
-    cluster.log.create_topic(&topic, spec(2, Cleanup::Expire)).unwrap();
+    headwater_log::block_on(cluster.log.create_topic(&topic, spec(2, Cleanup::Expire))).unwrap();
     let refused = cluster.apply(&[ORDERS]).await.unwrap_err();
     for part in ["orders.dead-letters", "delete old records", "retention.ms=-1"] {
         assert!(refused.message().contains(part), "{}", refused.message());
@@ -282,7 +295,12 @@ async fn a_plan_tells_what_the_serving_generation_has_read_and_a_replay_cannot()
     let mut cluster = Cluster::new().await;
     cluster.apply(&[ORDERS, ALL]).await.unwrap();
     cluster.ingest(&[(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0)]).await;
-    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(0), Offset(2)).unwrap();
+    headwater_log::block_on(cluster.log.trim(
+        &Name::new("orders").unwrap(),
+        PartitionId(0),
+        Offset(2),
+    ))
+    .unwrap();
     cluster.processor.epoch = 2;
     cluster.processor.step().await;
     cluster.quiet().await;

@@ -269,7 +269,7 @@ struct Running {
 impl Processor {
     pub(super) fn new(log: Arc<dyn Log>, data: PathBuf) -> Self {
         let node = Node::new(log.clone(), &data, "processor");
-        let view = ControlView::start(&log, &node.tasks).unwrap();
+        let view = ControlView::start(&node);
         let (shards, deleted) = (HashMap::new(), Vec::new());
         Self {
             log,
@@ -402,9 +402,14 @@ impl Processor {
                     None => running.muted = None,
                 }
                 let topic = Name::new("orders").unwrap();
-                let end = self.log.ends(&topic, partition).unwrap();
+                let end = headwater_log::block_on(self.log.ends(&topic, partition)).unwrap();
                 if shard.position() >= end.start {
-                    let mut reader = self.log.reader(&topic, partition, shard.position()).unwrap();
+                    let mut reader = headwater_log::block_on(self.log.reader(
+                        &topic,
+                        partition,
+                        shard.position(),
+                    ))
+                    .unwrap();
                     while until.is_none_or(|until| shard.position() < until)
                         && let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap()
                     {

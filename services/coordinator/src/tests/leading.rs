@@ -473,12 +473,15 @@ async fn a_control_topic_that_would_lose_its_records_is_refused_with_what_is_wro
     let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
     let topic = Name::new(headwater_control::CONTROL_TOPIC).unwrap();
     let spec = TopicSpec { partitions: 1, cleanup: Cleanup::Expire };
-    log.create_topic(&topic, spec).unwrap();
+    headwater_log::block_on(log.create_topic(&topic, spec)).unwrap();
     let data = tempfile::tempdir().unwrap();
     let node = Node::new(log, data.path(), "test");
     let error = format!("{:#}", Coordinator::start(config(), &node).await.err().unwrap());
     for part in ["headwater.control", "1 partition that deletes old records", "retention.ms=-1"] {
         assert!(error.contains(part), "{error}");
     }
-    assert_eq!(node.log.ends(&topic, PartitionId(0)).unwrap().end, Offset::ZERO);
+    assert_eq!(
+        headwater_log::block_on(node.log.ends(&topic, PartitionId(0))).unwrap().end,
+        Offset::ZERO
+    );
 }

@@ -12,8 +12,8 @@ use std::{
 use futures::FutureExt as _;
 use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC};
 use headwater_log::{
-    Appended, Assignee, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log,
-    Member, Membership, MemoryLog, Reader, TopicSpec, WriterId,
+    Answer, Appended, Assignee, Chunk, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log,
+    Member, Membership, MemoryLog, Reader, TopicSpec, WriterId, answered,
 };
 use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::Mutex;
@@ -69,27 +69,33 @@ impl RemoteLog {
 }
 
 impl Log for RemoteLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        self.far.check()?;
-        self.memory.create_topic(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            self.far.check()?;
+            headwater_log::block_on(self.memory.create_topic(topic, spec))
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        self.far.check()?;
-        self.memory.topic(topic)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| {
+            self.far.check()?;
+            headwater_log::block_on(self.memory.topic(topic))
+        })
     }
 
     fn is_remote(&self) -> bool {
         true
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        self.far.check()?;
-        let ends = self.memory.ends(topic, partition)?;
-        match topic.as_str() == CONTROL_TOPIC {
-            true => Ok(Ends { start: Offset::ZERO, end: self.far.end() }),
-            false => Ok(ends),
-        }
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| {
+            self.far.check()?;
+            let ends = headwater_log::block_on(self.memory.ends(topic, partition))?;
+            match topic.as_str() == CONTROL_TOPIC {
+                true => Ok(Ends { start: Offset::ZERO, end: self.far.end() }),
+                false => Ok(ends),
+            }
+        })
     }
 
     fn append(
@@ -97,7 +103,7 @@ impl Log for RemoteLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         match self.far.check() {
             Ok(()) => self.memory.append(topic, partition, batch),
             Err(error) => std::future::ready(Err(error)).boxed(),
@@ -109,39 +115,40 @@ impl Log for RemoteLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        self.far.check()?;
-        let far = self.far.clone();
-        match topic.as_str() {
-            CONTROL_TOPIC => Ok(Box::new(GappyReader { far, position: from })),
-            STATUS_TOPIC => {
-                let inner = self.memory.reader(topic, partition, from)?;
-                Ok(Box::new(StaleReader { far, inner }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, Error> {
+            self.far.check()?;
+            let far = self.far.clone();
+            match topic.as_str() {
+                CONTROL_TOPIC => Ok(Box::new(GappyReader { far, position: from })),
+                STATUS_TOPIC => {
+                    let inner =
+                        headwater_log::block_on(self.memory.reader(topic, partition, from))?;
+                    Ok(Box::new(StaleReader { far, inner }))
+                }
+                _ => headwater_log::block_on(self.memory.reader(topic, partition, from)),
             }
-            _ => self.memory.reader(topic, partition, from),
-        }
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        self.far.check()?;
-        self.far.claims.fetch_add(1, Ordering::SeqCst);
-        let inner = self.memory.writer(id)?;
-        Ok(Arc::new(Writer { far: self.far.clone(), inner, broken: AtomicBool::new(false) }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
+            self.far.check()?;
+            self.far.claims.fetch_add(1, Ordering::SeqCst);
+            let inner = headwater_log::block_on(self.memory.writer(id))?;
+            Ok(Arc::new(Writer { far: self.far.clone(), inner, broken: AtomicBool::new(false) }))
+        })
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.memory.trim(topic, partition, before)
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| headwater_log::block_on(self.memory.trim(topic, partition, before)))
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        self.far.check()?;
-        self.memory.size(topic, partition, from, to)
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            self.far.check()?;
+            headwater_log::block_on(self.memory.size(topic, partition, from, to))
+        })
     }
 }
 
@@ -162,7 +169,7 @@ impl FencedWriter for Writer {
         topic: &Name,
         partition: PartitionId,
         mut batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let failed = |error| std::future::ready(Err(error)).boxed();
         if self.broken.load(Ordering::SeqCst) {
             return failed(Error::Uncertain("an earlier append failed".into()));
@@ -299,8 +306,8 @@ impl Membership for Seats {
         Ok(Box::new(Seated { group: Arc::downgrade(&self.group), index: self.index }))
     }
 
-    fn delete(&self, _group: &GroupId) -> Result<(), Error> {
-        Ok(())
+    fn delete(&self, _group: &GroupId) -> Answer<()> {
+        answered(|| Ok(()))
     }
 }
 
@@ -312,12 +319,14 @@ struct Seated {
 impl Member for Seated {
     fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
 
-    fn confirm(&self) -> Result<(), Error> {
-        let holder = self.group.upgrade().and_then(|group| *group.holder.lock());
-        match holder == Some(self.index) {
-            true => Ok(()),
-            false => Err(Error::NotMember { group: GroupId("headwater.coordinator".into()) }),
-        }
+    fn confirm(&self) -> Answer<()> {
+        answered(|| {
+            let holder = self.group.upgrade().and_then(|group| *group.holder.lock());
+            match holder == Some(self.index) {
+                true => Ok(()),
+                false => Err(Error::NotMember { group: GroupId("headwater.coordinator".into()) }),
+            }
+        })
     }
 }
 

@@ -26,7 +26,8 @@ async fn replaying() -> Cluster {
 
 async fn kinds(cluster: &Cluster) -> Vec<String> {
     let topic = Name::new(CONTROL_TOPIC).unwrap();
-    let mut reader = cluster.log.reader(&topic, PartitionId(0), Offset::ZERO).unwrap();
+    let mut reader =
+        headwater_log::block_on(cluster.log.reader(&topic, PartitionId(0), Offset::ZERO)).unwrap();
     let mut kinds = Vec::new();
     while let Some(chunk) = reader.read(1 << 20, std::time::Duration::ZERO).unwrap() {
         for record in chunk.records(Offset::ZERO) {
@@ -238,7 +239,12 @@ async fn a_failing_shard_and_trimmed_input_fail_the_replay_and_nothing_else() {
     assert!(failed.reason.ends_with("sum is out of range"), "{}", failed.reason);
 
     cluster.apply(&[PAID]).await.unwrap();
-    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(2)).unwrap();
+    headwater_log::block_on(cluster.log.trim(
+        &Name::new("orders").unwrap(),
+        PartitionId(1),
+        Offset(2),
+    ))
+    .unwrap();
     let trimmed = cluster.until("spend-2", Phase::Failed).await;
     assert!(
         trimmed.reason.starts_with("records 0 to 2 of partition 1 of stream orders were trimmed")

@@ -22,7 +22,7 @@ const GOOD: &[u8] = br#"{"user_id": 1, "amount":2.50,"ts":0}"#;
 /// Puts dead letters where the processor puts them.
 async fn put(fixture: &Fixture, letters: &[Letter]) {
     let topic = Name::new("orders.dead-letters").unwrap();
-    fixture.log.create_topic(&topic, TopicSpec::keep(2)).unwrap();
+    headwater_log::block_on(fixture.log.create_topic(&topic, TopicSpec::keep(2))).unwrap();
     for letter in letters {
         let (partition, offset) = (letter.source.0.to_string(), letter.source.1.to_string());
         let mut batch = BatchBuilder::new();

@@ -62,7 +62,7 @@ impl Fixture {
     pub(super) async fn on(log: Arc<FaultyLog>, config: Config) -> Self {
         log.spared.lock().insert(CONTROL_TOPIC.into());
         // On a remote log somebody makes them soon, and what is declared comes at once.
-        create_topics(log.memory()).unwrap();
+        headwater_log::block_on(create_topics(log.memory())).unwrap();
         let mut node = Node::new(log.clone(), "unused", "test");
         node.clock = Arc::new(FixedClock);
         let ingest = Ingest::start(config, &node).await.unwrap();
@@ -113,11 +113,17 @@ impl Fixture {
     /// Everything in the topic `orders`: timestamp, key and value per partition.
     pub(super) fn stored(&self) -> Vec<Vec<Stored>> {
         let topic = Name::new("orders").unwrap();
-        let partitions = self.log.topic(&topic).unwrap().map_or(0, |spec| spec.partitions);
+        let partitions = headwater_log::block_on(self.log.topic(&topic))
+            .unwrap()
+            .map_or(0, |spec| spec.partitions);
         (0..partitions)
             .map(|partition| {
-                let mut reader =
-                    self.log.reader(&topic, PartitionId(partition), Offset::ZERO).unwrap();
+                let mut reader = headwater_log::block_on(self.log.reader(
+                    &topic,
+                    PartitionId(partition),
+                    Offset::ZERO,
+                ))
+                .unwrap();
                 let mut records = Vec::new();
                 while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
                     records.extend(chunk.records(Offset::ZERO).map(|record| {

@@ -141,13 +141,16 @@ async fn a_topic_that_others_made_is_used_if_it_has_the_declared_partitions() {
         [("kept", Cleanup::Keep), ("expiring", Cleanup::Expire), ("compacted", Cleanup::Compact)]
     {
         let spec = TopicSpec { partitions: 4, cleanup };
-        fixture.log.create_topic(&Name::new(name).unwrap(), spec).unwrap();
+        headwater_log::block_on(fixture.log.create_topic(&Name::new(name).unwrap(), spec)).unwrap();
         fixture.declare(name, &ORDERS.replace("orders", name)).await;
         let response = fixture.client().append(to(name)).await.unwrap().into_inner();
         assert_eq!(response.accepted, 1, "{name}");
     }
 
-    fixture.log.create_topic(&Name::new("wide").unwrap(), TopicSpec::keep(6)).unwrap();
+    headwater_log::block_on(
+        fixture.log.create_topic(&Name::new("wide").unwrap(), TopicSpec::keep(6)),
+    )
+    .unwrap();
     fixture.declare("wide", &ORDERS.replace("orders", "wide")).await;
     let refused = fixture.client().append(to("wide")).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);

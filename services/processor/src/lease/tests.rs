@@ -26,13 +26,15 @@ pub(crate) struct Answers {
 impl Member for Answers {
     fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
 
-    fn confirm(&self) -> Result<(), Error> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        match self.answer.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            1 => Err(Error::NotMember { group: GroupId("g".into()) }),
-            _ => Err(Error::Unavailable("the test wants it".into())),
-        }
+    fn confirm(&self) -> headwater_log::Answer<()> {
+        headwater_log::answered(|| {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            match self.answer.load(Ordering::Relaxed) {
+                0 => Ok(()),
+                1 => Err(Error::NotMember { group: GroupId("g".into()) }),
+                _ => Err(Error::Unavailable("the test wants it".into())),
+            }
+        })
     }
 }
 
@@ -116,10 +118,12 @@ fn leaving_waits_for_whoever_is_asking_the_member() {
     struct Slow(Arc<AtomicU32>);
     impl Member for Slow {
         fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
-        fn confirm(&self) -> Result<(), Error> {
-            std::thread::sleep(Duration::from_millis(50));
-            self.0.store(1, Ordering::Release);
-            Ok(())
+        fn confirm(&self) -> headwater_log::Answer<()> {
+            headwater_log::answered(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                self.0.store(1, Ordering::Release);
+                Ok(())
+            })
         }
     }
     impl Drop for Slow {
@@ -131,7 +135,7 @@ fn leaving_waits_for_whoever_is_asking_the_member() {
     let (state, seat) = (Arc::new(AtomicU32::new(0)), Arc::new(Seat::default()));
     seat.take(Box::new(Slow(state.clone())));
     let member = seat.member().unwrap();
-    let asking = std::thread::spawn(move || member.confirm().unwrap());
+    let asking = std::thread::spawn(move || headwater_log::block_on(member.confirm()).unwrap());
     seat.leave();
     assert_eq!(state.load(Ordering::Acquire), 2);
     asking.join().unwrap();

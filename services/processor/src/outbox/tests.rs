@@ -130,7 +130,9 @@ fn a_dead_letter_carries_the_record_and_where_it_came_from() {
     outbox.commit(3..4);
     assert_eq!(outbox.publish(&everything()).unwrap(), 1);
 
-    let mut reader = log.reader(&name("orders.dead-letters"), P0, Offset::ZERO).unwrap();
+    let mut reader =
+        headwater_log::block_on(log.reader(&name("orders.dead-letters"), P0, Offset::ZERO))
+            .unwrap();
     let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
     let record = chunk.records(Offset::ZERO).next().unwrap().unwrap();
     assert_eq!(
@@ -284,7 +286,7 @@ fn a_trimmed_dead_letter_topic_is_no_obstacle() {
     let mut outbox = Outbox::new(1, &log, &runtime);
     outbox.commit(0..4);
     outbox.publish(&everything()).unwrap();
-    log.trim(&name("orders.dead-letters"), P0, Offset(4)).unwrap();
+    headwater_log::block_on(log.trim(&name("orders.dead-letters"), P0, Offset(4))).unwrap();
     outbox.restart();
     outbox.commit(4..6);
     outbox.publish(&everything()).unwrap();

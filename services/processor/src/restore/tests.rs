@@ -82,7 +82,9 @@ impl Rig {
         let setup = self.setup(machine);
         let db = ShardDb::open(&setup.shard_dir(), &setup.identity, &setup.options).unwrap();
         let mut shard = Shard::open(plan(), db).unwrap();
-        let mut reader = self.log.reader(&name("orders"), P0, shard.position()).unwrap();
+        let mut reader =
+            headwater_log::block_on(self.log.reader(&name("orders"), P0, shard.position()))
+                .unwrap();
         while shard.position().0 < to {
             let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
             shard.apply(&chunk, Some(Offset(to))).unwrap();
@@ -132,7 +134,7 @@ fn the_copy_that_is_furthest_along_is_taken() {
     drop(ahead);
     rig.store("two", 2);
     // The log cannot say that it is cheaper to read: it has no record of these any more.
-    rig.log.trim(&name("orders"), P0, Offset(60)).unwrap();
+    headwater_log::block_on(rig.log.trim(&name("orders"), P0, Offset(60))).unwrap();
     let behind = rig.open("one");
     assert_eq!(behind.db.progress().position, Offset(70));
     drop(behind);
@@ -146,7 +148,10 @@ fn a_copy_that_lacks_little_reads_it_from_the_log_instead_of_fetching_all() {
     let manifest = rig.store("one", 1);
     rig.advance("two", 80);
     let opened = rig.open("two");
-    let sizes = (rig.log.size(&name("orders"), P0, Offset(80), Offset(90)), manifest.bytes());
+    let sizes = (
+        headwater_log::block_on(rig.log.size(&name("orders"), P0, Offset(80), Offset(90))),
+        manifest.bytes(),
+    );
     assert_eq!(opened.db.progress().position, Offset(80), "{sizes:?}");
     // What it knows of the store it needs for its own uploads.
     assert_eq!(opened.newest.unwrap().position(), Offset(90));
@@ -157,7 +162,7 @@ fn a_reader_that_has_the_former_copy_open_sees_the_new_one() {
     let rig = Rig::new();
     rig.advance("one", 50);
     rig.store("one", 1);
-    rig.log.trim(&name("orders"), P0, Offset(20)).unwrap();
+    headwater_log::block_on(rig.log.trim(&name("orders"), P0, Offset(20))).unwrap();
     for opens in 0..3 {
         let machine = format!("machine-{opens}");
         let (path, options) = (rig.setup(&machine).shard_dir(), rig.setup(&machine).options);

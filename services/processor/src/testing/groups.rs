@@ -157,13 +157,15 @@ impl Membership for Process {
         }))
     }
 
-    fn delete(&self, group: &GroupId) -> Result<(), Error> {
-        let mut state = self.groups.0.lock();
-        if state.members.keys().any(|key| key.0 == *group) {
-            return Err(Error::Unavailable("the group has members".into()));
-        }
-        state.deleted.insert(group.clone());
-        Ok(())
+    fn delete(&self, group: &GroupId) -> headwater_log::Answer<()> {
+        headwater_log::answered(|| {
+            let mut state = self.groups.0.lock();
+            if state.members.keys().any(|key| key.0 == *group) {
+                return Err(Error::Unavailable("the group has members".into()));
+            }
+            state.deleted.insert(group.clone());
+            Ok(())
+        })
     }
 }
 
@@ -184,12 +186,14 @@ impl Member for TestMember {
         }
     }
 
-    fn confirm(&self) -> Result<(), Error> {
-        super::pass(&self.log.line)?;
-        match self.groups.0.lock().expelled.contains(self.process) {
-            true => Err(Error::NotMember { group: self.group.clone() }),
-            false => Ok(()),
-        }
+    fn confirm(&self) -> headwater_log::Answer<()> {
+        headwater_log::answered(|| {
+            super::pass(&self.log.line)?;
+            match self.groups.0.lock().expelled.contains(self.process) {
+                true => Err(Error::NotMember { group: self.group.clone() }),
+                false => Ok(()),
+            }
+        })
     }
 }
 

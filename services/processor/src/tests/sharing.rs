@@ -25,7 +25,9 @@ fn undisturbed(log: &TestLog, partitions: u32, partition: PartitionId) -> [u8; 3
     let path = layout::shard_dir(dir.path(), identity.generation, partition);
     let db = ShardDb::open(&path, &identity, &Options::default()).unwrap();
     let mut shard = Shard::open_with(plan_of(partitions), db, Limits::default()).unwrap();
-    let mut reader = log.memory.reader(&name("orders"), partition, Offset::ZERO).unwrap();
+    let mut reader =
+        headwater_log::block_on(log.memory.reader(&name("orders"), partition, Offset::ZERO))
+            .unwrap();
     while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
         shard.apply(&chunk, None).unwrap();
     }

@@ -34,7 +34,7 @@ async fn an_owner_that_is_fenced_by_mistake_claims_its_shard_again() {
 
     // Somebody claims the shard just as its session ends, and says so.
     let identity = Identity { generation: generation(1), partition: P0 };
-    let writer = world.log.memory.writer(&writer_id(identity)).unwrap();
+    let writer = headwater_log::block_on(world.log.memory.writer(&writer_id(identity))).unwrap();
     assert_eq!(writer.epoch(), Epoch(before.epoch + 1));
     let zombie = ShardStatus { epoch: writer.epoch().0, processor: "zombie".into(), ..before };
     say(&world, &zombie);
@@ -47,7 +47,8 @@ async fn an_owner_that_is_fenced_by_mistake_claims_its_shard_again() {
     world.until("the owner again", |world| again(world, zombie.epoch)).await;
 
     // And somebody who says nothing: the fence tells of him.
-    let claimed = world.log.memory.writer(&writer_id(identity)).unwrap().epoch();
+    let claimed =
+        headwater_log::block_on(world.log.memory.writer(&writer_id(identity))).unwrap().epoch();
     world.log.orders((200..300).step_by(2));
     world.until("the owner again", |w| again(w, claimed.0) && w.published(1)).await;
     let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();

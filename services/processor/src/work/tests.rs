@@ -54,7 +54,9 @@ impl Rig {
             Uploads::new(store, at_once, every, "p".into(), Tasks::new(), self.metrics.clone())
         };
         let mut work = self.try_open_with(number, 0, Some(Arc::new(uploads))).unwrap();
-        work.claimed(self.log.writer(&writer_id(Self::identity(number))).unwrap());
+        work.claimed(
+            headwater_log::block_on(self.log.writer(&writer_id(Self::identity(number)))).unwrap(),
+        );
         work
     }
 
@@ -275,7 +277,7 @@ fn half_a_checkpoint_of_a_crash_is_taken_again() {
 fn a_generation_begins_at_its_floor() {
     let rig = Rig::new();
     rig.log.orders(0..10);
-    rig.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    headwater_log::block_on(rig.log.trim(&name("orders"), P0, Offset(4))).unwrap();
     let mut work = rig.try_open(1, 4).unwrap();
     run(&mut work, &orders());
     assert_eq!(work.progress().tallies.read(), 6);
@@ -285,7 +287,7 @@ fn a_generation_begins_at_its_floor() {
 fn trimmed_input_is_an_error_that_says_what_was_lost_and_what_to_do() {
     let rig = Rig::new();
     rig.log.orders(0..10);
-    rig.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    headwater_log::block_on(rig.log.trim(&name("orders"), P0, Offset(4))).unwrap();
     let trouble = rig.open(1).step(&orders()).unwrap_err();
     assert_eq!(trouble.remedy, Remedy::Correct);
     assert!(trouble.reason.contains("records 0 to 4 of orders[0]"), "{}", trouble.reason);

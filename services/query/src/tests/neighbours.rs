@@ -240,22 +240,24 @@ impl Log for Remote {
         true
     }
 
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), headwater_log::Error> {
-        self.log.create_topic(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> headwater_log::Answer<()> {
+        headwater_log::answered(|| headwater_log::block_on(self.log.create_topic(topic, spec)))
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, headwater_log::Error> {
-        self.log.topic(topic)
+    fn topic(&self, topic: &Name) -> headwater_log::Answer<Option<TopicSpec>> {
+        headwater_log::answered(|| headwater_log::block_on(self.log.topic(topic)))
     }
 
     fn ends(
         &self,
         topic: &Name,
         partition: PartitionId,
-    ) -> Result<headwater_log::Ends, headwater_log::Error> {
-        assert_ne!(std::thread::current().id(), self.serving, "asked for the ends of {topic}");
-        std::thread::sleep(Duration::from_millis(1));
-        self.log.ends(topic, partition)
+    ) -> headwater_log::Answer<headwater_log::Ends> {
+        headwater_log::answered(|| {
+            assert_ne!(std::thread::current().id(), self.serving, "asked for the ends of {topic}");
+            std::thread::sleep(Duration::from_millis(1));
+            headwater_log::block_on(self.log.ends(topic, partition))
+        })
     }
 
     fn append(
@@ -263,8 +265,7 @@ impl Log for Remote {
         topic: &Name,
         partition: PartitionId,
         batch: headwater_log::EncodedBatch,
-    ) -> headwater_log::BoxFuture<'static, Result<headwater_log::Appended, headwater_log::Error>>
-    {
+    ) -> headwater_log::Answer<headwater_log::Appended> {
         self.log.append(topic, partition, batch)
     }
 
@@ -273,15 +274,15 @@ impl Log for Remote {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn headwater_log::Reader>, headwater_log::Error> {
-        self.log.reader(topic, partition, from)
+    ) -> headwater_log::Answer<Box<dyn headwater_log::Reader>> {
+        headwater_log::answered(|| headwater_log::block_on(self.log.reader(topic, partition, from)))
     }
 
     fn writer(
         &self,
         id: &headwater_log::WriterId,
-    ) -> Result<Arc<dyn headwater_log::FencedWriter>, headwater_log::Error> {
-        self.log.writer(id)
+    ) -> headwater_log::Answer<Arc<dyn headwater_log::FencedWriter>> {
+        headwater_log::answered(|| headwater_log::block_on(self.log.writer(id)))
     }
 
     fn trim(
@@ -289,8 +290,8 @@ impl Log for Remote {
         topic: &Name,
         partition: PartitionId,
         before: Offset,
-    ) -> Result<(), headwater_log::Error> {
-        self.log.trim(topic, partition, before)
+    ) -> headwater_log::Answer<()> {
+        headwater_log::answered(|| headwater_log::block_on(self.log.trim(topic, partition, before)))
     }
 
     fn size(
@@ -299,8 +300,10 @@ impl Log for Remote {
         partition: PartitionId,
         from: Offset,
         to: Offset,
-    ) -> Result<u64, headwater_log::Error> {
-        self.log.size(topic, partition, from, to)
+    ) -> headwater_log::Answer<u64> {
+        headwater_log::answered(|| {
+            headwater_log::block_on(self.log.size(topic, partition, from, to))
+        })
     }
 }
 
