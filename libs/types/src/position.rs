@@ -29,8 +29,7 @@ number! {
 }
 
 number! {
-    /// How often something was handed over: a writer's claim, or which generation serves a view.
-    /// The higher one wins.
+    /// Counts claims of a writer, or promotions of a view's generations. The higher epoch wins.
     Epoch(u64)
 }
 
@@ -43,6 +42,11 @@ impl Offset {
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
+}
+
+impl PartitionId {
+    /// The only partition of a topic that has one, such as the control topic.
+    pub const ONLY: Self = Self(0);
 }
 
 impl Epoch {
