@@ -1,9 +1,9 @@
-//! All of a shard in 32 bytes, and all of it in memory: what law 2 compares.
+//! A shard's contents as a digest of 32 bytes, or in full. Tests of law 2 compare them.
 
 use crate::{Error, KeyRange, Progress, ReadView, RowHeader};
 
-/// A digest of the progress and of every row that has not expired. Two shards of one definition have
-/// equal digests at one position, whatever crashes, commits and compactions they went through.
+/// A digest of the progress and of every row that has not expired. Two shards of one definition
+/// have equal digests at one position, whatever crashes, commits and compactions they went through.
 pub fn digest(view: ReadView<'_>) -> Result<[u8; 32], Error> {
     let mut hasher = blake3::Hasher::new_derive_key("headwater shard v1");
     hasher.update(&view.progress().encode());
@@ -20,7 +20,7 @@ pub fn digest(view: ReadView<'_>) -> Result<[u8; 32], Error> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// What [`digest`] is of, to show where two shards differ.
+/// The input of [`digest`], which shows where two shards differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
     pub progress: Progress,
@@ -28,7 +28,7 @@ pub struct Dump {
     pub rows: Vec<(Vec<u8>, RowHeader, Vec<u8>)>,
 }
 
-/// Reads all that has not expired.
+/// Reads the progress and every row that has not expired.
 pub fn dump(view: ReadView<'_>) -> Result<Dump, Error> {
     let progress = view.progress();
     let mut rows = Vec::new();

@@ -46,11 +46,12 @@ pub enum Error {
     #[error("checkpoints.url {url:?} cannot be used: {reason}")]
     StoreUrl { url: String, reason: String },
 
-    /// It was there. What replaced it is found by looking again.
+    /// A checkpoint was removed because a newer one exists. The caller lists again to find the
+    /// newer one.
     #[error("{location} is not in the store of checkpoints: it was removed for a newer one")]
     Gone { location: String },
 
-    /// Not what was stored: an older checkpoint, or the log, has the same state.
+    /// The stored bytes changed. An older checkpoint, or the log, has the same state.
     #[error("{location} in the store of checkpoints is damaged: {detail}; it is not used")]
     Damaged { location: String, detail: String },
 
@@ -63,7 +64,7 @@ pub enum Error {
         source: BoxError,
     },
 
-    /// `url` may be that of anything in it.
+    /// `url` names any object in the bucket.
     #[error("the bucket of {url} does not exist: create it, or correct checkpoints.url")]
     NoBucket { url: String },
 
@@ -93,8 +94,8 @@ impl Error {
         }
     }
 
-    /// Whether the store of checkpoints is away or refuses us: not this machine's doing, and it may pass without this
-    /// process being told.
+    /// Whether the store of checkpoints is unavailable or refuses access. This process cannot
+    /// repair that, and the error may pass without a message to it.
     pub fn is_of_store(&self) -> bool {
         matches!(self, Self::Store { .. } | Self::StoreRefused { .. } | Self::NoBucket { .. })
     }
@@ -103,7 +104,7 @@ impl Error {
         Self::Corrupt { path: path.into(), detail: detail.into() }
     }
 
-    /// RocksDB tells a full disk and a taken lock only in the text of an I/O error.
+    /// RocksDB reports a full disk and a held lock only in the text of an I/O error.
     pub(crate) fn rocksdb(path: &Path, error: rocksdb::Error) -> Self {
         let path = path.to_path_buf();
         let text = error.as_ref();

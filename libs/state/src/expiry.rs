@@ -1,4 +1,4 @@
-//! Removal of expired rows, when RocksDB compacts.
+//! A compaction filter that removes expired rows.
 
 use std::{
     ffi::CStr,
@@ -23,11 +23,11 @@ use crate::{
 /// The horizon up to which rows may be removed for good.
 ///
 /// It is the horizon of a commit that is *known to be on the disk*, not that of the last commit.
-/// Commits are not fsynced: after a power cut the database may be found at an older one, with an older
-/// horizon, and the log is read again from there. By that older horizon a row that only a later commit
-/// expired is still alive: it is visible to readers, and a record that reaches it again must find it
-/// and not begin a new row. Compaction, however, writes files that are fsynced and hence survive the
-/// power cut. So it must not remove what only a lost commit allowed.
+/// Commits are not fsynced, so a power cut may leave the database at an older commit with an older
+/// horizon, and the processor reads the log again from there. Under that older horizon a row may
+/// still be alive that a later commit expired: readers see the row, and a record that reaches it
+/// must find it instead of starting a new one. Compaction writes fsynced files, which survive the
+/// power cut. Compaction must therefore not remove rows that only a lost commit expired.
 #[derive(Clone, Debug)]
 pub(crate) struct DurableHorizon(Arc<AtomicI64>);
 
@@ -71,7 +71,8 @@ impl CompactionFilter for Expiry {
         if self.horizon.known().is_none() || key.first() != Some(&ROWS) {
             return CompactionDecision::Keep;
         }
-        // What cannot be read is kept: a newer form, or damage that a reader shall report.
+        // A row that cannot be decoded is kept: it has a newer form, or a reader must report the
+        // damage.
         match split_row(value) {
             Some((header, _)) if expired(header.time, self.horizon) => CompactionDecision::Remove,
             Some(_) | None => CompactionDecision::Keep,

@@ -1,7 +1,7 @@
-//! Group keys as bytes that sort as their values do.
+//! Group keys as bytes that sort in the order of their values.
 //!
-//! A key is its parts, one after the other. No part's form is the beginning of another's, so parts
-//! compare one by one, and a prefix of parts is a prefix of bytes:
+//! A key is the concatenation of its parts. No part's encoding is a prefix of another's, so keys
+//! compare part by part, and the first parts of a key are a prefix of its bytes:
 //!
 //! ```text
 //! NULL       00
@@ -12,7 +12,8 @@
 //! VARCHAR    01, UTF-8 with 00 as 00 ff, then 00 01
 //! ```
 //!
-//! NULL sorts first, NaN last. There is one NaN and one zero: values that SQL calls equal are one key.
+//! NULL sorts first, NaN last. There is one NaN and one zero: values that SQL calls equal are one
+//! key.
 
 use std::str;
 
@@ -63,7 +64,7 @@ const NULL: u8 = 0;
 const VALUE: u8 = 1;
 const SIGN: u64 = 1 << 63;
 
-/// Appends a part.
+/// Appends the encoding of a part.
 #[inline]
 pub fn encode(part: KeyPart<'_>, out: &mut Vec<u8>) {
     match part {
@@ -117,16 +118,16 @@ fn double_from_bits(bits: u64) -> f64 {
     f64::from_bits(if bits & SIGN == 0 { !bits } else { bits & !SIGN })
 }
 
-/// The bytes are no key with these types.
+/// The bytes are not a key of these types.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found:02x?} is no key part of type {data_type}")]
 pub struct InvalidKey {
     data_type: DataType,
-    /// The first bytes of it.
+    /// The first bytes of the part.
     found: Vec<u8>,
 }
 
-/// Takes a part off the front.
+/// Decodes one part and advances `bytes` past it.
 pub fn decode(bytes: &mut &[u8], data_type: DataType) -> Result<OwnedKeyPart, InvalidKey> {
     let input = *bytes;
     let (part, rest) = take(input, data_type)

@@ -1,4 +1,4 @@
-//! Where state, checkpoints and readers lie under the data directory.
+//! The directories of state, checkpoints and readers under the data directory.
 //!
 //! ```text
 //! state/<generation>/<partition>/
@@ -25,7 +25,8 @@ pub fn state_dir(data: &Path, generation: GenerationId) -> PathBuf {
     data.join("state").join(generation.to_string())
 }
 
-/// One checkpoint of a shard. `checkpoint` is the id of the replay, or of its attempt, that asked for it.
+/// One checkpoint of a shard. `checkpoint` is the id of the replay, or of its attempt, that asked
+/// for it.
 pub fn checkpoint_dir(
     data: &Path,
     generation: GenerationId,
@@ -40,7 +41,8 @@ pub fn checkpoints_dir(data: &Path, generation: GenerationId) -> PathBuf {
     data.join("checkpoints").join(generation.to_string())
 }
 
-/// What a reader of a shard needs on disk: RocksDB's own log of it, nothing of value.
+/// The scratch directory of a shard's reader: RocksDB's info log of the secondary, nothing of
+/// value.
 pub fn reader_dir(
     data: &Path,
     instance: &str,
@@ -50,12 +52,12 @@ pub fn reader_dir(
     readers_dir(data, instance).join(generation.to_string()).join(partition.to_string())
 }
 
-/// What all readers of an instance need on disk.
+/// The scratch directories of all readers of an instance.
 pub fn readers_dir(data: &Path, instance: &str) -> PathBuf {
     data.join("readers").join(instance)
 }
 
-/// Removes a directory and all in it; nothing to remove is success.
+/// Removes a directory with its contents. A missing directory is a success.
 pub fn remove(directory: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(directory, error)),
@@ -63,7 +65,8 @@ pub fn remove(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// The bytes of the files in a directory, subdirectories aside. Files that vanish meanwhile count nothing.
+/// The total size of the files in a directory, without subdirectories. Files that vanish meanwhile
+/// count as empty.
 pub fn size_bytes(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
     entries

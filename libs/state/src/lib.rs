@@ -1,11 +1,11 @@
 //! The state of a shard: one RocksDB database, its writer, its readers and its checkpoints.
 //!
-//! Whatever a shard knows lies in one database, and one [`ShardDb::commit`] writes all of it at once:
-//! rows, position, watermark, tallies and the records that are to be published. So there is no moment
-//! at which a row has counted an event that the position has not passed.
+//! A shard's database holds everything that the shard knows, and one [`ShardDb::commit`] writes all
+//! of it at once: rows, position, watermark, tallies and outbox. So no row ever counts an event
+//! that the position has not passed.
 //!
 //! ```text
-//! rows     0x00 'f'        format            outbox   position, index -> what is to be published
+//! rows     0x00 'f'        format            outbox   position, index -> record to be published
 //!          0x00 'i'        identity
 //!          0x00 'p'        progress
 //!          0x00 'c'        outbox cursor
@@ -13,31 +13,35 @@
 //!          0x01 key...     header, payload
 //! ```
 //!
-//! Progress lies among the rows, so that one iterator sees the two as one commit left them.
+//! Progress lies in the column family of the rows, so that one iterator sees rows and progress of
+//! the same commit.
 //!
 //! # Laws
 //!
-//! 1. *Atomic*: a crash at any moment leaves the database as some commit left it.
-//! 2. *Rebuildable*: a commit is not fsynced. After a power cut an older commit is found, and the log is
-//!    read again from there. Therefore nothing that a later commit allowed may have happened to the
-//!    rows of an earlier one (see [`ShardDb::sync`]).
-//! 3. *Time is the shard's*: rows expire by the horizon that a commit states, never by a clock. A
-//!    reader hides what has expired whether or not compaction has removed it.
-//! 4. *Readable for ever*: the bytes of every stored form that was ever released can be read.
+//! 1. *Atomic*: a crash at any moment leaves the database at some commit.
+//! 2. *Rebuildable*: a commit is not fsynced. A power cut may leave the database at an older
+//!    commit; the processor then reads the log again from there. Therefore compaction must not act
+//!    on a commit that a power cut could still take back (see [`ShardDb::sync`]).
+//! 3. *Time is the shard's*: rows expire by the horizon in a commit, never by a clock. Readers hide
+//!    expired rows whether or not compaction has removed them.
+//! 4. *Readable for ever*: every stored form that was ever released can be read.
 //!
-//! # Readers
+//! # Which file to open
 //!
-//! [`ShardReader`] reads a shard that another process (or thread) writes, as a RocksDB secondary, or a
-//! checkpoint. It catches up on demand only. A [`ReadView`] is one commit.
-//!
-//! # Machines
-//!
-//! A checkpoint moves to another machine through a [`Store`].
+//! | file | what it does |
+//! | --- | --- |
+//! | `shard.rs` | [`ShardDb`]: open, load, commit, outbox, checkpoint, sync, compact |
+//! | `reader.rs` | [`ShardReader`]: follows a live shard as a RocksDB secondary, or reads a checkpoint; [`ReadView`] is one commit |
+//! | `store.rs` | [`Store`]: uploads, fetches and prunes checkpoints, so that a shard can move to another machine |
+//! | `key.rs`, `row.rs`, `meta.rs` | the bytes of keys, rows and progress |
+//! | `expiry.rs` | the compaction filter that removes expired rows |
+//! | `options.rs`, `layout.rs` | RocksDB options, and directories under the data directory |
+//! | `digest.rs` | the digest that compares two shards (law 2 of `ARCHITECTURE.md`) |
 //!
 //! # Elsewhere
 //!
-//! What a payload means is `headwater-engine`'s. Where the directories lie is [`layout`]'s. No other
-//! crate but the embedded log knows RocksDB.
+//! `headwater-engine` gives a row's payload its meaning. Besides this crate only the embedded log
+//! knows RocksDB.
 
 mod digest;
 mod error;

@@ -1,29 +1,30 @@
-//! What a shard says of itself: format, identity and progress.
+//! A shard's metadata: format, identity and progress.
 
 use headwater_types::{EventTime, GenerationId, Offset, PartitionId, Tallies};
 
-/// The version of the whole layout: which column families and key spaces there are. Each stored value
-/// has a version of its own besides.
+/// The version of the layout: which column families and key spaces exist. Each stored value has its
+/// own version besides.
 pub const FORMAT: u32 = 1;
 
 pub(crate) const FORMAT_KEY: &[u8] = &[META, b'f'];
 pub(crate) const IDENTITY_KEY: &[u8] = &[META, b'i'];
 pub(crate) const PROGRESS_KEY: &[u8] = &[META, b'p'];
 pub(crate) const CURSOR_KEY: &[u8] = &[META, b'c'];
-/// The number that RocksDB gave to the last change of the last write: every write states its own.
+/// The key under which every write stores the RocksDB sequence number of its last change.
 ///
-/// A reader compares it with the last number that it was told of, and so knows whether it sees that
-/// write. A secondary may not: the rows that it read from the write-ahead log stay in its memory, in
-/// front of the newer files, until it finds a record in a newer write-ahead log.
+/// A reader compares this number with the latest one that its database reports, and so knows
+/// whether it sees that write. A secondary may miss it: rows that the secondary read from the
+/// write-ahead log stay in its memory, in front of newer files, until it finds a record in a newer
+/// write-ahead log.
 pub(crate) const SEQUENCE_KEY: &[u8] = &[META, b's'];
 const META: u8 = 0;
-/// First byte of every row's key.
+/// The first byte of every row's key.
 pub(crate) const ROWS: u8 = 1;
 
-/// How far a shard is, as of one commit.
+/// The progress of a shard at one commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Every record before it is in the rows or accounted for otherwise.
+    /// Every record before this offset is counted in the tallies.
     pub position: Offset,
     /// The greatest event time seen; [`EventTime::MIN`] if none.
     pub max_event_time: EventTime,
@@ -35,7 +36,7 @@ pub struct Progress {
 }
 
 impl Default for Progress {
-    /// Nothing read yet.
+    /// The progress of a shard that has read nothing.
     fn default() -> Self {
         Self {
             position: Offset::ZERO,
@@ -104,12 +105,12 @@ impl Progress {
     }
 }
 
-/// The one comparison that readers and compaction share.
+/// Readers and compaction share this comparison.
 pub(crate) fn expired(time: EventTime, horizon: EventTime) -> bool {
     horizon.known().is_some() && time <= horizon && time.0 != i64::MAX
 }
 
-/// Which shard a database holds.
+/// Names the shard that a database holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub generation: GenerationId,
@@ -123,7 +124,7 @@ impl std::fmt::Display for Identity {
 }
 
 impl Identity {
-    /// Text, because a person who looks at a damaged directory wants to read it.
+    /// The encoding is text, so that a person can read it in a damaged directory.
     pub(crate) fn encode(&self) -> String {
         format!("{}/{}", self.generation, self.partition)
     }
@@ -157,7 +158,7 @@ mod tests {
         }
     }
 
-    /// The first released form. It stays readable whatever is written later.
+    /// The first released form. Every later version must read it.
     const PROGRESS_V1: &str = "01\
         0000000000000102\
         0000000000000005\

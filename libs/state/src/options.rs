@@ -1,4 +1,4 @@
-//! How the databases are opened.
+//! RocksDB options of shard databases and their readers.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ const OUTBOX_WRITE_BUFFER: usize = 2 << 20;
 const BLOCK_BYTES: usize = 8 << 10;
 const BLOOM_BITS: f64 = 10.0;
 
-/// Memory for blocks that were read, shared by all databases that are opened with it.
+/// A block cache, shared by all databases that are opened with it.
 #[derive(Clone)]
 pub struct Cache(rocksdb::Cache);
 
@@ -29,13 +29,14 @@ impl fmt::Debug for Cache {
     }
 }
 
-/// How a shard is opened. Clone one for all shards of a process, so that they share the cache.
+/// Options of a shard's database. Clone one for all shards of a process, so that they share the
+/// cache.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Remove expired rows from the disk. Readers hide them either way.
+    /// Whether compaction removes expired rows. Readers hide them either way.
     pub expire: bool,
-    /// Rows written since they were last moved to a file, in bytes. Larger writes less often and costs
-    /// that much memory per shard, and as much again per reader of it.
+    /// The size of the memtable. A larger one means fewer flushes, but each shard uses that much
+    /// memory, and each reader of the shard as much again.
     pub write_buffer_bytes: usize,
     pub cache: Cache,
 }
@@ -51,9 +52,10 @@ impl Options {
         let mut options = base();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
-        // Bounds what has to be read again at a start when the outbox is hardly used and so never full.
+        // Limits how much of the write-ahead log an open replays while a rarely used outbox never
+        // fills its memtable.
         options.set_max_total_wal_size(2 * self.write_buffer_bytes as u64);
-        // One writer: nothing to be gained by concurrent inserts, and their checks cost.
+        // A shard has one writer, so concurrent inserts gain nothing, and their checks cost time.
         options.set_allow_concurrent_memtable_write(false);
         options
     }
@@ -64,7 +66,8 @@ impl Options {
             rows.set_compaction_filter_factory(ExpiryFactory(horizon.clone()));
         }
         let mut outbox = self.table(OUTBOX_WRITE_BUFFER.min(self.write_buffer_bytes));
-        // A queue leaves deletions behind its head; compact them away before they slow its readers.
+        // A queue leaves tombstones behind its head. Compact them away before they slow its
+        // readers.
         outbox.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
         [
             ColumnFamilyDescriptor::new(ROWS_FAMILY, rows),
@@ -72,7 +75,7 @@ impl Options {
         ]
     }
 
-    /// A reader needs the rows only.
+    /// The column family that a reader opens: rows only.
     pub(crate) fn reader_families(&self) -> [ColumnFamilyDescriptor; 1] {
         [ColumnFamilyDescriptor::new(ROWS_FAMILY, self.rows())]
     }
@@ -86,7 +89,8 @@ impl Options {
         table.set_block_cache(&self.cache.0);
         table.set_block_size(BLOCK_BYTES);
         table.set_bloom_filter(BLOOM_BITS, false);
-        // Indexes and filters count against the cache too, or many shards would add up unseen.
+        // Indexes and filters count against the cache too. Otherwise their memory would grow with
+        // the number of shards.
         table.set_cache_index_and_filter_blocks(true);
         table.set_pin_l0_filter_and_index_blocks_in_cache(true);
         table.set_format_version(5);
@@ -100,7 +104,7 @@ impl Options {
     }
 }
 
-/// What writer and readers have in common.
+/// Options that writer and readers share.
 pub(crate) fn base() -> rocksdb::Options {
     let mut options = rocksdb::Options::default();
     options.set_log_level(LogLevel::Warn);
@@ -109,7 +113,8 @@ pub(crate) fn base() -> rocksdb::Options {
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options.set_max_background_jobs(2);
-    // Secondaries must: the primary deletes files that they still read. An open file stays readable.
+    // Secondaries need this: the primary deletes files that they still read, and an open file stays
+    // readable.
     options.set_max_open_files(-1);
     options
 }

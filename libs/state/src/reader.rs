@@ -22,23 +22,23 @@ use crate::{
     shard::{check, is_current, progress},
 };
 
-/// How often catching up is tried before the database is opened anew. Between them it waits 1, 2, 4 …
-/// milliseconds: the writer is about to write what is missing.
+/// Attempts to catch up before the reader opens the database anew. It waits 1, 2, 4 … milliseconds
+/// between attempts, because the writer is about to write the missing part.
 const ATTEMPTS: u32 = 6;
 
 /// Reads a shard, or a checkpoint of one.
 pub struct ShardReader {
     path: PathBuf,
     identity: Identity,
-    /// `None`: a checkpoint, which never changes.
+    /// `None` for a checkpoint, which never changes.
     live: Option<Live>,
-    /// What readers see. A view holds it for reading; catching up holds it for writing, because it
-    /// changes the database under the views.
+    /// The progress that views show. A view holds this lock for reading. A refresh holds it for
+    /// writing, because it changes the database under the views.
     seen: RwLock<Progress>,
-    opened: Opened,
+    opened: OpenDb,
 }
 
-/// What a reader of a live shard has besides.
+/// The state that only a reader of a live shard needs.
 struct Live {
     scratch: PathBuf,
     options: Options,
@@ -46,26 +46,29 @@ struct Live {
     done: Condvar,
 }
 
-/// A caller must see what was committed before it called, so one that finds a refresh running waits
-/// for the next. All who wait share that one.
+/// Coordinates concurrent refreshes. A caller must see every commit before its call, so a caller
+/// that finds a refresh running waits for the next one. All waiting callers share that next
+/// refresh.
 #[derive(Default)]
 struct Refreshes {
     running: bool,
     started: u64,
-    /// The last that succeeded.
+    /// The last refresh that succeeded.
     completed: u64,
 }
 
-/// A database and what it was replaced by. Scans of an older one may still be running, so that it is
-/// kept as long as the reader: it is replaced only when catching up fails for good.
-struct Opened {
+/// An open database, and the newer one that replaced it. Scans of the older one may still be
+/// running, so the reader keeps both. A replacement is rare: it happens only when catching up fails
+/// for good.
+struct OpenDb {
     db: DB,
-    /// What the primary's `CURRENT` said then: another text means that the writer opened it anew.
+    /// The content of the primary's `CURRENT` at that time. Another content means that the writer
+    /// has reopened its database.
     current: Vec<u8>,
-    newer: OnceLock<Box<Opened>>,
+    newer: OnceLock<Box<OpenDb>>,
 }
 
-impl Opened {
+impl OpenDb {
     fn new(db: DB, current: Vec<u8>) -> Self {
         Self { db, current, newer: OnceLock::new() }
     }
@@ -80,16 +83,16 @@ impl Opened {
 }
 
 impl ShardReader {
-    /// Reads the shard in `primary` while it is written. `scratch` is a directory for this reader alone.
+    /// Reads the shard in `primary` while its writer runs. No other reader may use `scratch`.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if the shard has not been begun yet.
+    /// [`Error::Missing`] if the shard has no database yet.
     pub fn open_live(primary: &Path, scratch: &Path, identity: &Identity) -> Result<Self, Error> {
         Self::open_live_with(primary, scratch, identity, &Options::default())
     }
 
-    /// The same, sharing the options' cache.
+    /// The same, with these options and their cache.
     pub fn open_live_with(
         primary: &Path,
         scratch: &Path,
@@ -116,7 +119,7 @@ impl ShardReader {
         Self::open_checkpoint_with(path, identity, &Options::default())
     }
 
-    /// The same, sharing the options' cache.
+    /// The same, with these options and their cache.
     pub fn open_checkpoint_with(
         path: &Path,
         identity: &Identity,
@@ -129,7 +132,7 @@ impl ShardReader {
             .map_err(|error| Error::rocksdb(path, error))?;
         let seen =
             check(&db, path, identity)?.ok_or_else(|| Error::Missing { path: path.into() })?;
-        let opened = Opened::new(db, Vec::new());
+        let opened = OpenDb::new(db, Vec::new());
         Ok(Self {
             path: path.into(),
             identity: *identity,
@@ -139,8 +142,8 @@ impl ShardReader {
         })
     }
 
-    /// Sees all that was committed before the call. Callers at the same time share the work. It waits
-    /// for the [`ReadView`]s that are held, but not for scans.
+    /// Makes every commit before this call visible. Concurrent callers share the work. It waits for
+    /// open [`ReadView`]s, but not for scans.
     pub fn refresh(&self) -> Result<Progress, Error> {
         let Some(live) = &self.live else { return Ok(self.progress()) };
         let mut refreshes = live.refreshes.lock();
@@ -169,12 +172,12 @@ impl ShardReader {
         let mut seen = self.seen.write();
         let newest = self.opened.newest();
         for attempt in 0..ATTEMPTS {
-            // A writer that opened its database anew has moved rows from its log into files, and a
-            // secondary that was opened before may never find these.
+            // A writer that reopens its database flushes rows from its log into files. A secondary
+            // that was opened earlier may never find these files.
             if current(&self.path)? != newest.current {
                 break;
             }
-            if look(&newest.db, &self.path)? && current(&self.path)? == newest.current {
+            if catch_up_once(&newest.db, &self.path)? && current(&self.path)? == newest.current {
                 let now = progress(&newest.db, &self.path)?;
                 if now.position >= seen.position {
                     *seen = now;
@@ -185,19 +188,19 @@ impl ShardReader {
         }
         let (opened, now) =
             open_secondary(&self.path, &live.scratch, &self.identity, &live.options)?;
-        // The lock for writing is held: nobody else can have set it.
+        // The write lock is held, so no other thread can have set it.
         let _ = newest.newer.set(Box::new(opened));
         *seen = now;
         Ok(())
     }
 
-    /// What a view would see.
+    /// The progress that a view taken now would show.
     pub fn progress(&self) -> Progress {
         *self.seen.read()
     }
 
-    /// One commit, as long as it is held. Hold it briefly: catching up waits for it. A thread that
-    /// holds one must not ask for another of the same reader, or for a refresh.
+    /// A view of one commit. Hold it briefly: a refresh waits for it. A thread that holds a view
+    /// must not take another view of the same reader, and must not refresh it.
     pub fn view(&self) -> ReadView<'_> {
         let seen = self.seen.read();
         ReadView { db: &self.opened.newest().db, path: &self.path, seen }
@@ -210,20 +213,20 @@ impl std::fmt::Debug for ShardReader {
     }
 }
 
-/// Catches up, and says whether the secondary is now where the primary was.
+/// Catches up with the primary. Returns whether the secondary now shows all that the primary had.
 ///
-/// It reads first which files there are, and then the write-ahead logs. What the primary moves from a log into
-/// a file in between is missed if that log is deleted before it is read. So it is trusted only if the same logs
-/// were there before and after: then each was there when it was read, and what had been in an earlier one was
-/// in the files from the beginning.
-fn look(db: &DB, primary: &Path) -> Result<bool, Error> {
-    look_while(db, primary, || {})
+/// RocksDB reads the list of files first and the write-ahead logs after it. If the primary flushes
+/// a log into a file in between and deletes the log, the secondary misses those rows. The result is
+/// therefore trusted only if the same logs existed before and after: then each log was still there
+/// when it was read, and the rows of earlier logs were in the listed files.
+fn catch_up_once(db: &DB, primary: &Path) -> Result<bool, Error> {
+    catch_up_once_while(db, primary, || {})
 }
 
-/// The primary does `meanwhile` while we look.
-fn look_while(db: &DB, primary: &Path, meanwhile: impl FnOnce()) -> Result<bool, Error> {
+/// As [`catch_up_once`], and runs `meanwhile` between the two lists of logs.
+fn catch_up_once_while(db: &DB, primary: &Path, meanwhile: impl FnOnce()) -> Result<bool, Error> {
     let before = logs(primary)?;
-    // The primary deletes files while we read their names: then the next look finds newer names.
+    // The primary may delete files between listing and opening. The next attempt finds newer names.
     if db.try_catch_up_with_primary().is_err() || !is_current(db, primary)? {
         return Ok(false);
     }
@@ -231,7 +234,7 @@ fn look_while(db: &DB, primary: &Path, meanwhile: impl FnOnce()) -> Result<bool,
     Ok(logs(primary)? == before)
 }
 
-/// The names of the primary's write-ahead logs. A name is never used twice.
+/// The names of the primary's write-ahead logs. RocksDB never uses a name twice.
 fn logs(primary: &Path) -> Result<BTreeSet<OsString>, Error> {
     let failed = |error| Error::io(primary, error);
     let mut names = BTreeSet::new();
@@ -244,7 +247,8 @@ fn logs(primary: &Path) -> Result<BTreeSet<OsString>, Error> {
     Ok(names)
 }
 
-/// Names the file that lists the primary's files; each opening by its writer begins another.
+/// The content of `CURRENT`, which names the primary's manifest. Each open by the writer starts a
+/// new manifest.
 fn current(primary: &Path) -> Result<Vec<u8>, Error> {
     let path = primary.join("CURRENT");
     fs::read(&path).map_err(|error| Error::io(&path, error))
@@ -255,9 +259,9 @@ fn open_secondary(
     scratch: &Path,
     identity: &Identity,
     options: &Options,
-) -> Result<(Opened, Progress), Error> {
+) -> Result<(OpenDb, Progress), Error> {
     let missing = || Error::Missing { path: primary.into() };
-    // RocksDB has no error of its own for a primary that does not exist.
+    // RocksDB has no error of its own for a missing primary.
     if !primary.join("CURRENT").exists() {
         return Err(missing());
     }
@@ -274,19 +278,19 @@ fn open_secondary(
         match opened {
             Ok(db) => {
                 check(&db, primary, identity)?.ok_or_else(missing)?;
-                if look(&db, primary)? && current(primary)? == before {
+                if catch_up_once(&db, primary)? && current(primary)? == before {
                     let now = progress(&db, primary)?;
-                    return Ok((Opened::new(db, before), now));
+                    return Ok((OpenDb::new(db, before), now));
                 }
             }
-            // Files were deleted between finding their names and opening them.
+            // The primary deleted files between listing and opening.
             Err(error) => failure = Some(Error::rocksdb(primary, error)),
         }
         thread::sleep(Duration::from_millis(1 << attempt));
     }
     Err(failure.unwrap_or_else(|| Error::Storage {
         path: primary.into(),
-        source: "its last write is not to be found yet; try again".into(),
+        source: "the secondary does not show the writer's last commit yet; try again".into(),
     }))
 }
 
@@ -302,7 +306,7 @@ impl<'a> ReadView<'a> {
         *self.seen
     }
 
-    /// A row and its payload, unless it has expired.
+    /// A row's header and payload; `None` if there is no such row or it has expired.
     pub fn get(&self, key: &[u8]) -> Result<Option<(RowHeader, Vec<u8>)>, Error> {
         let stored = self
             .db
@@ -314,12 +318,12 @@ impl<'a> ReadView<'a> {
         Ok((!self.seen.expired(header.time)).then(|| (header, payload.to_vec())))
     }
 
-    /// The rows of a range in the order of their keys. They stay those of this view's commit, however
-    /// long it takes; the view itself is released.
+    /// The rows of a range in the order of their keys, all of this view's commit, however long the
+    /// scan takes. The view itself is released.
     pub fn scan(self, range: KeyRange) -> RowScan<'a> {
         let (start, end) = range.stored();
         let mut options = ReadOptions::default();
-        // An empty range would have an end before its start, which RocksDB does not define.
+        // RocksDB does not define a range whose end lies before its start.
         options.set_iterate_upper_bound(end.max(start.clone()));
         let mut rows = self.db.raw_iterator_opt(options);
         rows.seek(start);
@@ -330,7 +334,7 @@ impl<'a> ReadView<'a> {
 /// Key, header and payload.
 pub type Row<'a> = (&'a [u8], RowHeader, &'a [u8]);
 
-/// Rows of one commit.
+/// A scan over the rows of one commit.
 pub struct RowScan<'a> {
     rows: DBRawIterator<'a>,
     path: &'a Path,
@@ -339,7 +343,7 @@ pub struct RowScan<'a> {
 }
 
 impl RowScan<'_> {
-    /// Of the commit that the rows are from.
+    /// The progress of the commit that the rows belong to.
     pub fn progress(&self) -> Progress {
         self.progress
     }
@@ -354,7 +358,7 @@ impl RowScan<'_> {
             self.begun = true;
             match self.rows.value().map(split_row) {
                 None => {
-                    // Asking an exhausted iterator for its next is an error in RocksDB.
+                    // RocksDB reports an error if an exhausted iterator is advanced.
                     self.begun = false;
                     return self
                         .rows

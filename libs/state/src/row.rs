@@ -1,4 +1,4 @@
-//! Rows: their header, their ranges, and the keys of the outbox.
+//! Row headers, key ranges, and the keys of the outbox.
 
 use headwater_types::{EventTime, Offset};
 
@@ -7,20 +7,20 @@ use crate::{Error, meta::ROWS};
 /// The time of a row that never expires.
 pub const NEVER_EXPIRES: EventTime = EventTime(i64::MAX);
 
-/// What state knows of a row besides its bytes.
+/// The part of a row that this crate reads. The payload belongs to the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowHeader {
-    /// What expiry compares: a window's end, or the row's greatest event time.
+    /// The time that expiry compares: a window's end, or the row's greatest event time.
     pub time: EventTime,
-    /// The last record that changed the row.
+    /// The offset of the last record that changed the row.
     pub last_offset: Offset,
 }
 
-/// Bytes before the engine's payload: version, time, last offset.
+/// The length of the header before the engine's payload: version, time, last offset.
 pub const ROW_HEADER_LEN: usize = 17;
 pub(crate) const ROW_VERSION: u8 = 1;
 
-/// Begins a row; the payload follows.
+/// Appends a row's header. The caller appends the payload.
 pub fn encode_header(header: &RowHeader, out: &mut Vec<u8>) {
     let mut bytes = [0; ROW_HEADER_LEN];
     bytes[0] = ROW_VERSION;
@@ -29,7 +29,7 @@ pub fn encode_header(header: &RowHeader, out: &mut Vec<u8>) {
     out.extend_from_slice(&bytes);
 }
 
-/// A row's header and payload.
+/// Splits a stored row into header and payload.
 pub fn decode_row(bytes: &[u8]) -> Result<(RowHeader, &[u8]), Error> {
     match split_row(bytes) {
         Some(row) => Ok(row),
@@ -55,7 +55,7 @@ pub(crate) fn split_row(bytes: &[u8]) -> Option<(RowHeader, &[u8])> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyRange {
     pub start: Vec<u8>,
-    /// Not in the range; `None` for no end.
+    /// The exclusive end; `None` if the range has no end.
     pub end: Option<Vec<u8>>,
 }
 
@@ -70,7 +70,8 @@ impl KeyRange {
 
     /// All keys that begin with these bytes.
     pub fn prefix(prefix: &[u8]) -> Self {
-        // The end is the shortest key after all of them: the last byte that can grow, grown.
+        // The exclusive end is the shortest key after all keys with the prefix: increment the last
+        // byte that is not 0xff, and cut off the rest.
         let grown = prefix.iter().rposition(|&byte| byte != u8::MAX);
         let end = grown.map(|at| {
             let mut end = prefix[..=at].to_vec();
@@ -80,7 +81,7 @@ impl KeyRange {
         Self { start: prefix.to_vec(), end }
     }
 
-    /// The same range among stored keys.
+    /// The same range, as keys of the database.
     pub(crate) fn stored(&self) -> (Vec<u8>, Vec<u8>) {
         let end = self.end.as_ref().map_or_else(|| vec![ROWS + 1], |end| stored_key(end));
         (stored_key(&self.start), end)
@@ -94,12 +95,12 @@ pub(crate) fn stored_key(key: &[u8]) -> Vec<u8> {
     stored
 }
 
-/// Where a record waits to be published: after the record it came from, in the order they came.
+/// The key of an outbox entry: the offset of the record that caused it, then the entry's index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutboxKey {
-    /// Offset of the record that caused it.
+    /// The offset of the record that caused the entry.
     pub position: Offset,
-    /// Counts what one record caused.
+    /// Counts the entries that one record caused.
     pub index: u32,
 }
 

@@ -1,4 +1,4 @@
-//! A shard's database, as its one writer sees it.
+//! A shard's database and its only writer.
 
 use std::{
     fs,
@@ -18,30 +18,31 @@ use crate::{
     row::OUTBOX_KEY_LEN,
 };
 
-/// Keys that RocksDB is asked for at once: enough to share the work, few enough to stay in the cache.
+/// Keys per `multi_get`: enough to share the work, few enough to stay in the CPU's cache.
 const LOAD_BATCH: usize = 256;
 
-/// All that one commit writes. Atomic: all of it or nothing.
+/// The contents of one commit. RocksDB writes all of it or nothing.
 pub struct Commit<'a, R> {
     pub progress: Progress,
     /// Key and row (header and payload) of every row that changed, in the order of the keys.
     pub puts: R,
-    /// What is to be published.
+    /// Entries that the publisher sends to output and dead-letter topics.
     pub outbox: &'a [(OutboxKey, Vec<u8>)],
 }
 
-/// A shard's database, opened to be written. There is one at a time per directory.
+/// A shard's database, opened for writing. A directory has at most one writer at a time.
 pub struct ShardDb {
     path: PathBuf,
     identity: Identity,
     db: DB,
     horizon: DurableHorizon,
-    /// Held while something is written, so that a checkpoint is of the progress that it says.
+    /// Every write holds this lock, so that a checkpoint contains exactly the progress that it
+    /// reports.
     committed: Mutex<Progress>,
 }
 
 impl ShardDb {
-    /// Opens the shard, or begins it.
+    /// Opens the shard's database, and creates it if there is none.
     ///
     /// # Errors
     ///
@@ -55,8 +56,8 @@ impl ShardDb {
             Some(progress) => progress,
             None => begin(&db, path, identity)?,
         };
-        // What opening recovered from the write-ahead log it has moved to fsynced files, but that is a
-        // default of RocksDB, not a promise: the horizon stays unknown until the first sync.
+        // RocksDB flushes rows recovered from the write-ahead log into fsynced files by default,
+        // but does not promise it. The horizon therefore stays unknown until the first sync.
         let shard = Self {
             path: path.into(),
             identity: *identity,
@@ -76,15 +77,15 @@ impl ShardDb {
         &self.identity
     }
 
-    /// As of the last commit.
+    /// The progress of the last commit.
     pub fn progress(&self) -> Progress {
         *self.committed.lock()
     }
 
     /// Calls `found` with the index of each key that has a row, and that row (header and payload).
     ///
-    /// `keys` are sorted. Expired rows are handed out as long as they exist: whether a record may still
-    /// reach a row is decided by the watermark at that record, not by the last commit's.
+    /// `keys` are sorted. Expired rows are included while they exist: the watermark at a record
+    /// decides whether the record may still reach a row, not the watermark of the last commit.
     pub fn load(&self, keys: &[&[u8]], mut found: impl FnMut(usize, &[u8])) -> Result<(), Error> {
         let rows = self.rows()?;
         let mut stored = Vec::new();
@@ -113,7 +114,8 @@ impl ShardDb {
         Ok(())
     }
 
-    /// Writes all of it at once. Survives the end of the process; a power cut may find an older commit.
+    /// Writes the commit atomically. It survives the end of the process; after a power cut the
+    /// database may be at an older commit.
     pub fn commit<'a, R>(&self, commit: Commit<'_, R>) -> Result<(), Error>
     where
         R: IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -136,8 +138,8 @@ impl ShardDb {
         Ok(())
     }
 
-    /// What waits to be published from `from` on, in order: at least one entry if there is any, then as
-    /// many as fit into `max_bytes`.
+    /// The outbox entries from `from` on, in order: at least one if there is any, then as many as
+    /// fit into `max_bytes`.
     pub fn outbox(
         &self,
         from: OutboxKey,
@@ -162,13 +164,13 @@ impl ShardDb {
         Ok(entries)
     }
 
-    /// Deletes the outbox before `until`, and remembers how far its topic was read or written: bytes
-    /// that mean something to the publisher only.
+    /// Deletes the outbox entries before `until`, and stores `cursor` with it: bytes that only the
+    /// publisher interprets, which say how far it has read or written its topic.
     pub fn outbox_published(&self, until: OutboxKey, cursor: &[u8]) -> Result<(), Error> {
         let (rows, outbox) = (self.rows()?, self.outbox_family()?);
         let mut batch = WriteBatch::new();
         batch.put_cf(rows, CURSOR_KEY, cursor);
-        // Key by key: every range deletion that lies in memory slows every read of the outbox.
+        // Deletes key by key: each range tombstone in the memtable slows every read of the outbox.
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(until.encode());
         let mut iterator = self.db.raw_iterator_cf_opt(outbox, options);
@@ -182,15 +184,15 @@ impl ShardDb {
         self.write(&self.committed.lock(), batch)
     }
 
-    /// What [`outbox_published`](Self::outbox_published) was given last.
+    /// The cursor of the last call of [`outbox_published`](Self::outbox_published).
     pub fn outbox_cursor(&self) -> Result<Option<Vec<u8>>, Error> {
         self.db.get_cf(self.rows()?, CURSOR_KEY).map_err(|error| self.failed(error))
     }
 
-    /// Makes a consistent copy of the shard, out of hard links, and returns the progress that it has.
+    /// Makes a consistent copy of the shard out of hard links. Returns the progress of the copy.
     ///
-    /// It is built beside `directory` and renamed, so that what has that name is whole. If it exists
-    /// already, nothing is done and its progress is returned.
+    /// The copy is built under another name and then renamed, so that `directory` is always
+    /// complete. If `directory` exists already, this does nothing and returns its progress.
     pub fn checkpoint(&self, directory: &Path) -> Result<Progress, Error> {
         let mut committed = self.committed.lock();
         if directory.exists() {
@@ -204,23 +206,23 @@ impl ShardDb {
         Checkpoint::new(&self.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(&partial))
             .map_err(|error| self.failed(error))?;
-        // RocksDB has fsynced the files; the name itself is made durable here.
+        // RocksDB has fsynced the files; this fsyncs the directory entry.
         fs::rename(&partial, directory)
             .and_then(|()| fs::File::open(parent)?.sync_all())
             .map_err(|error| Error::io(directory, error))?;
-        // It moved all that was committed to fsynced files first.
+        // RocksDB flushed every commit to fsynced files before it made the links.
         self.horizon.advance(committed.rows_expired_before);
         self.mark(&mut committed)?;
         Ok(*committed)
     }
 
-    /// Bytes on the disk.
+    /// The size of the database on the disk.
     pub fn size_bytes(&self) -> u64 {
         layout::size_bytes(&self.path)
     }
 
-    /// Makes all commits so far survive a power cut too. Only what they have expired is then removed by
-    /// compaction, so call it now and then if rows expire.
+    /// Makes all commits so far survive a power cut. Compaction removes only rows that a synced
+    /// commit has expired, so call this now and then if rows expire.
     pub fn sync(&self) -> Result<(), Error> {
         let horizon = self.committed.lock().rows_expired_before;
         self.db.flush_wal(true).map_err(|error| self.failed(error))?;
@@ -233,20 +235,20 @@ impl ShardDb {
         self.horizon.get()
     }
 
-    /// Removes expired rows now, as far as the durable horizon allows, instead of when RocksDB likes.
+    /// Removes rows expired by the durable horizon now, instead of whenever RocksDB compacts.
     pub fn compact(&self) -> Result<(), Error> {
         let (rows, outbox) = (self.rows()?, self.outbox_family()?);
         for family in [rows, outbox] {
             self.db.flush_cf(family).map_err(|error| self.failed(error))?;
             let mut options = rocksdb::CompactOptions::default();
-            // Also what lies at the bottom already: it may have expired since.
+            // Includes the bottommost level: its rows may have expired since they arrived there.
             options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
             self.db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
         }
         self.mark(&mut self.committed.lock())
     }
 
-    /// As a crash in the middle of [`ShardDb::compact`] leaves it.
+    /// Leaves the database as a crash in the middle of [`ShardDb::compact`] would.
     #[cfg(test)]
     pub(crate) fn flush_without_mark(&self) {
         self.db.flush_cf(self.rows().unwrap()).unwrap();
@@ -258,20 +260,21 @@ impl ShardDb {
         self.db.get_cf(self.rows().unwrap(), crate::row::stored_key(key)).unwrap().is_some()
     }
 
-    /// Writes what is there already. After all rows went to files it puts a record into the new
-    /// write-ahead log, without which readers would go on to see what they read from the old one.
+    /// Writes the current progress again. After a flush this puts a record into the new write-ahead
+    /// log; without one, readers would keep the rows that they read from the old log.
     fn mark(&self, committed: &mut Progress) -> Result<(), Error> {
         let mut batch = WriteBatch::new();
         batch.put_cf(self.rows()?, PROGRESS_KEY, committed.encode());
         self.write(committed, batch)
     }
 
-    /// The lock on what is committed shows that nobody else writes meanwhile: the sequence depends on it.
+    /// `_committed` proves that the lock is held, so no other write happens meanwhile. The sequence
+    /// number depends on that.
     fn write(&self, _committed: &Progress, mut batch: WriteBatch) -> Result<(), Error> {
         let sequence = self.db.latest_sequence_number() + batch.len() as u64 + 1;
         batch.put_cf(self.rows()?, SEQUENCE_KEY, sequence.to_be_bytes());
         let mut options = WriteOptions::default();
-        // Rows come sorted: each is found from where the one before went.
+        // Rows are sorted, so each insert starts its search where the last one ended.
         options.set_memtable_insert_hint_per_batch(true);
         self.db.write_opt(batch, &options).map_err(|error| self.failed(error))
     }
@@ -302,7 +305,7 @@ fn family<'a>(db: &'a DB, path: &Path, name: &str) -> Result<&'a ColumnFamily, E
     db.cf_handle(name).ok_or_else(|| Error::corrupt(path, format!("no column family {name}")))
 }
 
-/// Whether this is the shard, in a format that can be read. `None` if nothing was written yet.
+/// Checks format and identity. Returns the progress, or `None` if the database is new.
 pub(crate) fn check(db: &DB, path: &Path, identity: &Identity) -> Result<Option<Progress>, Error> {
     let get = |key| db.get(key).map_err(|error| Error::rocksdb(path, error));
     let Some(format) = get(FORMAT_KEY)? else { return Ok(None) };
@@ -331,13 +334,14 @@ pub(crate) fn progress(db: &DB, path: &Path) -> Result<Progress, Error> {
     Progress::decode(&bytes).map_err(|detail| Error::corrupt(path, detail))
 }
 
-/// Whether the last write that the database knows of is seen when it is read.
+/// Whether reads see the last write that the database knows of.
 pub(crate) fn is_current(db: &DB, path: &Path) -> Result<bool, Error> {
     let stored = db.get_pinned(SEQUENCE_KEY).map_err(|error| Error::rocksdb(path, error))?;
     Ok(stored.is_some_and(|stored| *stored == db.latest_sequence_number().to_be_bytes()))
 }
 
-/// Names the database, in one write with its first progress: there is no half of a beginning.
+/// Writes the identity and the first progress in one batch, so that a half-created database cannot
+/// exist.
 fn begin(db: &DB, path: &Path, identity: &Identity) -> Result<Progress, Error> {
     let mut iterator = db.raw_iterator();
     iterator.seek_to_first();

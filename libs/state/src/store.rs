@@ -1,55 +1,63 @@
 //! The store of checkpoints: how a shard moves from one machine to another.
 //!
-//! It is an object store that processors and coordinator share, or a directory on a disk that they share.
-//! What lies there is derived: whatever is lost is rebuilt from the log, so nothing here is fsynced for the
-//! store's sake, and everything is verified when it is read.
+//! It is an object store, or a shared directory, that processors and coordinator use. Checkpoints
+//! are derived data: a lost one is rebuilt from the log. So nothing is fsynced for the store's
+//! sake, and every file is verified when it is read.
 //!
 //! ```text
-//! <url>/<generation>/<partition>/files/<owner>/<blake3>                  immutable files, named by their content
-//! <url>/<generation>/<partition>/positions/<position>-<owner>.json       a manifest per hand-over checkpoint
-//! <url>/<generation>/<partition>/replays/<checkpoint id>/<owner>.json    a manifest per checkpoint for a replay
+//! <url>/<generation>/<partition>/
+//!   files/<owner>/<blake3>                  immutable files, named by their content
+//!   positions/<position>-<owner>.json       a manifest per hand-over checkpoint
+//!   replays/<checkpoint id>/<owner>.json    a manifest per checkpoint for a replay
 //! ```
 //!
-//! An owner is one claim of a shard, `<epoch>-<instance>`: no two processes, and no two runs of one process,
-//! have the same, and who claims later has the greater epoch.
+//! An owner is one claim of a shard, `<epoch>-<instance>`. No two processes, and no two runs of one
+//! process, are the same owner. A later claim has a greater epoch.
 //!
-//! # Where it may lie
+//! # URLs
 //!
-//! * `file:///path/to/a/directory`, with `%20` and the like for characters that a URL cannot have. Where the
-//!   shard lies on the same file system, files are hard links and cost nothing.
-//! * `s3://bucket/prefix`: S3, or what speaks its language. Credentials and the rest come from the usual
-//!   variables, of which an empty one counts as not set: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-//!   `AWS_SESSION_TOKEN`, `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`,
-//!   `AWS_ENDPOINT`) for other stores than Amazon's, where an `http://` address is taken as it is,
-//!   `AWS_VIRTUAL_HOSTED_STYLE_REQUEST`; without keys `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`,
-//!   `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`, `AWS_CONTAINER_CREDENTIALS_FULL_URI` with
-//!   `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, or the machine's own role. They must be allowed `s3:ListBucket` of the
-//!   bucket, and `s3:GetObject`, `s3:PutObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload` below the prefix. An
-//!   upload that is cut off may leave parts that only a lifecycle rule of the bucket removes
+//! * `file:///path/to/a/directory`, with `%20` and the like for characters that a URL cannot have.
+//!   If the shard lies on the same file system, files are hard links and cost nothing.
+//! * `s3://bucket/prefix`: S3 or any S3-compatible store. Credentials and settings come from the
+//!   usual variables, of which an empty one counts as not set: `AWS_ACCESS_KEY_ID`,
+//!   `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION` (or `AWS_DEFAULT_REGION`),
+//!   `AWS_ENDPOINT_URL` (or `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT`) for stores other than Amazon's,
+//!   where an `http://` address is allowed, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST`; without keys
+//!   `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`, `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`,
+//!   `AWS_CONTAINER_CREDENTIALS_FULL_URI` with `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, or the
+//!   machine's own role. The credentials must allow `s3:ListBucket` on the bucket, and
+//!   `s3:GetObject`, `s3:PutObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload` below the
+//!   prefix. An interrupted upload may leave parts that only a lifecycle rule of the bucket removes
 //!   (`AbortIncompleteMultipartUpload`).
 //!
 //! # Why a former owner can break nothing
 //!
-//! A process may go on for a while after it has lost a shard, and may be stopped at any instruction and go on
-//! an hour later. No clock and no lock guards against that; these rules do:
+//! A process may run on for a while after it has lost a shard, and may even be suspended at any
+//! instruction and continue an hour later. Neither a clock nor a lock guards against that. These
+//! rules do:
 //!
-//! 1. A manifest names files of its own owner only. What a predecessor has stored is taken over by a copy
-//!    inside the store, under the new owner's path.
+//! 1. A manifest names only files of its own owner. A new owner copies its predecessor's files
+//!    inside the store, to its own path.
 //! 2. [`Store::newest`] prefers the later owner, then the greater position.
-//! 3. [`Store::prune`] on behalf of an owner removes nothing of later owners: neither manifests nor files.
+//! 3. [`Store::prune`] on behalf of an owner never removes manifests or files of later owners.
 //!
-//! By 1 and 3 whatever a former owner removes, the manifests of later owners stay whole: it never touches
-//! their files, and they name no others. By 2 and 3 it is harmless to remove the files of a *former* owner,
-//! even while that one is about to write a manifest which names them: `prune` does so only while a manifest of
-//! a later owner, the one to keep, is there, so that the broken one would never be chosen; and the statuses of
-//! a former owner, which tell of its checkpoints for a replay, are ignored once the new one has spoken. That
-//! manifest to keep is itself removed only beside one that is preferred to it. Uploads and prunings of *one*
-//! owner do not overlap: it is one process, and clones of a store take turns shard by shard. Who reads a
-//! manifest just before it is pruned is told so ([`Error::Gone`]) and looks for the newer one.
+//! By rules 1 and 3, the manifests of later owners stay complete: a former owner never touches
+//! their files, and these manifests name no other files.
+//!
+//! By rules 2 and 3, the new owner may remove files of a *former* owner even while the former owner
+//! is about to write a manifest that names them. `prune` removes such files only while the manifest
+//! to keep, which belongs to a later owner, exists, so no reader would choose the broken manifest.
+//! The coordinator also ignores the former owner's status records, which report its checkpoints for
+//! a replay, once the new owner has written one. The kept manifest is itself removed only when a
+//! preferred one exists.
+//!
+//! Uploads and prunings of *one* owner do not overlap: an owner is one process, and clones of a
+//! store lock each shard. A reader of a manifest that is pruned meanwhile gets [`Error::Gone`] and
+//! looks for the newer one.
 
-mod failure;
+mod backend;
+mod error;
 mod manifest;
-mod place;
 mod prune;
 mod s3;
 mod transfer;
@@ -70,37 +78,38 @@ use object_store::{ObjectStoreExt as _, path::Path};
 use parking_lot::Mutex;
 
 use crate::{Error, Identity, layout};
+use backend::Backend;
 pub use manifest::{Manifest, Sent, StoredFile};
 use manifest::{Owner, hand_over_name, hand_over_rank};
-use place::Place;
 
-/// Files that are moved at the same time.
+/// Files that one upload or fetch transfers at the same time.
 const CONCURRENCY: usize = 4;
-/// How often the newest manifest is looked for when it vanishes before it is read.
-const LOOKS: usize = 5;
+/// Attempts to find the newest manifest when it is pruned before it is read.
+const NEWEST_ATTEMPTS: usize = 5;
 
-/// What a checkpoint is uploaded for.
+/// The reason for an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose<'a> {
-    /// So that another owner can go on with the shard.
+    /// Another owner shall be able to continue the shard from this checkpoint.
     HandOver,
-    /// For the comparison of two generations; the id of the checkpoint.
+    /// A replay compares two generations. The text is the id of the checkpoint.
     Replay(&'a str),
 }
 
-/// A store of checkpoints. Cheap to clone; all clones are one.
+/// A store of checkpoints. Cheap to clone: all clones share one state.
 #[derive(Clone)]
 pub struct Store {
-    place: Arc<Place>,
-    turns: Arc<Mutex<HashMap<Identity, Arc<tokio::sync::Mutex<()>>>>>,
+    backend: Arc<Backend>,
+    shard_locks: Arc<Mutex<HashMap<Identity, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Store {
-    /// Opens the store at a URL. It reads nothing yet, but begins the directory of a `file://` URL.
+    /// Opens the store at a URL. This creates the directory of a `file://` URL, and reads nothing
+    /// yet.
     ///
     /// # Errors
     ///
-    /// [`Error::StoreUrl`] if the URL is none of a store.
+    /// [`Error::StoreUrl`] if the URL names no store.
     pub fn open(url: &str) -> Result<Self, Error> {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -108,29 +117,30 @@ impl Store {
         Self::open_with(url, variables)
     }
 
-    /// As [`Store::open`], with these variables instead of those of the process.
+    /// As [`Store::open`], with these variables instead of the environment's.
     pub fn open_with(
         url: &str,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Error> {
-        Ok(Self { place: Arc::new(Place::open(url, variables)?), turns: Arc::default() })
+        Ok(Self { backend: Arc::new(Backend::open(url, variables)?), shard_locks: Arc::default() })
     }
 
-    /// The URL, in the form that those of manifests begin with.
+    /// The URL. The URLs of all manifests in this store begin with it.
     pub fn url(&self) -> &str {
-        self.place.url()
+        self.backend.url()
     }
 
     /// Whether this is the URL of a manifest in this store.
     pub fn has(&self, url: &str) -> bool {
-        self.place.path_of(url).is_some()
+        self.backend.path_of(url).is_some()
     }
 
-    /// Stores the checkpoint in `checkpoint_dir`, which is at `position`: its files first, then the manifest, so
-    /// that an upload which dies halfway leaves none.
+    /// Uploads the checkpoint in `checkpoint_dir`, which is at `position`: first its files, then
+    /// the manifest, so that an interrupted upload leaves no manifest.
     ///
-    /// Files that the owner has stored before are referred to. Files that `known` has, the manifest from which
-    /// the owner restored the shard, are copied within the store instead of uploaded.
+    /// Files that the owner has uploaded before are not uploaded again. `known` is the manifest
+    /// from which the owner restored the shard; its files are copied inside the store instead of
+    /// uploaded.
     pub async fn upload(
         &self,
         checkpoint_dir: &FsPath,
@@ -141,12 +151,12 @@ impl Store {
         known: Option<&Manifest>,
     ) -> Result<Manifest, Error> {
         let owner = Owner::new(owner)?;
-        let turn = self.turn(identity);
-        let _turn = turn.lock().await;
-        let shard = self.place.shard(identity);
+        let lock = self.shard_lock(identity);
+        let _held = lock.lock().await;
+        let shard = self.backend.shard(identity);
         let own = shard.clone().join("files").join(owner.name.as_str());
         let there: HashMap<Path, u64> = self
-            .place
+            .backend
             .list(&own)
             .await?
             .into_iter()
@@ -157,16 +167,18 @@ impl Store {
             .map(|known| known.files().iter())
             .into_iter()
             .flatten()
-            .filter_map(|file| Some((file.blake3.as_str(), self.place.below(&shard, &file.path)?)))
+            .filter_map(|file| {
+                Some((file.blake3.as_str(), self.backend.below(&shard, &file.path)?))
+            })
             .collect();
 
-        let local = transfer::files_of(checkpoint_dir).await?;
-        let hashed = all(local.into_iter().map(async |(name, path)| {
+        let local = transfer::checkpoint_files(checkpoint_dir).await?;
+        let hashed = run_all(local.into_iter().map(async |(name, path)| {
             let (bytes, blake3) = transfer::hash(&path).await?;
             Ok((name, path, bytes, blake3))
         }))
         .await?;
-        // Two files of equal content are one in the store.
+        // The store keeps files of equal content once.
         let mut wanted: HashMap<String, (PathBuf, u64)> = HashMap::new();
         let mut files = Vec::new();
         for (name, path, bytes, blake3) in hashed {
@@ -176,10 +188,10 @@ impl Store {
                 wanted.entry(blake3).or_insert((path, bytes));
             }
         }
-        let moved = all(wanted.into_iter().map(|(blake3, (path, bytes))| {
+        let moved = run_all(wanted.into_iter().map(|(blake3, (path, bytes))| {
             let to = own.clone().join(blake3.as_str());
             let from = elsewhere.get(blake3.as_str()).cloned();
-            async move { self.place.store(&path, bytes, &to, from.as_ref()).await }
+            async move { self.backend.store(&path, bytes, &to, from.as_ref()).await }
         }))
         .await?;
         let mut sent = Sent::default();
@@ -194,8 +206,8 @@ impl Store {
             }
         };
         let manifest =
-            Manifest::new(self.place.url_of(&path), *identity, position, &owner, files, sent);
-        self.place.put(&path, manifest.encode()).await?;
+            Manifest::new(self.backend.url_of(&path), *identity, position, &owner, files, sent);
+        self.backend.put(&path, manifest.encode()).await?;
         tracing::info!(
             shard = %identity,
             position = position.0,
@@ -209,10 +221,10 @@ impl Store {
         Ok(manifest)
     }
 
-    /// The hand-over checkpoint that a new owner goes on from: the one furthest along of the latest owner.
-    /// One that cannot be read is passed over.
+    /// The hand-over checkpoint from which a new owner continues: the one at the greatest position
+    /// of the latest owner. An unreadable one is skipped.
     pub async fn newest(&self, identity: &Identity) -> Result<Option<Manifest>, Error> {
-        for _ in 0..LOOKS {
+        for _ in 0..NEWEST_ATTEMPTS {
             let mut found: Vec<_> = self
                 .hand_overs(identity)
                 .await?
@@ -227,15 +239,15 @@ impl Store {
                     Ok(manifest) => tracing::warn!(
                         manifest = manifest.url(),
                         of = %manifest.identity(),
-                        "a manifest lies where another shard's belong and is passed over"
+                        "skipped a manifest of another shard"
                     ),
-                    // Pruned since it was listed: there is a better one.
+                    // It was pruned after it was listed, so a better one exists.
                     Err(Error::Gone { .. }) => {
                         vanished = true;
                         break;
                     }
                     Err(error @ Error::Damaged { .. }) => {
-                        tracing::warn!(%error, "a manifest is passed over");
+                        tracing::warn!(%error, "skipped a damaged manifest");
                     }
                     Err(error) => return Err(error),
                 }
@@ -244,13 +256,13 @@ impl Store {
                 return Ok(None);
             }
         }
-        let location = self.place.url_of(&self.place.shard(identity).join("positions"));
+        let location = self.backend.url_of(&self.backend.shard(identity).join("positions"));
         Err(Error::Gone { location })
     }
 
     /// The manifest at a URL that [`Manifest::url`] gave.
     pub async fn manifest(&self, url: &str) -> Result<Manifest, Error> {
-        let Some(path) = self.place.path_of(url) else {
+        let Some(path) = self.backend.path_of(url) else {
             return Err(Error::StoreUrl {
                 url: url.to_owned(),
                 reason: format!(
@@ -262,29 +274,34 @@ impl Store {
         self.read(&path).await
     }
 
-    /// Makes the directory `into` out of a checkpoint: wholly and verified, or not at all.
+    /// Downloads a checkpoint into the new directory `into`. The directory appears only when it is
+    /// complete and verified.
     ///
     /// # Errors
     ///
-    /// [`Error::Gone`] if it was pruned, [`Error::Damaged`] if a file is not what was stored.
+    /// [`Error::Gone`] if the checkpoint was pruned, [`Error::Damaged`] if a file is not what was
+    /// stored.
     pub async fn fetch(&self, manifest: &Manifest, into: &FsPath) -> Result<(), Error> {
         if into.exists() {
             let taken = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already");
             return Err(Error::io(into, taken));
         }
-        let shard = self.place.shard(&manifest.identity());
+        let shard = self.backend.shard(&manifest.identity());
         let name = into.file_name().unwrap_or_default().to_string_lossy();
-        let partial = Partial(into.with_file_name(format!("{name}.partial")));
+        let partial = PartialDirectory(into.with_file_name(format!("{name}.partial")));
         layout::remove(&partial.0)?;
         fs::create_dir_all(&partial.0).map_err(|error| Error::io(&partial.0, error))?;
-        all(manifest.files().iter().map(|file| {
+        run_all(manifest.files().iter().map(|file| {
             let (shard, to) = (&shard, partial.0.join(&file.name));
             async move {
-                let from = self.place.below(shard, &file.path).ok_or_else(|| Error::Damaged {
+                let from = self.backend.below(shard, &file.path).ok_or_else(|| Error::Damaged {
                     location: manifest.url().to_owned(),
-                    detail: format!("it names {:?}, which is no place for a file", file.path),
+                    detail: format!(
+                        "it names {:?}, which is not the path of a file of this shard",
+                        file.path
+                    ),
                 })?;
-                self.place.load(&from, file, &to).await
+                self.backend.load(&from, file, &to).await
             }
         }))
         .await?;
@@ -298,35 +315,35 @@ impl Store {
         .await
     }
 
-    /// Deletes all that is stored for a shard whose generation is retired.
+    /// Deletes everything stored for a shard whose generation is retired.
     pub async fn remove(&self, identity: &Identity) -> Result<(), Error> {
-        let turn = self.turn(identity);
-        let _turn = turn.lock().await;
-        let shard = self.place.shard(identity);
-        let all = self.place.list(&shard).await?.into_iter().map(|meta| meta.location).collect();
-        self.place.delete(all).await?;
-        self.place.remove_directory(&shard).await?;
-        self.turns.lock().remove(identity);
+        let lock = self.shard_lock(identity);
+        let _held = lock.lock().await;
+        let shard = self.backend.shard(identity);
+        let all = self.backend.list(&shard).await?.into_iter().map(|meta| meta.location).collect();
+        self.backend.delete(all).await?;
+        self.backend.remove_directory(&shard).await?;
+        self.shard_locks.lock().remove(identity);
         Ok(())
     }
 
     async fn hand_overs(&self, identity: &Identity) -> Result<Vec<Path>, Error> {
-        let found = self.place.list(&self.place.shard(identity).join("positions")).await?;
+        let found = self.backend.list(&self.backend.shard(identity).join("positions")).await?;
         Ok(found.into_iter().map(|meta| meta.location).collect())
     }
 
     async fn read(&self, path: &Path) -> Result<Manifest, Error> {
-        let location = self.place.url_of(path);
-        let failed = |error| failure::unread(&location, error);
-        let bytes = async { self.place.objects().get(path).await?.bytes().await };
+        let location = self.backend.url_of(path);
+        let failed = |error| error::read_error(&location, error);
+        let bytes = async { self.backend.objects().get(path).await?.bytes().await };
         let bytes = bytes.await.map_err(failed)?;
         Manifest::decode(location.clone(), &bytes)
             .map_err(|detail| Error::Damaged { location, detail })
     }
 
-    /// Uploads and prunings of a shard take turns.
-    fn turn(&self, identity: &Identity) -> Arc<tokio::sync::Mutex<()>> {
-        self.turns.lock().entry(*identity).or_default().clone()
+    /// Uploads and prunings of a shard hold this lock.
+    fn shard_lock(&self, identity: &Identity) -> Arc<tokio::sync::Mutex<()>> {
+        self.shard_locks.lock().entry(*identity).or_default().clone()
     }
 }
 
@@ -336,9 +353,9 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Does all of it, a few at a time. After a failure nothing more is begun, and what was begun is waited for:
-/// then nobody writes any more.
-async fn all<T>(
+/// Runs the futures, a few at a time. After a failure it starts no further one and waits for those
+/// that run, so that nothing writes after it returns.
+async fn run_all<T>(
     work: impl Iterator<Item = impl Future<Output = Result<T, Error>>>,
 ) -> Result<Vec<T>, Error> {
     let failed = &AtomicBool::new(false);
@@ -354,13 +371,13 @@ async fn all<T>(
     done.into_iter().flatten().collect()
 }
 
-/// A directory that is removed unless it was renamed: nothing is left of what was not finished.
-struct Partial(PathBuf);
+/// A directory that is removed unless it was renamed, so that an unfinished fetch leaves nothing.
+struct PartialDirectory(PathBuf);
 
-impl Drop for Partial {
+impl Drop for PartialDirectory {
     fn drop(&mut self) {
         if let Err(error) = layout::remove(&self.0) {
-            tracing::warn!(%error, "what was fetched halfway stays on the disk");
+            tracing::warn!(%error, "cannot remove a directory that was fetched partly");
         }
     }
 }

@@ -35,7 +35,7 @@ fn integer() -> impl Strategy<Value = i64> {
     prop_oneof![any::<i64>(), -3i64..3, Just(i64::MIN), Just(i64::MAX)]
 }
 
-/// Short, of few characters, so that ties, prefixes and zeros are frequent.
+/// Short text of few characters, so that ties, prefixes and zeros are frequent.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof!["[\\x00\\x01ab\u{ff}\u{10ffff}]{0,4}", any::<String>()]
 }
@@ -66,7 +66,7 @@ fn data_type() -> impl Strategy<Value = DataType> {
     ])
 }
 
-/// Two keys of one shape.
+/// Two keys with the same column types.
 fn two_keys() -> impl Strategy<Value = (Vec<DataType>, Vec<OwnedKeyPart>, Vec<OwnedKeyPart>)> {
     proptest::collection::vec(data_type(), 1..4).prop_flat_map(|types| {
         let key = || types.iter().map(|&data_type| part(data_type)).collect::<Vec<_>>();
@@ -74,7 +74,7 @@ fn two_keys() -> impl Strategy<Value = (Vec<DataType>, Vec<OwnedKeyPart>, Vec<Ow
     })
 }
 
-/// How SQL orders them: NULL first, NaN last and equal to itself, -0.0 equal to 0.0.
+/// The order of SQL: NULL first, NaN last and equal to itself, -0.0 equal to 0.0.
 fn order(a: &OwnedKeyPart, b: &OwnedKeyPart) -> Ordering {
     use OwnedKeyPart::{Boolean, Decimal, Double, Integer, Null, Text, Timestamp};
     match (a, b) {

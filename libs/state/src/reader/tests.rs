@@ -154,8 +154,8 @@ fn a_scan_is_of_its_commit_while_the_reader_catches_up() {
     assert_eq!(keys(reader.view().scan(KeyRange::all())), ["b", "c"]);
 }
 
-/// RocksDB's secondaries keep what they read from a write-ahead log in memory, in front of newer files,
-/// until they find a record in the next one.
+/// A RocksDB secondary keeps rows that it read from a write-ahead log in memory, in front of newer
+/// files, until it finds a record in the next log.
 #[test]
 fn what_went_to_a_file_before_the_reader_looked_is_seen_without_another_commit() {
     for by_checkpoint in [true, false] {
@@ -205,7 +205,7 @@ fn a_reader_that_opens_while_a_writer_recovers_sees_the_rows_of_the_progress_tha
                     assert_eq!(String::from_utf8(payload).unwrap(), shown.to_string());
                 };
                 while !done.load(Ordering::Relaxed) {
-                    // A file that is deleted under its eyes is for the next try.
+                    // A file may be deleted between listing and opening; the next attempt succeeds.
                     let Ok(reader) = ShardReader::open_live(path, &scratch, &identity()) else {
                         continue;
                     };
@@ -218,9 +218,10 @@ fn a_reader_that_opens_while_a_writer_recovers_sees_the_rows_of_the_progress_tha
         }
         let mut position = 1;
         for _ in 0..150 {
-            // Opened again and again, as after crashes: the log of the run before goes to a file.
+            // Reopens the database repeatedly, as after crashes: each open flushes the previous log
+            // to a file.
             let db = open(&path);
-            // A commit would hide what a reader misses.
+            // A commit here would hide rows that a reader misses.
             thread::sleep(Duration::from_millis(15));
             for _ in 0..3 {
                 position += 1;
@@ -231,8 +232,9 @@ fn a_reader_that_opens_while_a_writer_recovers_sees_the_rows_of_the_progress_tha
     });
 }
 
-/// The writer keeps two rows equal to its position, flushes and compacts often, so that the reader's
-/// files vanish under it. No view may see two commits, and none an older one than it was told.
+/// The writer keeps two rows equal to its position, and flushes and compacts often, so that the
+/// reader's files vanish under it. No view may mix two commits or show an older commit than the
+/// refresh reported.
 #[test]
 fn views_are_of_one_commit_and_never_go_back_under_heavy_writing() {
     const COMMITS: u64 = 1500;
@@ -323,7 +325,7 @@ fn readers_can_share_a_cache() {
     assert!(reader.view().get(b"a").unwrap().is_some());
 }
 
-/// It may be mounted so that it cannot be written at all.
+/// The data directory may be mounted read-only.
 #[test]
 fn a_reader_writes_nothing_into_the_directory_of_its_shard() {
     use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _};
@@ -364,7 +366,7 @@ fn a_look_is_trusted_only_if_no_log_came_or_went_meanwhile() {
     put(&shard.db, at(1), &[("a", row(1, "one"))]);
     let reader = shard.reader();
     let look = |meanwhile: &dyn Fn()| {
-        look_while(&reader.opened.newest().db, shard.db.path(), meanwhile).unwrap()
+        catch_up_once_while(&reader.opened.newest().db, shard.db.path(), meanwhile).unwrap()
     };
     assert!(look(&|| {}));
     assert!(

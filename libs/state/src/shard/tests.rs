@@ -188,7 +188,7 @@ fn a_checkpoint_stays_as_it_was_and_is_taken_once() {
     assert_eq!(content.progress, at(5));
     assert_eq!(content.rows.len(), 1);
     assert_eq!(content.rows[0].2, b"one");
-    // It is a whole database that a shard can go on from.
+    // The copy is a complete database that a shard can continue from.
     assert_eq!(open(&copy).progress(), at(5));
 }
 
@@ -205,7 +205,7 @@ fn half_a_checkpoint_of_a_crash_is_thrown_away() {
     assert!(!dir.path().join("copy.partial").exists());
 }
 
-/// A power cut may take the last commits away, and with them their horizon.
+/// A power cut may lose the last commits, and their horizon with them.
 #[test]
 fn a_row_that_only_an_unsynced_commit_expired_survives_compaction() {
     let dir = TempDir::new().unwrap();
@@ -240,7 +240,7 @@ fn rows_are_kept_if_expiry_is_off() {
     assert!(db.holds(b"old"));
 }
 
-/// Copies a database as a crash of the process leaves it.
+/// Copies a database in the state in which a crash of the process leaves it.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
@@ -250,7 +250,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A power cut: the last bytes of the write-ahead log are gone.
+/// Simulates a power cut: cuts the last bytes off the write-ahead log.
 fn cut_log(directory: &Path, keep: impl Fn(u64) -> u64) {
     let logs = fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path());
     let log = logs
@@ -265,7 +265,7 @@ fn cut_log(directory: &Path, keep: impl Fn(u64) -> u64) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Law 3 rests on it: rows, position and outbox of one commit, or nothing of it.
+    /// Law 3 rests on this: after a crash the database has rows, position and outbox of one commit.
     #[test]
     fn wherever_the_log_is_cut_some_commit_is_found_whole(
         commits in 1u64..20,

@@ -1,4 +1,4 @@
-//! What a checkpoint in the store consists of.
+//! Manifests: the list of the files of a stored checkpoint.
 
 use headwater_types::{GenerationId, Offset, PartitionId};
 use object_store::path::PathPart;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Identity};
 
-/// The version of the text of a manifest.
+/// The version of a manifest's format.
 const FORMAT: u32 = 1;
 
 /// A checkpoint in the store.
@@ -23,21 +23,21 @@ pub struct Manifest {
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredFile {
-    /// In the checkpoint's directory.
+    /// The name in the checkpoint's directory.
     pub name: String,
-    /// In the store, below the shard's own place.
+    /// The path in the store, relative to the shard's path.
     pub path: String,
     pub bytes: u64,
     pub blake3: String,
 }
 
-/// How files came to the store.
+/// Counts the files that an upload transferred.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// Files that came from this machine.
+    /// Files that were uploaded from this machine.
     pub uploaded: u64,
     pub uploaded_bytes: u64,
-    /// Files that were taken over from a former owner.
+    /// Files that were copied from a former owner's path in the store.
     pub copied: u64,
 }
 
@@ -68,13 +68,13 @@ impl Owner {
     }
 }
 
-/// The epoch of an owner, as it is named or as its name is spelled in a path.
+/// The epoch of an owner, from its name or from the encoded form of its name in a path.
 pub(super) fn epoch_of(owner: &str) -> Option<u64> {
     let (epoch, instance) = owner.split_once('-')?;
     (!instance.is_empty()).then(|| epoch.parse().ok()).flatten()
 }
 
-/// How a name is spelled in a path.
+/// The encoded form of a name in a path.
 pub(super) fn segment(name: &str) -> String {
     PathPart::from(name).as_ref().to_owned()
 }
@@ -84,22 +84,22 @@ pub(super) fn hand_over_name(position: Offset, owner: &Owner) -> String {
     format!("{:020}-{}.json", position.0, owner.name)
 }
 
-/// What a new owner prefers: the greater.
+/// The order in which a new owner prefers manifests: the greatest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) epoch: u64,
     pub(super) position: u64,
 }
 
-/// `None`: this is no name of a hand-over manifest.
+/// The inverse of [`hand_over_name`]; `None` for any other name.
 pub(super) fn hand_over_rank(file_name: &str) -> Option<Rank> {
     let (position, owner) = file_name.strip_suffix(".json")?.split_once('-')?;
     Some(Rank { epoch: epoch_of(owner)?, position: position.parse().ok()? })
 }
 
-/// As it is stored.
+/// The stored form of a manifest.
 #[derive(Serialize, Deserialize)]
-struct Text {
+struct ManifestText {
     format: u32,
     generation: String,
     partition: u32,
@@ -121,7 +121,7 @@ impl Manifest {
         Self { url, identity, position, owner: owner.clone(), files, sent }
     }
 
-    /// Where it lies. It goes into a status as the location of a checkpoint.
+    /// The URL of this manifest. A shard's status reports it as the location of a checkpoint.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -135,7 +135,7 @@ impl Manifest {
         self.position
     }
 
-    /// Who stored it.
+    /// The owner that stored it.
     pub fn owner(&self) -> &str {
         &self.owner.name
     }
@@ -144,12 +144,12 @@ impl Manifest {
         &self.files
     }
 
-    /// All files together.
+    /// The total size of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// What had to be moved to store it; nothing for one that was read.
+    /// The transfers of the upload; zero for a manifest that was read from the store.
     pub fn sent(&self) -> Sent {
         self.sent
     }
@@ -159,7 +159,7 @@ impl Manifest {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let text = Text {
+        let text = ManifestText {
             format: FORMAT,
             generation: self.identity.generation.to_string(),
             partition: self.identity.partition.0,
@@ -167,13 +167,13 @@ impl Manifest {
             owner: self.owner.name.clone(),
             files: self.files.clone(),
         };
-        // Numbers and strings always have a form in JSON.
+        // Numbers and strings can always be encoded as JSON.
         serde_json::to_vec_pretty(&text).unwrap_or_default()
     }
 
     pub(super) fn decode(url: String, bytes: &[u8]) -> Result<Self, String> {
-        let text: Text =
-            serde_json::from_slice(bytes).map_err(|error| format!("it is no manifest: {error}"))?;
+        let text: ManifestText = serde_json::from_slice(bytes)
+            .map_err(|error| format!("it is not a manifest: {error}"))?;
         if text.format > FORMAT {
             return Err(format!(
                 "it has format {}, and this Headwater knows formats up to {FORMAT}",
@@ -186,7 +186,7 @@ impl Manifest {
             .map_err(|_| format!("its generation is {:?}", text.generation))?;
         let owner =
             Owner::new(&text.owner).map_err(|_| format!("its owner is {:?}", text.owner))?;
-        // They become names of files in a directory of ours.
+        // A fetch creates files with these names, so they must not lead out of its directory.
         let plain = |name: &str| {
             !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
         };
@@ -203,7 +203,7 @@ impl Manifest {
 mod tests {
     use super::*;
 
-    /// The first released form. It stays readable whatever is written later.
+    /// The first released form. Every later version must read it.
     const V1: &str = r#"{"format":1,"generation":"00ff00ff00ff00ff","partition":3,"position":41,"owner":"7-p",
         "files":[{"name":"000012.sst","path":"files/7-p/ab","bytes":5,"blake3":"ab"}]}"#;
 

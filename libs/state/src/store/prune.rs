@@ -1,4 +1,4 @@
-//! What is no longer needed, removed.
+//! Removes checkpoints and files that are no longer needed.
 
 use std::{collections::HashSet, fs};
 
@@ -12,25 +12,26 @@ use super::{
 use crate::{Error, Identity};
 
 impl Store {
-    /// Removes what `keep`, a hand-over checkpoint of this shard, makes superfluous: hand-over checkpoints that
-    /// come before it, checkpoints for replays whose ids are not among `replays`, and files that no manifest
-    /// has any more. What later owners than that of `keep` have stored stays; the module says why that is
-    /// enough. If `keep` itself is gone, its owner has been replaced, and nothing is done.
+    /// Removes what the hand-over checkpoint `keep` supersedes: earlier hand-over checkpoints of
+    /// this shard, checkpoints of replays whose ids are not in `replays`, and files that no
+    /// manifest names any more. Manifests and files of owners later than that of `keep` stay; the
+    /// documentation of the module says why that is enough. If `keep` itself is gone, its owner has
+    /// been replaced, and nothing is removed.
     pub async fn prune(
         &self,
         identity: &Identity,
         keep: &Manifest,
         replays: &[String],
     ) -> Result<(), Error> {
-        let turn = self.turn(identity);
-        let _turn = turn.lock().await;
-        let shard = self.place.shard(identity);
+        let lock = self.shard_lock(identity);
+        let _held = lock.lock().await;
+        let shard = self.backend.shard(identity);
         let hand_overs = self.hand_overs(identity).await?;
-        let kept = self.place.path_of(keep.url());
+        let kept = self.backend.path_of(keep.url());
         if !kept.is_some_and(|kept| hand_overs.contains(&kept)) {
             tracing::debug!(
                 manifest = keep.url(),
-                "nothing is pruned: the checkpoint to keep is gone"
+                "nothing pruned: the checkpoint to keep is gone"
             );
             return Ok(());
         }
@@ -43,7 +44,7 @@ impl Store {
                 None => {}
             }
         }
-        for meta in self.place.list(&shard.clone().join("replays")).await? {
+        for meta in self.backend.list(&shard.clone().join("replays")).await? {
             let path = meta.location;
             let Some((id, epoch)) = replay_of(&path) else { continue };
             match epoch > keep.rank().epoch || wanted.contains(&id) {
@@ -51,19 +52,23 @@ impl Store {
                 false => removed.push(path),
             }
         }
-        // Listed before the manifests are read: a file of a later manifest is not among them.
-        let files = self.place.list(&shard.clone().join("files")).await?;
+        // The files are listed before the manifests are read, so a file of a later manifest is not
+        // among them.
+        let files = self.backend.list(&shard.clone().join("files")).await?;
         let mut named = HashSet::new();
         for path in remaining {
             match self.read(&path).await {
                 Ok(manifest) => named.extend(
-                    manifest.files().iter().filter_map(|file| self.place.below(&shard, &file.path)),
+                    manifest
+                        .files()
+                        .iter()
+                        .filter_map(|file| self.backend.below(&shard, &file.path)),
                 ),
-                // A later owner has pruned it.
+                // A later owner has pruned this manifest.
                 Err(Error::Gone { .. }) => {}
-                // What cannot be read cannot be restored either.
+                // A damaged manifest cannot be restored, so its files need not be kept.
                 Err(error @ Error::Damaged { .. }) => {
-                    tracing::warn!(%error, "a manifest cannot be read, and its files are not kept for it");
+                    tracing::warn!(%error, "a manifest is damaged; the files that only it names are removed");
                 }
                 Err(error) => return Err(error),
             }
@@ -76,15 +81,16 @@ impl Store {
         if !(removed.is_empty() && superfluous.is_empty()) {
             tracing::debug!(shard = %identity, manifests = removed.len(), files = superfluous.len(), "pruned");
         }
-        // Manifests first: none may name a file that is gone.
-        self.place.delete(removed).await?;
-        self.place.delete(superfluous).await?;
+        // Manifests go first, so that no manifest names a missing file.
+        self.backend.delete(removed).await?;
+        self.backend.delete(superfluous).await?;
         self.sweep(&shard, &keep.owner).await
     }
 
-    /// Removes what was written halfway to a store on a disk: it is no object and is not listed.
+    /// Removes files that an interrupted upload left in a store on a disk. They are not objects, so
+    /// a list does not show them.
     async fn sweep(&self, shard: &Path, keep: &Owner) -> Result<(), Error> {
-        let Some(directory) = self.place.directory(&shard.clone().join("files"))? else {
+        let Some(directory) = self.backend.directory(&shard.clone().join("files"))? else {
             return Ok(());
         };
         let epoch = keep.epoch;
@@ -97,12 +103,12 @@ impl Store {
                 }
                 let Ok(files) = fs::read_dir(owner.path()) else { continue };
                 for file in files.flatten() {
-                    // A former owner that is still writing it fails, as it should.
+                    // If a former owner is still writing this file, its upload fails, as it should.
                     if file.file_name().to_string_lossy().contains('#') {
                         let _ = fs::remove_file(file.path());
                     }
                 }
-                // Succeeds only on an empty one.
+                // This succeeds only for an empty directory.
                 let _ = fs::remove_dir(owner.path());
             }
             Ok(())
@@ -111,7 +117,8 @@ impl Store {
     }
 }
 
-/// The id and the owner's epoch of a replay's manifest; `None` if it is none.
+/// The checkpoint id and the owner's epoch in the path of a replay's manifest; `None` for another
+/// path.
 fn replay_of(path: &Path) -> Option<(String, u64)> {
     let parts: Vec<_> = path.parts().collect();
     let [.., id, name] = parts.as_slice() else { return None };
@@ -119,7 +126,7 @@ fn replay_of(path: &Path) -> Option<(String, u64)> {
     Some((id.as_ref().to_owned(), epoch_of(owner)?))
 }
 
-/// Whose file it is, by its path.
+/// The owner in a file's path.
 fn owner_of(shard: &Path, file: &Path) -> Option<String> {
     let mut parts = file.prefix_match(shard)?;
     parts.next().filter(|part| part.as_ref() == "files")?;

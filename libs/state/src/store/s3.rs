@@ -1,4 +1,4 @@
-//! S3, or what speaks its language, by the variables that all its clients have in common.
+//! Opens an S3-compatible store with the environment variables that all S3 clients share.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use object_store::{
 };
 use url::Url;
 
-/// How often, and for how long, one request is tried again. Whoever uses the store does so at longer intervals, and
-/// has other things to do while it is away.
+/// Retries of one request, and the time limit for all of them. The callers of the store retry at
+/// longer intervals and have other work while the store is unavailable.
 const RETRIES: usize = 4;
 const RETRYING: Duration = Duration::from_secs(20);
 
-/// What is set by the usual variables; one that is empty is not set. The reason, if that cannot be used.
+/// Configures the client from the variables; an empty one counts as not set. Returns the reason if
+/// they cannot be used.
 pub(super) fn open(
     bucket: &str,
     variables: impl IntoIterator<Item = (String, String)>,
@@ -46,9 +47,10 @@ pub(super) fn open(
     let endpoint = value(AmazonS3ConfigKey::S3Endpoint).or(value(AmazonS3ConfigKey::Endpoint));
     if let Some(endpoint) = endpoint {
         let url = Url::parse(&endpoint).ok().filter(|url| url.has_host());
-        // Not repeated: it may be what was to be another variable's.
+        // The message does not repeat the value: it may be a secret that was put into the wrong
+        // variable.
         let Some(url) = url else {
-            return Err("AWS_ENDPOINT_URL is no URL: write https://host:port".into());
+            return Err("AWS_ENDPOINT_URL is not a URL: write https://host:port".into());
         };
         if !url.username().is_empty() || url.password().is_some() {
             return Err(
@@ -56,7 +58,7 @@ pub(super) fn open(
                     .into(),
             );
         }
-        // Whoever writes http:// means it.
+        // An explicit http:// is taken as consent to an unencrypted connection.
         if url.scheme() == "http" {
             builder = builder.with_allow_http(true);
         }
@@ -81,7 +83,7 @@ mod tests {
         for (variables, reason) in [
             (&[id][..], "AWS_SECRET_ACCESS_KEY is not"),
             (&[key, ("AWS_ACCESS_KEY_ID", "")], "AWS_ACCESS_KEY_ID is not"),
-            (&[id, key, ("AWS_ENDPOINT_URL", "hush")], "AWS_ENDPOINT_URL is no URL"),
+            (&[id, key, ("AWS_ENDPOINT_URL", "hush")], "AWS_ENDPOINT_URL is not a URL"),
             (&[id, key, ("AWS_ENDPOINT", "http://AKIA:hush@store")], "must not have credentials"),
         ] {
             let error = opened(variables).unwrap_err();

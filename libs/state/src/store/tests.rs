@@ -9,8 +9,8 @@ use crate::{
     shard::tests::{at, identity, open, put, row},
 };
 
-/// The URL of a further store for these tests, of a real S3 for example. Each of them leaves a few files under a prefix
-/// of its own there.
+/// The variable that names the URL of one more store for these tests, for example of a real S3.
+/// Each test leaves a few files under a prefix of its own in that store.
 const FURTHER: &str = "HEADWATER_TEST_STORE";
 
 fn local(dir: &TempDir) -> Store {
@@ -18,10 +18,10 @@ fn local(dir: &TempDir) -> Store {
 }
 
 fn remote() -> Store {
-    Store { place: Arc::new(Place::in_memory()), turns: Arc::default() }
+    Store { backend: Arc::new(Backend::in_memory()), shard_locks: Arc::default() }
 }
 
-/// A store on a disk, one that is spoken to as to S3, and the further one, if there is one.
+/// A store on a disk, one that is used like S3, and the one of [`FURTHER`] if it is set.
 fn stores(dir: &TempDir) -> Vec<Store> {
     let further = std::env::var(FURTHER).ok().map(|url| {
         let own = dir.path().file_name().unwrap().to_str().unwrap();
@@ -44,7 +44,7 @@ impl Machine {
         Self { dir, db, checkpoints: 0 }
     }
 
-    /// A machine that goes on from a checkpoint in the store.
+    /// A machine that continues from a checkpoint in the store.
     async fn restored(store: &Store, manifest: &Manifest) -> Self {
         let dir = TempDir::new().unwrap();
         store.fetch(manifest, &dir.path().join("shard")).await.unwrap();
@@ -95,10 +95,10 @@ fn contents(directory: &FsPath) -> BTreeMap<String, Vec<u8>> {
     entries.collect()
 }
 
-/// Paths of everything that is stored for the shard, below it.
+/// The paths of everything that is stored for the shard, relative to it.
 async fn stored(store: &Store) -> Vec<String> {
-    let shard = store.place.shard(&identity());
-    let listed = store.place.list(&shard).await.unwrap().into_iter();
+    let shard = store.backend.shard(&identity());
+    let listed = store.backend.list(&shard).await.unwrap().into_iter();
     let below = |path: Path| path.as_ref()[shard.as_ref().len() + 1..].to_owned();
     let mut paths: Vec<_> = listed.map(|meta| below(meta.location)).collect();
     paths.sort_unstable();
@@ -184,7 +184,7 @@ async fn a_second_upload_moves_only_what_is_new_and_a_new_owner_takes_over_by_co
         assert_eq!(third.sent().uploaded, third.files().len() as u64 - old);
         assert!(third.files().iter().all(|file| file.path.starts_with("files/2-b/")), "{third:?}");
 
-        // What it knew is gone: then it is uploaded.
+        // The files to copy are gone, so they are uploaded.
         store.remove(&identity()).await.unwrap();
         let fourth = two.store(&store, "2-b", Some(&second)).await;
         assert_eq!(
@@ -202,7 +202,7 @@ async fn files_that_rocksdb_writes_to_again_are_no_links() {
     let store = local(&dir);
     let mut one = Machine::new();
     one.advance(1);
-    // The same file system for all.
+    // All three lie on one file system.
     let (_, position) = one.checkpoint();
     let path = dir.path().join("checkpoint");
     one.db.checkpoint(&path).unwrap();
@@ -225,14 +225,15 @@ async fn a_damaged_file_is_named_and_leaves_no_directory() {
         one.advance(1);
         let manifest = one.store(&store, "1-a", None).await;
         let sst = manifest.files().iter().find(|file| file.name.ends_with(".sst")).unwrap();
-        let shard = store.place.shard(&identity());
-        let path = store.place.below(&shard, &sst.path).unwrap();
-        let bytes = store.place.objects().get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+        let shard = store.backend.shard(&identity());
+        let path = store.backend.below(&shard, &sst.path).unwrap();
+        let bytes =
+            store.backend.objects().get(&path).await.unwrap().bytes().await.unwrap().to_vec();
         let (mut flipped, mut short) = (bytes.clone(), bytes.clone());
         flipped[bytes.len() / 2] ^= 1;
         short.pop();
         for (bytes, said) in [(flipped, "not those that were stored"), (short, "were stored")] {
-            store.place.put(&path, bytes).await.unwrap();
+            store.backend.put(&path, bytes).await.unwrap();
             let into = dir.path().join("into");
             let error = store.fetch(&manifest, &into).await.unwrap_err();
             assert_eq!(error.remedy(), Remedy::Repair);
@@ -242,7 +243,7 @@ async fn a_damaged_file_is_named_and_leaves_no_directory() {
             let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
             assert!(left.iter().all(|entry| entry.file_name() == "a store"), "{left:?}");
         }
-        store.place.delete(vec![path]).await.unwrap();
+        store.backend.delete(vec![path]).await.unwrap();
         let error = store.fetch(&manifest, &dir.path().join("into")).await.unwrap_err();
         assert!(matches!(error, Error::Gone { .. }), "{error}");
         assert!(!dir.path().join("into").exists() && !dir.path().join("into.partial").exists());
@@ -284,8 +285,8 @@ async fn the_newest_is_the_furthest_of_the_latest_owner_and_a_torn_one_is_passed
         let other = Identity { partition: PartitionId(30), ..identity() };
         assert!(store.newest(&other).await.unwrap().is_none());
 
-        let path = store.place.path_of(further.url()).unwrap();
-        store.place.put(&path, further.encode()[..40].to_vec()).await.unwrap();
+        let path = store.backend.path_of(further.url()).unwrap();
+        store.backend.put(&path, further.encode()[..40].to_vec()).await.unwrap();
         assert_eq!(latest().await.position(), Offset(10));
         let error = store.manifest(further.url()).await.unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
@@ -328,7 +329,7 @@ async fn pruning_leaves_what_some_manifest_has_and_nothing_else() {
             assert!(matches!(error, Error::Gone { .. }), "{error}");
             assert_eq!(error.remedy(), Remedy::Retry);
         }
-        // Again, by a call that knows of an older state only: nothing goes.
+        // A call that keeps an older checkpoint removes nothing.
         store.prune(&identity(), &manifests[1], &[]).await.unwrap();
         assert_eq!(stored(&store).await, expected);
         store.remove(&identity()).await.unwrap();
@@ -343,8 +344,8 @@ async fn an_upload_that_dies_halfway_is_no_checkpoint_and_is_taken_up_or_pruned(
     let mut one = Machine::new();
     one.advance(1);
     let (path, position) = one.checkpoint();
-    // Where the manifest would go lies a file.
-    let shard = store.place.directory(&store.place.shard(&identity())).unwrap().unwrap();
+    // A file takes the name of the directory that the manifest needs.
+    let shard = store.backend.directory(&store.backend.shard(&identity())).unwrap().unwrap();
     fs::create_dir_all(&shard).unwrap();
     fs::write(shard.join("positions"), "in the way").unwrap();
     store.upload(&path, &identity(), position, "1-a", Purpose::HandOver, None).await.unwrap_err();
@@ -354,7 +355,7 @@ async fn an_upload_that_dies_halfway_is_no_checkpoint_and_is_taken_up_or_pruned(
     let halfway = shard.join("files").join("1-a").join("abc#0");
     fs::write(&halfway, "written halfway").unwrap();
 
-    // The same owner finds them there, and another one removes them.
+    // The same owner reuses these files; another owner removes them.
     let again = store
         .upload(&path, &identity(), position, "1-a", Purpose::Replay("v-1.1"), None)
         .await
@@ -367,7 +368,7 @@ async fn an_upload_that_dies_halfway_is_no_checkpoint_and_is_taken_up_or_pruned(
     assert!(!halfway.exists() && !halfway.parent().unwrap().exists());
 }
 
-/// The process of owner 1 was stopped for a while, and does not know that owner 2 has the shard.
+/// The process of owner 1 was suspended, and does not know that owner 2 has the shard.
 #[tokio::test]
 async fn a_former_owner_can_break_nothing_of_the_new_one() {
     let dir = TempDir::new().unwrap();
@@ -382,7 +383,8 @@ async fn a_former_owner_can_break_nothing_of_the_new_one() {
         let present = owner.store(&store, "2-b", Some(&handed_over)).await;
         let replay = owner.store_for(&store, "2-b", Purpose::Replay("v-1.1"), Some(&present)).await;
 
-        // It prunes what it believes to be superfluous, everything that its successor was built on included.
+        // It prunes everything that it considers superfluous, including the files that its
+        // successor restored from.
         store.prune(&identity(), &unaware, &[]).await.unwrap();
         assert!(matches!(store.manifest(handed_over.url()).await, Err(Error::Gone { .. })));
         for manifest in [&present, &replay] {
@@ -393,8 +395,8 @@ async fn a_former_owner_can_break_nothing_of_the_new_one() {
         // The new owner prunes while the former one is about to write a manifest.
         store.prune(&identity(), &present, &["v-1.1".into()]).await.unwrap();
         assert_eq!(count(&store, "files/1-a/").await, 0);
-        let late = store.place.path_of(unaware.url()).unwrap();
-        store.place.put(&late, unaware.encode()).await.unwrap();
+        let late = store.backend.path_of(unaware.url()).unwrap();
+        store.backend.put(&late, unaware.encode()).await.unwrap();
         former.advance(1_000);
         let further = former.store(&store, "1-a", Some(&unaware)).await;
         store.prune(&identity(), &further, &[]).await.unwrap();
@@ -416,13 +418,13 @@ async fn a_former_owner_leaves_the_files_that_the_new_one_is_about_to_name() {
         let mut owner = Machine::restored(&store, &handed_over).await;
         owner.advance(2);
         let upload = owner.store(&store, "2-b", Some(&handed_over)).await;
-        // As it is before the manifest is written.
-        let path = store.place.path_of(upload.url()).unwrap();
-        store.place.delete(vec![path.clone()]).await.unwrap();
+        // The state before the manifest is written.
+        let path = store.backend.path_of(upload.url()).unwrap();
+        store.backend.delete(vec![path.clone()]).await.unwrap();
         former.advance(3);
         let further = former.store(&store, "1-a", Some(&handed_over)).await;
         store.prune(&identity(), &further, &[]).await.unwrap();
-        store.place.put(&path, upload.encode()).await.unwrap();
+        store.backend.put(&path, upload.encode()).await.unwrap();
         let newest = store.newest(&identity()).await.unwrap().unwrap();
         assert_eq!(newest.owner(), "2-b");
         assert_eq!(Machine::restored(&store, &newest).await.digest(), owner.digest());
@@ -459,7 +461,7 @@ async fn a_large_file_goes_in_parts_and_comes_back() {
         let bytes: Vec<u8> =
             (0..20_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         fs::write(path.join("999999.sst"), &bytes).unwrap();
-        // As many as a part has, none, and one.
+        // The sizes of exactly one part, of an empty file, and of one byte.
         for (name, length) in [("999998.sst", 8 << 20), ("999997.sst", 0), ("999996.sst", 1)] {
             fs::write(path.join(name), &bytes[..length]).unwrap();
         }

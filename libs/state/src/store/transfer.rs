@@ -1,4 +1,4 @@
-//! Files on their way to the store and back, a piece at a time.
+//! Transfers files to the store and back, in pieces.
 
 use std::{
     fs, io,
@@ -12,13 +12,13 @@ use object_store::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::failure::{failed, unread};
+use super::error::{read_error, store_error};
 use crate::Error;
 
-/// A part of a large object; the store must hold one in memory per part on its way.
+/// The size of a part of a large object. The client holds each part in memory until it is uploaded.
 const PART_BYTES: usize = 8 << 20;
-/// Parts of one file that are on their way while the next is read.
-const PARTS: usize = 1;
+/// Parts of one file that are uploaded while the next is read.
+const PARTS_IN_FLIGHT: usize = 1;
 const READ_BYTES: usize = 256 << 10;
 
 pub(super) async fn blocking<T: Send + 'static>(
@@ -32,8 +32,8 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// The files of a checkpoint, by name. What RocksDB writes for people and its lock are none of it.
-pub(super) async fn files_of(directory: &FsPath) -> Result<Vec<(String, PathBuf)>, Error> {
+/// The files of a checkpoint, by name, without RocksDB's info logs and its lock.
+pub(super) async fn checkpoint_files(directory: &FsPath) -> Result<Vec<(String, PathBuf)>, Error> {
     let directory = directory.to_path_buf();
     blocking(move || {
         let failed = |error| Error::io(&directory, error);
@@ -62,11 +62,11 @@ pub(super) async fn hash(path: &FsPath) -> Result<(u64, String), Error> {
 }
 
 fn hash_now(path: &FsPath) -> io::Result<(u64, String)> {
-    pump(fs::File::open(path)?, &mut io::sink())
+    copy_and_hash(fs::File::open(path)?, &mut io::sink())
 }
 
-/// Moves all bytes, and says how many they were and what they hash to.
-fn pump(mut from: impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, String)> {
+/// Copies all bytes. Returns their number and their hash.
+fn copy_and_hash(mut from: impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, String)> {
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);
     let mut bytes = 0;
     loop {
@@ -83,18 +83,18 @@ fn pump(mut from: impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, St
     Ok((bytes, hasher.finalize().to_hex().to_string()))
 }
 
-/// Whether RocksDB never writes to a file of this name again, so that two databases may share it.
+/// Whether RocksDB never changes a file with this name, so that two databases may share it.
 fn immutable(name: &FsPath) -> bool {
     name.extension().is_some_and(|extension| extension == "sst" || extension == "blob")
 }
 
-/// Puts a file into a store on a disk: under its name lies all of it or nothing.
+/// Puts a file into a store on a disk. The name appears only when the file is complete.
 pub(super) fn link_or_copy(file: &FsPath, to: &FsPath) -> Result<(), Error> {
     let failed = |error| Error::io(to, error);
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
-    // What has this name has these bytes: it came there whole.
+    // A file with this name and size is complete: names are hashes, and files appear by a rename.
     let bytes = |path: &FsPath| fs::metadata(path).map(|file| file.len());
     match bytes(to) {
         Ok(found) if bytes(file).is_ok_and(|bytes| bytes == found) => return Ok(()),
@@ -104,12 +104,13 @@ pub(super) fn link_or_copy(file: &FsPath, to: &FsPath) -> Result<(), Error> {
     if immutable(file) && fs::hard_link(file, to).is_ok() {
         return Ok(());
     }
-    // The object store takes a name like this for a file that is being written, and does not list it. Somebody
-    // may still be writing another one for an upload that was given up.
+    // The local object store treats a name with `#` as a file that is still being written, and does
+    // not list it. An abandoned upload may still be writing another such file, so the name is
+    // unique.
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let staged = to.with_file_name(format!("{name}#{}", STAGED.fetch_add(1, Ordering::Relaxed)));
     fs::copy(file, &staged).and_then(|_| fs::rename(&staged, to)).map_err(|error| {
-        // Pruning removes it if this does not.
+        // If this fails, pruning removes the file.
         let _ = fs::remove_file(&staged);
         failed(error)
     })
@@ -117,8 +118,12 @@ pub(super) fn link_or_copy(file: &FsPath, to: &FsPath) -> Result<(), Error> {
 
 static STAGED: AtomicU64 = AtomicU64::new(0);
 
-/// Takes a file out of a store on a disk; says how many bytes it has and what they hash to.
-pub(super) fn take(from: &FsPath, to: &FsPath, location: &str) -> Result<(u64, String), Error> {
+/// Copies or links a file out of a store on a disk. Returns its size and its hash.
+pub(super) fn fetch_from_disk(
+    from: &FsPath,
+    to: &FsPath,
+    location: &str,
+) -> Result<(u64, String), Error> {
     let here = |error| Error::io(to, error);
     let there = |error: io::Error| {
         let location = location.to_owned();
@@ -132,10 +137,10 @@ pub(super) fn take(from: &FsPath, to: &FsPath, location: &str) -> Result<(u64, S
     } else {
         let source = fs::File::open(from).map_err(there)?;
         let mut file = fs::File::create_new(to).map_err(here)?;
-        let found = pump(source, &mut file).map_err(here)?;
+        let found = copy_and_hash(source, &mut file).map_err(here)?;
         (file, found)
     };
-    // The database that is opened here counts on it that its files survive a power cut.
+    // The database that opens these files assumes that they survive a power cut.
     file.sync_data().map_err(here)?;
     Ok(found)
 }
@@ -148,7 +153,7 @@ pub(super) async fn upload(
     to: &Path,
     location: &str,
 ) -> Result<(), Error> {
-    let (here, there) = (|error| Error::io(file, error), |error| failed(location, error));
+    let (here, there) = (|error| Error::io(file, error), |error| store_error(location, error));
     let mut source = tokio::fs::File::open(file).await.map_err(here)?;
     if bytes <= PART_BYTES as u64 {
         let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
@@ -164,7 +169,7 @@ pub(super) async fn upload(
                 return Ok(());
             }
             parts.put(piece.freeze());
-            parts.wait_for_capacity(PARTS).await.map_err(there)?;
+            parts.wait_for_capacity(PARTS_IN_FLIGHT).await.map_err(there)?;
         }
     }
     .await;
@@ -172,15 +177,16 @@ pub(super) async fn upload(
         Ok(()) => parts.finish().await.map(|_| ()).map_err(there),
         Err(error) => {
             if let Err(left) = parts.abort().await {
-                tracing::debug!(error = %left, location, "an upload's parts stay in the store");
+                tracing::debug!(error = %left, location, "the parts of an aborted upload stay in the store");
             }
             Err(error)
         }
     }
 }
 
-/// Downloads a file, in parts if it is large, so that no request takes longer on a slow line than a request may; says
-/// how many bytes it has and what they hash to. One that is not as long as it should be is not downloaded at all.
+/// Downloads a file, in parts if it is large, so that no single request on a slow connection
+/// exceeds the time limit of a request. Returns the size and the hash. If the object's size is not
+/// `expected`, nothing is downloaded and the hash is empty.
 pub(super) async fn download(
     objects: &dyn ObjectStore,
     from: &Path,
@@ -188,11 +194,11 @@ pub(super) async fn download(
     to: &FsPath,
     location: &str,
 ) -> Result<(u64, String), Error> {
-    let (here, there) = (|error| Error::io(to, error), |error| unread(location, error));
+    let (here, there) = (|error| Error::io(to, error), |error| read_error(location, error));
     let mut file = tokio::fs::File::create_new(to).await.map_err(here)?;
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
     loop {
-        // Nothing can be asked for in parts that has no bytes.
+        // An empty object has no range to ask for.
         let range = (expected > 0).then(|| GetRange::Bounded(bytes..bytes + PART_BYTES as u64));
         let options = GetOptions { range, ..GetOptions::default() };
         let part = objects.get_opts(from, options).await.map_err(there)?;

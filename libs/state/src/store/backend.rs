@@ -1,4 +1,4 @@
-//! Where a store lies: its URL, its paths, and the object store behind it.
+//! The object store behind a [`Store`](super::Store): its URL, its paths and its transfers.
 
 use std::{
     fs,
@@ -12,35 +12,37 @@ use object_store::{
 use url::Url;
 
 use super::{
-    failure::failed,
+    error::store_error,
     manifest::{Sent, StoredFile},
     s3, transfer,
 };
 use crate::{Error, Identity, layout};
 
-pub(super) struct Place {
-    /// Without a slash at its end.
+pub(super) struct Backend {
+    /// The URL without a slash at its end.
     url: String,
-    /// What comes before all paths in the object store.
+    /// The prefix of all paths in the object store.
     prefix: Path,
-    kind: Kind,
+    kind: BackendKind,
 }
 
-enum Kind {
-    /// Directories, which can share files by hard links.
+enum BackendKind {
+    /// A directory, which can share files with a database by hard links.
     Local(LocalFileSystem),
     Remote(Box<dyn ObjectStore>),
 }
 
-impl Place {
-    /// `variables` as the process has them in its environment.
+impl Backend {
+    /// `variables` are those of the environment.
     pub(super) fn open(
         text: &str,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Error> {
-        let refuse = |reason: String| Error::StoreUrl { url: shown(text), reason };
+        let refuse = |reason: String| Error::StoreUrl { url: without_credentials(text), reason };
         let mut url = Url::parse(text).map_err(|error| {
-            refuse(format!("it is no URL ({error}): write file:///directory or s3://bucket/prefix"))
+            refuse(format!(
+                "it is not a URL ({error}): write file:///directory or s3://bucket/prefix"
+            ))
         })?;
         if url.query().is_some() || url.fragment().is_some() {
             return Err(refuse("it must not have ? or #: write %3F or %23 for them".into()));
@@ -55,7 +57,7 @@ impl Place {
                 })?;
                 if directory.parent().is_none() {
                     return Err(refuse(
-                        "the root of the disk is no place for it: name a directory".into(),
+                        "the root of the disk cannot be a store: name a directory".into(),
                     ));
                 }
                 fs::create_dir_all(&directory).map_err(|error| {
@@ -64,7 +66,11 @@ impl Place {
                 let local = LocalFileSystem::new_with_prefix(&directory)
                     .map_err(|error| refuse(error.to_string()))?
                     .with_automatic_cleanup(true);
-                Ok(Self { url: text_of(&url), prefix: Path::ROOT, kind: Kind::Local(local) })
+                Ok(Self {
+                    url: url_text(&url),
+                    prefix: Path::ROOT,
+                    kind: BackendKind::Local(local),
+                })
             }
             "s3" => {
                 let bucket = url.host_str().filter(|bucket| !bucket.is_empty());
@@ -80,20 +86,28 @@ impl Place {
                 let prefix =
                     Path::from_url_path(url.path()).map_err(|error| refuse(error.to_string()))?;
                 let remote = s3::open(bucket, variables).map_err(refuse)?;
-                Ok(Self { url: text_of(&url), prefix, kind: Kind::Remote(Box::new(remote)) })
+                Ok(Self {
+                    url: url_text(&url),
+                    prefix,
+                    kind: BackendKind::Remote(Box::new(remote)),
+                })
             }
             other => Err(refuse(format!(
-                "{other}:// is no store that Headwater knows: write file:///directory or s3://bucket/prefix"
+                "Headwater has no store for {other}://: write file:///directory or s3://bucket/prefix"
             ))),
         }
     }
 
-    /// A store in memory, which is spoken to as to a remote one.
+    /// A store in memory that is used like a remote one.
     #[cfg(test)]
     pub(super) fn in_memory() -> Self {
         let memory = object_store::memory::InMemory::new();
         let prefix = Path::from("some/prefix");
-        Self { url: "s3://bucket/some/prefix".into(), prefix, kind: Kind::Remote(Box::new(memory)) }
+        Self {
+            url: "s3://bucket/some/prefix".into(),
+            prefix,
+            kind: BackendKind::Remote(Box::new(memory)),
+        }
     }
 
     pub(super) fn url(&self) -> &str {
@@ -102,18 +116,18 @@ impl Place {
 
     pub(super) fn objects(&self) -> &dyn ObjectStore {
         match &self.kind {
-            Kind::Local(local) => local,
-            Kind::Remote(remote) => &**remote,
+            BackendKind::Local(local) => local,
+            BackendKind::Remote(remote) => &**remote,
         }
     }
 
-    /// All that belongs to a shard.
+    /// The path below which everything of a shard is stored.
     pub(super) fn shard(&self, identity: &Identity) -> Path {
         let generation = self.prefix.clone().join(identity.generation.to_string().as_str());
         generation.join(identity.partition.to_string().as_str())
     }
 
-    /// The place that a manifest names for a file of a shard.
+    /// The path of a file that a manifest names; `None` if it lies outside of the shard's files.
     pub(super) fn below(&self, shard: &Path, path: &str) -> Option<Path> {
         let inside = path.starts_with("files/");
         inside.then(|| Path::parse(format!("{shard}/{path}")).ok()).flatten()
@@ -123,34 +137,34 @@ impl Place {
         let mut url = self.url.clone();
         for part in path.parts().skip(self.prefix.parts_count()) {
             url.push('/');
-            // A path spells what it cannot have with `%`, which is spelled in the URL in turn.
+            // A path already encodes special characters with `%`; the URL encodes that `%` in turn.
             url.push_str(&part.as_ref().replace('%', "%25").replace(' ', "%20"));
         }
         url
     }
 
-    /// `None`: it does not lie here.
+    /// The inverse of [`Backend::url_of`]; `None` if the URL is outside of this store.
     pub(super) fn path_of(&self, url: &str) -> Option<Path> {
         let rest = url.strip_prefix(&self.url)?.strip_prefix('/')?;
         let inside = Path::from_url_path(rest).ok()?;
         Some(inside.parts().fold(self.prefix.clone(), |path, part| path.join(part)))
     }
 
-    /// The objects below a path that can be ours. Some servers list directories as if they were objects too, and do
-    /// strange things when these are to be removed.
+    /// The objects below a path that Headwater can have written. Some servers also list directories
+    /// as objects, and behave strangely when these are deleted.
     pub(super) async fn list(&self, below: &Path) -> Result<Vec<ObjectMeta>, Error> {
         let ours = |meta: &ObjectMeta| meta.location.filename().is_some_and(is_object);
         let found = self.objects().list(Some(below));
         let found = found.try_filter(|meta| std::future::ready(ours(meta))).try_collect().await;
-        found.map_err(|error| failed(&self.url_of(below), error))
+        found.map_err(|error| store_error(&self.url_of(below), error))
     }
 
     pub(super) async fn put(&self, path: &Path, bytes: Vec<u8>) -> Result<(), Error> {
         let put = self.objects().put(path, bytes.into()).await;
-        put.map(|_| ()).map_err(|error| failed(&self.url_of(path), error))
+        put.map(|_| ()).map_err(|error| store_error(&self.url_of(path), error))
     }
 
-    /// Brings a file of ours to the store, from a place in it if it is there already.
+    /// Stores a local file, by a copy of `from` inside the store if there is one.
     pub(super) async fn store(
         &self,
         file: &FsPath,
@@ -161,19 +175,19 @@ impl Place {
         if let Some(from) = from {
             match self.objects().copy(from, to).await {
                 Ok(()) => return Ok(Sent { copied: 1, ..Sent::default() }),
-                // Its owner, or a later one, has pruned it; or this store cannot copy.
+                // The source was pruned by its owner or a later one, or this store cannot copy.
                 Err(error) => {
-                    tracing::debug!(%error, "a file is uploaded, for it cannot be copied")
+                    tracing::debug!(%error, "a file cannot be copied inside the store and is uploaded")
                 }
             }
         }
         match &self.kind {
-            Kind::Local(local) => {
+            BackendKind::Local(local) => {
                 let target = self.on_disk(local, to)?;
                 let file = file.to_path_buf();
                 transfer::blocking(move || transfer::link_or_copy(&file, &target)).await?;
             }
-            Kind::Remote(remote) => {
+            BackendKind::Remote(remote) => {
                 let location = self.url_of(to);
                 transfer::upload(&**remote, file, bytes, to, &location).await?;
             }
@@ -181,7 +195,7 @@ impl Place {
         Ok(Sent { uploaded: 1, uploaded_bytes: bytes, copied: 0 })
     }
 
-    /// Brings a file of the store to ours, and makes sure that it is the one that was stored.
+    /// Fetches a file to the local disk and verifies it.
     pub(super) async fn load(
         &self,
         from: &Path,
@@ -190,12 +204,13 @@ impl Place {
     ) -> Result<(), Error> {
         let location = self.url_of(from);
         let found = match &self.kind {
-            Kind::Local(local) => {
+            BackendKind::Local(local) => {
                 let (source, to) = (self.on_disk(local, from)?, to.to_path_buf());
                 let location = location.clone();
-                transfer::blocking(move || transfer::take(&source, &to, &location)).await?
+                transfer::blocking(move || transfer::fetch_from_disk(&source, &to, &location))
+                    .await?
             }
-            Kind::Remote(remote) => {
+            BackendKind::Remote(remote) => {
                 transfer::download(&**remote, from, file.bytes, to, &location).await?
             }
         };
@@ -214,20 +229,21 @@ impl Place {
         })
     }
 
-    /// Deletes; what is not there is deleted already.
+    /// Deletes objects. A missing object counts as deleted.
     pub(super) async fn delete(&self, paths: Vec<Path>) -> Result<(), Error> {
         let paths = stream::iter(paths.into_iter().map(Ok)).boxed();
         let mut deleted = self.objects().delete_stream(paths);
         while let Some(outcome) = deleted.next().await {
             match outcome {
                 Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(failed(&self.url, error)),
+                Err(error) => return Err(store_error(&self.url, error)),
             }
         }
         Ok(())
     }
 
-    /// Directories and files that are no objects, such as what was written halfway.
+    /// Removes a directory with its contents, also files that are not listed as objects, such as
+    /// those of an interrupted upload.
     pub(super) async fn remove_directory(&self, path: &Path) -> Result<(), Error> {
         match self.directory(path)? {
             Some(directory) => transfer::blocking(move || layout::remove(&directory)).await,
@@ -235,26 +251,26 @@ impl Place {
         }
     }
 
-    /// `None`: this store has no directories.
+    /// The directory of a path; `None` if this store is not on a disk.
     pub(super) fn directory(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
         match &self.kind {
-            Kind::Local(local) => self.on_disk(local, path).map(Some),
-            Kind::Remote(_) => Ok(None),
+            BackendKind::Local(local) => self.on_disk(local, path).map(Some),
+            BackendKind::Remote(_) => Ok(None),
         }
     }
 
     fn on_disk(&self, local: &LocalFileSystem, path: &Path) -> Result<PathBuf, Error> {
-        local.path_to_filesystem(path).map_err(|error| failed(&self.url_of(path), error))
+        local.path_to_filesystem(path).map_err(|error| store_error(&self.url_of(path), error))
     }
 }
 
-/// Whether a manifest or a file can have this name.
+/// Whether this is a name of a manifest or of a stored file.
 fn is_object(name: &str) -> bool {
     name.ends_with(".json") || (name.len() == 64 && name.bytes().all(|it| it.is_ascii_hexdigit()))
 }
 
-/// Without the credentials that must not be there.
-fn shown(url: &str) -> String {
+/// The URL with its credentials masked.
+fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let authority = rest.split('/').next().unwrap_or_default();
     match authority.rfind('@') {
@@ -263,7 +279,7 @@ fn shown(url: &str) -> String {
     }
 }
 
-fn text_of(url: &Url) -> String {
+fn url_text(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
@@ -272,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_of_another_kind_is_refused_with_what_is_possible() {
+    fn a_url_that_names_no_store_is_refused_with_the_forms_that_are_allowed() {
         for (url, reason) in [
             ("ftp://host/x", "file:///directory or s3://bucket/prefix"),
             ("/var/lib/headwater", "file:///directory or s3://bucket/prefix"),
@@ -282,29 +298,29 @@ mod tests {
             ("s3://key:secret@bucket/prefix", "AWS_ACCESS_KEY_ID"),
             ("s3://bucket/prefix?region=x", "must not have ?"),
         ] {
-            let error = Place::open(url, []).err().unwrap().to_string();
+            let error = Backend::open(url, []).err().unwrap().to_string();
             assert!(!error.contains("secret@"), "{error}");
             assert!(error.contains(reason) && error.contains("checkpoints.url"), "{url}: {error}");
         }
     }
 
     #[test]
-    fn urls_and_paths_are_two_spellings_of_one_place() {
+    fn a_path_becomes_a_url_and_back() {
         let directory = tempfile::tempdir().unwrap();
         let spaced = format!("file://{}/a%20b/", directory.path().display());
-        let local = Place::open(&spaced, []).unwrap();
+        let local = Backend::open(&spaced, []).unwrap();
         assert!(directory.path().join("a b").is_dir());
-        let s3 = Place::open("s3://bucket/some%20where/deep", []).unwrap();
-        for place in [local, s3] {
-            let path = place.prefix.clone().join("replays").join("odd name~1").join("7-p.json");
-            let url = place.url_of(&path);
-            assert!(url.starts_with(&format!("{}/replays/", place.url())), "{url}");
+        let s3 = Backend::open("s3://bucket/some%20where/deep", []).unwrap();
+        for backend in [local, s3] {
+            let path = backend.prefix.clone().join("replays").join("odd name~1").join("7-p.json");
+            let url = backend.url_of(&path);
+            assert!(url.starts_with(&format!("{}/replays/", backend.url())), "{url}");
             assert!(Url::parse(&url).is_ok() && !url.contains(' '), "{url}");
-            assert_eq!(place.path_of(&url), Some(path));
-            assert_eq!(place.path_of(&format!("{}else/x", place.url())), None);
-            assert_eq!(place.path_of("s3://other/replays"), None);
-            assert_eq!(place.below(&place.prefix, "files/../../x"), None);
-            assert_eq!(place.below(&place.prefix, "positions/x"), None);
+            assert_eq!(backend.path_of(&url), Some(path));
+            assert_eq!(backend.path_of(&format!("{}else/x", backend.url())), None);
+            assert_eq!(backend.path_of("s3://other/replays"), None);
+            assert_eq!(backend.below(&backend.prefix, "files/../../x"), None);
+            assert_eq!(backend.below(&backend.prefix, "positions/x"), None);
         }
     }
 }

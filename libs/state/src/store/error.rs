@@ -1,17 +1,18 @@
-//! What went wrong with an object store, in words for a person.
+//! Turns errors of the `object_store` client into messages for a person.
 //!
-//! The client tells of a failure by a chain of errors. Each repeats those below it, with times, counts and the
-//! server's whole answer, in which the name of a key may be. What is said here is short, has no secret, and is the
-//! same for the same failure, so that whoever tries again can say it once.
+//! The client reports a failure as a chain of errors. Each link repeats those below it, with times,
+//! counts and the server's whole answer, which may contain the id of an access key. The message
+//! made here is short, contains no secret, and is equal for equal failures, so that a caller that
+//! retries can log it once.
 
-use std::error::Error as StdError;
+use headwater_types::error_links;
 
 use crate::Error;
 
-/// Where a machine in Amazon's cloud asks for its own role.
+/// The address at which a machine in Amazon's cloud asks for its own role.
 const MACHINE_ROLE: &str = "http://169.254.169.254";
 
-/// What a server answers, whatever the status, when it does not let us in.
+/// Error codes with which a server refuses access, whatever the HTTP status.
 const REFUSALS: &[&str] = &[
     "AccessDenied",
     "AllAccessDisabled",
@@ -21,11 +22,11 @@ const REFUSALS: &[&str] = &[
     "SignatureDoesNotMatch",
 ];
 
-/// Of a write, a list or a removal.
-pub(super) fn failed(location: &str, error: object_store::Error) -> Error {
+/// The error of a write, a list or a removal.
+pub(super) fn store_error(location: &str, error: object_store::Error) -> Error {
     use object_store::Error as E;
-    let links = chain(&error);
-    let answer = links.iter().find_map(|link| Answer::of(link));
+    let links: Vec<String> = error_links(&error).map(ToString::to_string).collect();
+    let answer = links.iter().find_map(|link| ServerAnswer::of(link));
     let origin = links.iter().find_map(|link| origin(link));
     let location = location.to_owned();
     if let Some(answer) = &answer
@@ -55,38 +56,27 @@ pub(super) fn failed(location: &str, error: object_store::Error) -> Error {
     }
 }
 
-/// Of a read: what is not there was there.
-pub(super) fn unread(location: &str, error: object_store::Error) -> Error {
+/// The error of a read. A missing object existed before, so it is [`Error::Gone`].
+pub(super) fn read_error(location: &str, error: object_store::Error) -> Error {
     let missing = matches!(error, object_store::Error::NotFound { .. });
-    let error = failed(location, error);
+    let error = store_error(location, error);
     if missing && matches!(error, Error::Store { .. }) {
         return Error::Gone { location: location.to_owned() };
     }
     error
 }
 
-/// The error and its causes, the root last.
-fn chain(error: &dyn StdError) -> Vec<String> {
-    let mut links = vec![error.to_string()];
-    let mut next = error.source();
-    while let Some(error) = next {
-        links.push(error.to_string());
-        next = error.source();
-    }
-    links
-}
-
-/// What a server answered instead of doing it.
-struct Answer {
+/// A server's refusal of a request.
+struct ServerAnswer {
     status: u16,
-    /// S3's own word for it; empty if it gave none.
+    /// The error code of S3; empty if the answer has none.
     code: String,
     /// For a person.
     text: String,
 }
 
-impl Answer {
-    /// Reads it out of an error that says nothing else: the client does not show it by any other way.
+impl ServerAnswer {
+    /// Parses the text of an error. The client exposes the server's answer in no other way.
     fn of(link: &str) -> Option<Self> {
         if let Some(rest) = link.strip_prefix("Server returned non-2xx status code: ") {
             let (status, body) = rest.split_once(": ").unwrap_or((rest, ""));
@@ -96,7 +86,7 @@ impl Answer {
         if let Some(body) = link.strip_prefix("Server returned error response: ") {
             return Some(Self::new(200, "200 OK", body));
         }
-        // One of several that were to be removed.
+        // One key of a batch deletion failed.
         let rest = link.strip_prefix("DeleteObjects request failed for key ")?;
         let (rest, code) = rest.strip_suffix(')')?.rsplit_once(" (code: ")?;
         let text = format!("{code}: {rest}");
@@ -108,7 +98,7 @@ impl Answer {
         let text = match element(body, "Message") {
             Some(message) if !code.is_empty() => format!("{code}: {message}"),
             Some(_) | None if !code.is_empty() => code.clone(),
-            // Not S3's language: perhaps not a store at all.
+            // The answer is not S3's XML; the server may not be a store at all.
             Some(_) | None => format!("it answers {status}"),
         };
         Self { status: number, code, text }
@@ -119,14 +109,14 @@ impl Answer {
     }
 }
 
-/// The text of the first element of that name, if it has a short one.
+/// The text of the first element with that name; `None` if it is long or nested.
 fn element(xml: &str, name: &str) -> Option<String> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
     (text.len() <= 300 && !text.contains('<')).then(|| text.trim().to_owned())
 }
 
-/// Whom a request was sent to, by the error that tells of all its tries.
+/// The server of a request, out of the error that summarises its attempts.
 fn origin(link: &str) -> Option<String> {
     let rest = link.strip_prefix("Error performing ")?;
     let (method, rest) = rest.split_once(' ')?;
@@ -139,7 +129,9 @@ fn origin(link: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use headwater_types::Remedy;
+    use std::error::Error as StdError;
+
+    use headwater_types::{Remedy, error_chain};
 
     use super::*;
 
@@ -158,7 +150,7 @@ mod tests {
         }
     }
 
-    /// As the client wraps a request that was sent and answered.
+    /// An error as the client wraps it after the server has answered.
     fn answered(text: &'static str) -> object_store::Error {
         let root = Link(text, None);
         let tries = Link(
@@ -166,10 +158,6 @@ mod tests {
             Some(root.into()),
         );
         object_store::Error::Generic { store: "S3", source: Box::new(tries) }
-    }
-
-    fn said(error: &Error) -> String {
-        chain(error).join(": ")
     }
 
     #[test]
@@ -181,12 +169,12 @@ mod tests {
             "Server returned non-2xx status code: 401 Unauthorized: ",
             "DeleteObjects request failed for key a/b: Access Denied (code: AccessDenied)",
         ] {
-            let error = failed("s3://b/x", answered(text));
+            let error = store_error("s3://b/x", answered(text));
             assert!(matches!(error, Error::StoreRefused { .. }), "{text}: {error:?}");
             assert_eq!(error.remedy(), Remedy::Correct);
-            let said = said(&error);
-            assert!(said.contains("check the credentials") && !said.contains("AKIA"), "{said}");
-            assert!(said.contains("http://store:9000: "), "{said}");
+            let text = error_chain(&error);
+            assert!(text.contains("check the credentials") && !text.contains("AKIA"), "{text}");
+            assert!(text.contains("http://store:9000: "), "{text}");
         }
     }
 
@@ -195,10 +183,10 @@ mod tests {
         let text = "Server returned non-2xx status code: 404 Not Found: <Error><Code>NoSuchBucket</Code></Error>";
         let source = Box::new(Link(text, None));
         let missing = object_store::Error::NotFound { path: "x".into(), source };
-        let error = unread("s3://nowhere/x/y", missing);
+        let error = read_error("s3://nowhere/x/y", missing);
         assert!(error.to_string().contains("bucket of s3://nowhere/x/y does not exist"), "{error}");
         assert_eq!(error.remedy(), Remedy::Correct);
-        let listed = failed("s3://nowhere/x", answered(text));
+        let listed = store_error("s3://nowhere/x", answered(text));
         assert!(matches!(listed, Error::NoBucket { .. }), "{listed:?}");
 
         let key = "Server returned non-2xx status code: 404 Not Found: <Error><Code>NoSuchKey</Code></Error>";
@@ -206,8 +194,11 @@ mod tests {
             let source = Box::new(Link(key, None));
             object_store::Error::NotFound { path: "x".into(), source }
         };
-        assert!(matches!(unread("s3://b/x", gone()), Error::Gone { .. }));
-        assert!(matches!(failed("s3://b/x", gone()), Error::Store { .. }), "nobody reads it");
+        assert!(matches!(read_error("s3://b/x", gone()), Error::Gone { .. }));
+        assert!(
+            matches!(store_error("s3://b/x", gone()), Error::Store { .. }),
+            "a failed write is not a missing file"
+        );
     }
 
     #[test]
@@ -216,7 +207,10 @@ mod tests {
             let root = Link("Connection refused (os error 111)", None);
             let sending = Link("HTTP error: error sending request", Some(root.into()));
             let source = Box::new(Link(took, Some(sending.into())));
-            said(&failed("s3://b/x", object_store::Error::Generic { store: "S3", source }))
+            error_chain(&store_error(
+                "s3://b/x",
+                object_store::Error::Generic { store: "S3", source },
+            ))
         };
         let one = away(
             "Error performing PUT http://store:9000/b/x in 2.1s, after 4 retries - HTTP error",
@@ -239,9 +233,9 @@ mod tests {
         let link =
             "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error";
         let source = Box::new(Link(link, Some(root.into())));
-        let error = failed("s3://b/x", object_store::Error::Generic { store: "S3", source });
+        let error = store_error("s3://b/x", object_store::Error::Generic { store: "S3", source });
         assert!(
-            said(&error).contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"),
+            error_chain(&error).contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"),
             "{error:?}"
         );
     }
