@@ -1,4 +1,4 @@
-//! What decoding costs: `cargo bench -p headwater-engine --bench decode --profile dev`.
+//! The cost of decoding: `cargo bench -p headwater-engine --bench decode --profile dev`.
 
 use std::hint::black_box;
 
@@ -9,14 +9,14 @@ use criterion::{
 use headwater_engine::decode::{JsonDecoder, Validator};
 use headwater_types::{Column, DataType, Name, StreamDefinition};
 
-/// Time on the processor, so that a busy machine changes the figures less.
+/// CPU time of this thread, which depends less on other work on the machine than wall time does.
 struct CpuTime;
 
 impl Measurement for CpuTime {
     type Intermediate = u64;
     type Value = u64;
     fn start(&self) -> u64 {
-        // The kernel brings the figure up to date when a thread gives way.
+        // The kernel updates the figure when a thread yields.
         std::thread::yield_now();
         let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
         stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or_default()
@@ -63,7 +63,7 @@ fn stream() -> StreamDefinition {
     }
 }
 
-/// 158 bytes each, as JSON writers make them.
+/// Records of 158 bytes, in the form that JSON libraries write.
 fn records(space: &str, text_time: bool, optional: bool) -> Vec<Vec<u8>> {
     let record = |n: u64| {
         let user = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000;

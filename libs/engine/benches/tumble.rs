@@ -1,6 +1,6 @@
-//! The engine's main road: JSON events of 158 bytes and 8 fields, 10,000 keys, windows of one minute
-//! with count, sum, min and max, from a chunk of the log to committed rows. One thread; what is
-//! measured is the CPU time of the whole process, RocksDB's own threads included, per event.
+//! The engine's usual work: JSON events of 158 bytes and 8 fields, 10,000 keys, windows of one
+//! minute with count, sum, min and max, from a chunk of the log to committed rows. One thread. The
+//! figure is the CPU time per event of the whole process, RocksDB's own threads included.
 //!
 //! `cargo bench -p headwater-engine --bench tumble`
 
@@ -28,7 +28,7 @@ const KEYS: u64 = 10_000;
 const CHUNK_EVENTS: usize = 5_000;
 const BATCH_EVENTS: usize = 1_000;
 const EVENTS_PER_COMMIT: usize = 200_000;
-/// Event time between two events: 3 minutes, so 4 windows, in one run.
+/// Event time between two events: a run covers 3 minutes, so 4 windows.
 const STEP_MICROS: i64 = 450;
 const START_MICROS: i64 = 1_577_836_800_000_000;
 
@@ -141,7 +141,7 @@ fn plan() -> ViewPlan {
 
 /// The event with this number; always 158 bytes.
 fn event(number: usize) -> String {
-    // A step of a multiplicative generator instead of a random number, so that every run is the same.
+    // A multiplicative generator instead of a random one, so that every run is the same.
     let random = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     let user = random % KEYS;
     let cents = (random >> 16) % 100_000;

@@ -1,8 +1,8 @@
-//! The partial states of aggregates, one column of states per aggregate, one place per group.
+//! Partial states of aggregates: one column per aggregate, one cell per group.
 //!
-//! Merging is associative and commutative. The stored form of a group is the forms of its aggregates
-//! one after the other, in the plan's order; [`States::encode`] and [`States::merge`] are its only
-//! writer and reader. Its version is that of the row's header.
+//! Merging is associative and commutative. The stored form of a group is the concatenation of its
+//! aggregates' forms in the plan's order. Only [`States::encode`] and [`States::merge`] write and
+//! read it. The row's header carries its version.
 //!
 //! | state | stored form |
 //! | --- | --- |
@@ -12,8 +12,8 @@
 //! | min, max | 0 if no value was seen, else 1 and the value |
 //!
 //! Sums: zigzag varint (integers); length and two's complement, least byte first (decimals);
-//! [`ExactSum`] (doubles). Values: zigzag varint (integers, decimals, timestamps, booleans), 8 bytes
-//! (doubles), varint length and bytes (text).
+//! [`ExactSum`] (doubles). Values: zigzag varint (integers, decimals, timestamps, booleans), 8
+//! bytes (doubles), varint length and bytes (text).
 
 mod finish;
 mod stored;
@@ -31,39 +31,39 @@ use crate::{
     values::Values,
 };
 
-/// The place of a record that belongs to no group.
+/// The group index of a record that belongs to no group.
 pub(crate) const NO_GROUP: u32 = u32::MAX;
 
 /// The states of all aggregates of a plan.
 #[derive(Debug)]
 pub(crate) struct States {
-    columns: Vec<Column>,
+    columns: Vec<StateColumn>,
     groups: usize,
-    /// Bytes on the heap that texts hold.
+    /// Heap bytes of minima and maxima of text.
     text_bytes: usize,
 }
 
 #[derive(Debug)]
-struct Column {
-    cells: Cells,
+struct StateColumn {
+    cells: StateCells,
     function: AggregateFunction,
     input: Option<DataType>,
     output: DataType,
 }
 
 #[derive(Debug)]
-enum Cells {
+enum StateCells {
     Count(Vec<u64>),
     Integer(Vec<Sum<i128>>),
     Decimal(Vec<Sum<i256>>),
     Double(Vec<Sum<ExactSum>>),
-    /// Minimum or maximum of what is at most 64 bits wide, as a number of the same order.
+    /// Minimum or maximum of a type of at most 64 bits, as an integer with the same order.
     Narrow(Vec<Option<i64>>),
     Wide(Vec<Option<i128>>),
     Text(Vec<Option<Vec<u8>>>),
 }
 
-/// Number and sum of the values. A plain sum only knows whether there was one.
+/// Number and sum of the values. For SUM the number only says whether there was any value.
 #[derive(Clone, Debug, Default)]
 struct Sum<T> {
     count: u64,
@@ -72,14 +72,18 @@ struct Sum<T> {
 
 impl States {
     pub(crate) fn new(aggregates: &[Aggregate]) -> Self {
-        Self { columns: aggregates.iter().map(Column::new).collect(), groups: 0, text_bytes: 0 }
+        Self {
+            columns: aggregates.iter().map(StateColumn::new).collect(),
+            groups: 0,
+            text_bytes: 0,
+        }
     }
 
     pub(crate) fn groups(&self) -> usize {
         self.groups
     }
 
-    /// Bytes that one group takes, without texts.
+    /// The size of one group's states without text.
     pub(crate) fn group_bytes(&self) -> usize {
         self.columns.iter().map(|column| column.cells.cell_bytes()).sum()
     }
@@ -88,7 +92,7 @@ impl States {
         self.text_bytes
     }
 
-    /// A new group, as if no record had touched it.
+    /// Adds a group that no record has updated.
     pub(crate) fn push(&mut self) {
         self.groups += 1;
         self.columns.iter_mut().for_each(|column| column.cells.resize(self.groups));
@@ -100,7 +104,8 @@ impl States {
         self.columns.iter_mut().for_each(|column| column.cells.resize(0));
     }
 
-    /// Lets the values of one batch touch their groups. `filter` is what FILTER says of each record.
+    /// Updates the groups with the values of one batch. `filter` is the result of FILTER for each
+    /// record.
     pub(crate) fn update(
         &mut self,
         aggregate: usize,
@@ -110,7 +115,7 @@ impl States {
     ) {
         let column = &mut self.columns[aggregate];
         let mask = mask(values.and_then(|values| values.nulls()), filter);
-        column.update(Rows { groups, mask: mask.as_ref() }, values, &mut self.text_bytes);
+        column.update(BatchGroups { groups, mask: mask.as_ref() }, values, &mut self.text_bytes);
     }
 
     /// The stored form of a group.
@@ -118,7 +123,8 @@ impl States {
         self.columns.iter().for_each(|column| column.encode(group, out));
     }
 
-    /// Adds a stored group to another. `None`: the bytes are damaged, and the group is spoilt.
+    /// Merges a stored group into a group in memory. `None` if the bytes are damaged; the group is
+    /// then unusable.
     pub(crate) fn merge(&mut self, group: usize, mut bytes: &[u8]) -> Option<()> {
         for column in &mut self.columns {
             column.merge(group, &mut bytes, &mut self.text_bytes)?;
@@ -126,14 +132,14 @@ impl States {
         bytes.is_empty().then_some(())
     }
 
-    /// The value of one aggregate for every group. `Err`: the group whose value leaves the range of
-    /// its type.
+    /// The value of one aggregate for every group. The error is the first group whose value does
+    /// not fit the type.
     pub(crate) fn finish(&self, aggregate: usize) -> Result<ArrayRef, usize> {
         self.columns[aggregate].finish()
     }
 }
 
-/// Records that have a value which counts; `None` means all.
+/// The records whose value counts; `None` means all.
 fn mask(nulls: Option<&NullBuffer>, filter: Option<&BooleanArray>) -> Option<BooleanBuffer> {
     let filter = filter.map(|filter| match filter.nulls() {
         Some(known) => filter.values() & known.inner(),
@@ -148,12 +154,12 @@ fn mask(nulls: Option<&NullBuffer>, filter: Option<&BooleanArray>) -> Option<Boo
 
 /// The groups of a batch's records.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+struct BatchGroups<'a> {
     groups: &'a [u32],
     mask: Option<&'a BooleanBuffer>,
 }
 
-impl Rows<'_> {
+impl BatchGroups<'_> {
     #[inline]
     fn each(self, mut apply: impl FnMut(usize, usize)) {
         match self.mask {
@@ -176,88 +182,95 @@ impl Rows<'_> {
     }
 }
 
-impl Column {
+impl StateColumn {
     fn new(aggregate: &Aggregate) -> Self {
         let input = aggregate.input_type;
         let cells = match (aggregate.function, input) {
             (AggregateFunction::CountStar | AggregateFunction::Count, _) | (_, None) => {
-                Cells::Count(Vec::new())
+                StateCells::Count(Vec::new())
             }
             (AggregateFunction::Sum | AggregateFunction::Avg, Some(input)) => match input {
-                DataType::Double => Cells::Double(Vec::new()),
-                DataType::Decimal { .. } => Cells::Decimal(Vec::new()),
+                DataType::Double => StateCells::Double(Vec::new()),
+                DataType::Decimal { .. } => StateCells::Decimal(Vec::new()),
                 DataType::Boolean
                 | DataType::Integer
                 | DataType::BigInt
                 | DataType::Varchar
-                | DataType::Timestamp => Cells::Integer(Vec::new()),
+                | DataType::Timestamp => StateCells::Integer(Vec::new()),
             },
             (AggregateFunction::Min | AggregateFunction::Max, Some(input)) => match input {
-                DataType::Decimal { .. } => Cells::Wide(Vec::new()),
-                DataType::Varchar => Cells::Text(Vec::new()),
+                DataType::Decimal { .. } => StateCells::Wide(Vec::new()),
+                DataType::Varchar => StateCells::Text(Vec::new()),
                 DataType::Boolean
                 | DataType::Integer
                 | DataType::BigInt
                 | DataType::Double
-                | DataType::Timestamp => Cells::Narrow(Vec::new()),
+                | DataType::Timestamp => StateCells::Narrow(Vec::new()),
             },
         };
         Self { cells, function: aggregate.function, input, output: aggregate.output_type }
     }
 
-    fn update(&mut self, rows: Rows<'_>, values: Option<&Values<'_>>, text_bytes: &mut usize) {
+    fn update(
+        &mut self,
+        rows: BatchGroups<'_>,
+        values: Option<&Values<'_>>,
+        text_bytes: &mut usize,
+    ) {
         let greatest = self.function == AggregateFunction::Max;
         match (&mut self.cells, values) {
-            (Cells::Count(cells), _) => rows.each(|_, group| cells[group] += 1),
-            (Cells::Integer(cells), Some(Values::Int32(values))) => {
+            (StateCells::Count(cells), _) => rows.each(|_, group| cells[group] += 1),
+            (StateCells::Integer(cells), Some(Values::Int32(values))) => {
                 rows.each(|row, group| cells[group].add_integer(i64::from(values.values()[row])));
             }
-            (Cells::Integer(cells), Some(Values::Int64(values))) => {
+            (StateCells::Integer(cells), Some(Values::Int64(values))) => {
                 rows.each(|row, group| cells[group].add_integer(values.values()[row]));
             }
-            (Cells::Double(cells), Some(Values::Double(values))) => {
+            (StateCells::Double(cells), Some(Values::Double(values))) => {
                 let values = values.values();
                 rows.each(|row, group| {
                     cells[group].count += 1;
                     cells[group].sum.add(values[row]);
                 });
             }
-            (Cells::Decimal(cells), Some(Values::Decimal(values))) => rows.each(|row, group| {
-                let cell = &mut cells[group];
-                cell.count += 1;
-                cell.sum = cell.sum.wrapping_add(i256::from_i128(values.values()[row]));
-            }),
-            (Cells::Narrow(cells), Some(Values::Int32(values))) => rows.each(|row, group| {
+            (StateCells::Decimal(cells), Some(Values::Decimal(values))) => {
+                rows.each(|row, group| {
+                    let cell = &mut cells[group];
+                    cell.count += 1;
+                    cell.sum = cell.sum.wrapping_add(i256::from_i128(values.values()[row]));
+                })
+            }
+            (StateCells::Narrow(cells), Some(Values::Int32(values))) => rows.each(|row, group| {
                 extreme(&mut cells[group], i64::from(values.values()[row]), greatest);
             }),
-            (Cells::Narrow(cells), Some(Values::Int64(values))) => {
+            (StateCells::Narrow(cells), Some(Values::Int64(values))) => {
                 rows.each(|row, group| extreme(&mut cells[group], values.values()[row], greatest));
             }
-            (Cells::Narrow(cells), Some(Values::Timestamp(values))) => {
+            (StateCells::Narrow(cells), Some(Values::Timestamp(values))) => {
                 rows.each(|row, group| extreme(&mut cells[group], values.values()[row], greatest));
             }
-            (Cells::Narrow(cells), Some(Values::Boolean(values))) => {
+            (StateCells::Narrow(cells), Some(Values::Boolean(values))) => {
                 rows.each(|row, group| {
                     extreme(&mut cells[group], i64::from(values.value(row)), greatest)
                 });
             }
-            (Cells::Narrow(cells), Some(Values::Double(values))) => {
+            (StateCells::Narrow(cells), Some(Values::Double(values))) => {
                 let values = values.values();
                 rows.each(|row, group| extreme(&mut cells[group], ordered(values[row]), greatest));
             }
-            (Cells::Wide(cells), Some(Values::Decimal(values))) => {
+            (StateCells::Wide(cells), Some(Values::Decimal(values))) => {
                 rows.each(|row, group| extreme(&mut cells[group], values.values()[row], greatest));
             }
-            (Cells::Text(cells), Some(Values::Text(values))) => rows.each(|row, group| {
+            (StateCells::Text(cells), Some(Values::Text(values))) => rows.each(|row, group| {
                 extreme_text(&mut cells[group], values.value(row).as_bytes(), greatest, text_bytes);
             }),
-            // Types are checked before: see `Values::of`.
+            // `Values::of` has checked the types.
             (_, _) => debug_assert!(false, "an aggregate got values of another type"),
         }
     }
 }
 
-impl Cells {
+impl StateCells {
     fn resize(&mut self, groups: usize) {
         match self {
             Self::Count(cells) => cells.resize(groups, 0),
@@ -287,7 +300,7 @@ impl Sum<i128> {
     #[inline]
     fn add_integer(&mut self, value: i64) {
         self.count += 1;
-        // 2^64 values of 63 bits cannot overflow.
+        // 2^64 values of 63 bits cannot overflow 128 bits.
         self.sum += i128::from(value);
     }
 }
@@ -317,7 +330,7 @@ fn extreme_text(cell: &mut Option<Vec<u8>>, text: &[u8], greatest: bool, text_by
     }
 }
 
-/// A number with the order of the doubles: -0.0 before 0.0, NaN (of any kind) last.
+/// An integer with the order of doubles: -0.0 before 0.0, any NaN last.
 #[inline]
 fn ordered(value: f64) -> i64 {
     let bits = if value.is_nan() { f64::NAN.to_bits() } else { value.to_bits() } as i64;

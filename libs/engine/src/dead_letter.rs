@@ -1,11 +1,12 @@
-//! A record that could not be processed, or came too late, as it lies in a shard's outbox.
+//! Dead letters: records that could not be processed or came too late, as a shard's outbox stores
+//! them.
 //!
-//! The form is fixed and versioned; whole numbers are LEB128 varints, a text or byte string is its
-//! length and its bytes, and an optional one is a length plus one, 0 for none.
+//! The form is fixed and versioned. Integers are LEB128 varints. A text or byte string is its
+//! length and its bytes. An optional one is its length plus one and its bytes, or 0 for none.
 //!
 //! ```text
-//! version = 1 (1 byte) | stage (1 byte) | partition | offset | zigzag(timestamp_ms) | topic | reason
-//! | key? | value?
+//! version = 1 (1 byte) | stage (1 byte) | partition | offset | zigzag(timestamp_ms)
+//! | topic | reason | key? | value?
 //! ```
 
 use std::{fmt, str::FromStr};
@@ -19,15 +20,15 @@ const VERSION: u8 = 1;
 /// The step that refused a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// It is not what the stream's schema says.
+    /// The record does not match the stream's schema.
     Decode,
-    /// Its event time is missing, out of range or too far in the future.
+    /// The event time is missing, out of range or too far in the future.
     Time,
-    /// WHERE has no value for it.
+    /// WHERE has no value for the record.
     Filter,
-    /// A key or an aggregate's argument or FILTER has no value for it.
+    /// A key, or an aggregate's argument or FILTER, has no value for the record.
     Expression,
-    /// It came behind the watermark by more than the allowed lateness. Nothing is wrong with it.
+    /// The record is valid but behind the watermark by more than the allowed lateness.
     Late,
 }
 
@@ -62,7 +63,7 @@ impl fmt::Display for Stage {
     }
 }
 
-/// The text names no stage.
+/// The text does not name a stage.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no stage: use decode, time, filter, expression or late")]
 pub struct UnknownStage(String);
@@ -79,9 +80,9 @@ impl FromStr for Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadLetter<'a> {
     pub stage: Stage,
-    /// For a person; names the field.
+    /// A message for a person that names the field.
     pub reason: &'a str,
-    /// Where the record is.
+    /// The topic of the refused record.
     pub topic: &'a str,
     pub partition: PartitionId,
     pub offset: Offset,
@@ -90,7 +91,7 @@ pub struct DeadLetter<'a> {
     pub value: Option<&'a [u8]>,
 }
 
-/// The bytes are no dead letter.
+/// The bytes do not encode a dead letter.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDeadLetter {
     #[error("a dead letter is damaged")]

@@ -1,15 +1,16 @@
-//! JSON events into columns, and the check of events at ingest.
+//! Decodes JSON events into columns, and validates events at ingest.
 //!
-//! [`JsonDecoder`] reads the columns that a plan wants; [`Validator`] checks all of the schema before
-//! an event enters the log. Both check every byte of the record: it is one JSON object (RFC 8259) in
-//! UTF-8, with nothing after it, at most 64 levels deep. The first fault in the record is reported,
-//! with what was found and what is right.
+//! [`JsonDecoder`] decodes the columns that a plan needs. [`Validator`] checks the whole schema
+//! before an event enters the log. Both check every byte of the record: it must be one JSON object
+//! (RFC 8259) in UTF-8, with nothing after it, at most 64 levels deep. The error names the first
+//! fault of the record, what was found and what is expected.
 //!
 //! # Columns
 //!
-//! A key is a column if it is spelt exactly alike. Order does not matter; other keys are ignored, with
-//! whatever value; a column that comes twice is an error, because there is no telling which one is
-//! meant. A missing column is NULL. NULL in a NOT NULL column is an error if the column is wanted.
+//! A key names a column if the two are exactly equal. The order of keys does not matter. Keys that
+//! name no column are ignored, whatever their value. A column that comes twice is an error, because
+//! neither value is more right than the other. A missing column is NULL. NULL in a NOT NULL column
+//! is an error if the column is wanted.
 //!
 //! | type | what is accepted |
 //! | --- | --- |
@@ -20,14 +21,15 @@
 //! | VARCHAR | text; a number as it is spelt |
 //! | TIMESTAMP | RFC 3339 text with an offset, `T`, `t` or a space between date and time; or a whole number: milliseconds since 1970. Digits beyond microseconds are dropped. Years 0000 to 9999 |
 //!
-//! Text is never taken for a number, a boolean or null.
+//! Text is never converted to a number, a boolean or null.
 //!
 //! # Speed
 //!
-//! [`scan`] guesses the next key from the record before. A record costs one pass whether the guesses
-//! are right or wrong.
+//! [`scan`] predicts the next key from the record before. A record takes one pass whether the
+//! predictions are right or wrong.
 
 mod columns;
+mod describe;
 mod fault;
 mod json;
 mod number;
@@ -48,35 +50,15 @@ use arrow::{
 use headwater_types::StreamDefinition;
 
 use columns::ColumnBuilder;
+pub use fault::DecodeError;
 use scan::Scanner;
 pub use validate::{Checked, PartitionKey, Validator};
 
 use crate::plan::arrow_type;
 
-/// Why a record was refused. Short, however long the record is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecodeError {
-    /// The column that is wrong; `None` when the record as a whole is.
-    pub column: Option<String>,
-    /// What was expected and what was found.
-    pub reason: String,
-}
-
-impl std::error::Error for DecodeError {}
-
-impl std::fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.column {
-            Some(column) => write!(f, "column {column}: {}", self.reason),
-            None => f.write_str(&self.reason),
-        }
-    }
-}
-
 /// Decodes the wanted columns of a stream's records into batches.
 ///
-/// Between two calls of [`take`](Self::take) it may be given up to 2 GiB of records, which is what
-/// Arrow's text offsets can address.
+/// Arrow's text offsets limit the records between two calls of [`take`](Self::take) to 2 GiB.
 #[derive(Debug)]
 pub struct JsonDecoder {
     scanner: Scanner,
@@ -87,7 +69,7 @@ pub struct JsonDecoder {
 }
 
 impl JsonDecoder {
-    /// `wanted` are indices into the stream's columns; batches have them in this order.
+    /// `wanted` are indices of the stream's columns. Batches have the columns in this order.
     pub fn new(stream: &StreamDefinition, wanted: &[usize]) -> Self {
         let columns = || wanted.iter().map(|&index| &stream.columns[index]);
         let fields: Vec<Field> = columns()
@@ -102,7 +84,7 @@ impl JsonDecoder {
         }
     }
 
-    /// Appends the record's row, or says what is wrong with it and leaves the rows as they were.
+    /// Appends the record's row. After an error the rows are unchanged.
     #[inline]
     pub fn decode(&mut self, value: &[u8]) -> Result<(), DecodeError> {
         let text = self.scanner.scan(value)?;

@@ -2,8 +2,8 @@ use headwater_types::{DataType, Name, Remedy};
 
 use crate::plan::ExpressionError;
 
-/// Why the engine cannot go on. What is wrong with a single record is never an error here: such a
-/// record is dead-lettered.
+/// Why the engine cannot continue. A fault of a single record is never an error here: such a record
+/// becomes a dead letter.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The records could not be read.
@@ -22,13 +22,13 @@ pub enum Error {
         source: headwater_state::Error,
     },
 
-    /// An earlier error interrupted the work on a batch, so what is in memory belongs to no offset.
+    /// An earlier error interrupted a batch, so the state in memory belongs to no offset.
     #[error(
         "the shard of view {view} has failed before; open it again, it continues from its last commit"
     )]
     Interrupted { view: Name },
 
-    /// A stored row is not what this engine wrote for this plan.
+    /// A stored row is not in the form that this engine writes for this plan.
     #[error(
         "a stored row of view {view} is damaged ({detail}), key {key}: rebuild the view with `headwater replay start {view}`"
     )]

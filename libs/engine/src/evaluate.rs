@@ -1,7 +1,8 @@
-//! Expressions over batches, with the failures of single records told apart.
+//! Evaluates expressions over batches and finds the single rows that fail.
 //!
-//! An expression that fails says that some row of a batch has no value. Which rows these are must not
-//! depend on what stood beside them, so the batch is halved until the rows that fail alone are found.
+//! An expression that fails says only that some row of a batch has no value. Which rows these are
+//! must not depend on the other rows of the batch, so the batch is halved until the rows that fail
+//! alone are found.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +16,11 @@ use arrow::{
 
 use crate::plan::Expression;
 
-/// Rows of a batch that have no value, and the first reason of each.
+/// The rows of a batch that have no value, each with the first reason.
 pub(crate) type Failures = BTreeMap<u32, String>;
 
-/// The value of each row; NULL where it fails. `Err`: the expression broke its contract.
+/// The value of each row, NULL where the expression fails. `Err` means that the expression broke
+/// its contract.
 pub(crate) fn evaluate(
     expression: &dyn Expression,
     batch: &RecordBatch,
@@ -33,7 +35,7 @@ pub(crate) fn evaluate(
             .ok_or_else(|| format!("there is no column {column}"));
     }
     if batch.num_rows() == 0 {
-        // An expression that always fails has no row here to fail for.
+        // In an empty batch, even an expression that always fails has no row to fail for.
         return Ok(new_empty_array(data_type));
     }
     match expression.evaluate(batch) {
@@ -42,7 +44,7 @@ pub(crate) fn evaluate(
     }
 }
 
-/// The same for an argument that is only asked where `filter` is true.
+/// As [`evaluate`], only for rows where `filter` is true.
 pub(crate) fn evaluate_where(
     expression: &dyn Expression,
     filter: &BooleanArray,
@@ -73,7 +75,7 @@ pub(crate) fn evaluate_where(
     take(&values, &UInt32Array::from(places), None).map_err(text)
 }
 
-/// The same for a condition.
+/// As [`evaluate`], for a condition.
 pub(crate) fn evaluate_condition(
     expression: &dyn Expression,
     batch: &RecordBatch,

@@ -1,16 +1,16 @@
-//! Sums of doubles that forget nothing.
+//! Exact sums of doubles.
 //!
-//! Additions of floating-point numbers do not associate, so a rounded running sum would depend on how
-//! its input was batched and merged. [`ExactSum`] keeps the sum exactly, as a few doubles whose exact
-//! sum it is (Shewchuk, "Adaptive Precision Floating-Point Arithmetic", 1997; usually one to three),
-//! and rounds once, when it is read.
+//! Floating-point addition is not associative, so a rounded running sum would depend on how its
+//! input was batched and merged. [`ExactSum`] keeps the sum exactly, as a few doubles whose sum it
+//! is (Shewchuk, "Adaptive Precision Floating-Point Arithmetic", 1997; usually one to three), and
+//! rounds once, when it is read.
 //!
-//! In memory these parts are in no particular form. Stored, they are *canonical*: the first is the
-//! exact sum rounded to the nearest double (ties to even), the second what then remains, rounded, and
-//! so on until nothing remains. So the bytes are a function of the exact sum alone.
+//! In memory these parts are in any form. Stored, they are *canonical*: the first part is the exact
+//! sum rounded to the nearest double (ties to even), the second is the remainder, rounded, and so
+//! on until nothing remains. So the bytes are a function of the exact sum alone.
 //!
-//! Addends of 2^900 and more are kept apart, scaled by 2^-600, so that no number of addends can
-//! overflow; infinities and NaN are counted.
+//! Addends of 2^900 and more are kept separately, scaled by 2^-600, so that no number of addends
+//! can overflow. Infinities and NaN are counted.
 
 use crate::varint;
 
@@ -19,9 +19,9 @@ const BIG: f64 = power_of_two(900);
 const GREATEST_PART: f64 = power_of_two(965);
 const DOWN: f64 = power_of_two(-600);
 const UP: f64 = power_of_two(600);
-/// Scaled sums below this are surely small enough to be scaled back.
+/// Scaled sums below this limit can be scaled back without overflow.
 const SCALED_BACK: f64 = power_of_two(422);
-/// Overflowing parts are brought into form when there are more; canonical parts are at most 40.
+/// The number of extra parts from which they are made canonical; canonical parts are at most 40.
 const MANY: usize = 64;
 const INLINE: usize = 3;
 
@@ -56,7 +56,7 @@ struct Rounded {
 impl ExactSum {
     #[inline]
     pub(crate) fn add(&mut self, addend: f64) {
-        // Not so for NaN either.
+        // This is false for NaN too.
         if addend.abs() < BIG {
             self.add_part(addend);
         } else {
@@ -142,14 +142,14 @@ impl ExactSum {
         };
         let mut all = Vec::with_capacity(big.len() + small.len());
         if greatest.abs() < SCALED_BACK {
-            // Below 2^1022, and the small addends together below 2^964: nothing overflows, and the
-            // two may cancel.
+            // The big parts are below 2^1022 and the small addends together below 2^964, so nothing
+            // overflows, and the two may cancel.
             all.extend(big.iter().map(|part| part * UP));
             all.extend(small);
             return unscaled(round(&all));
         }
-        // The result is at least 2^1021. Of small parts below one only the sign can matter, for a tie;
-        // they would not survive the scaling.
+        // The result is at least 2^1021. A small part below one can only decide a tie by its sign,
+        // and would be lost by the scaling.
         all.extend(big);
         for part in small {
             if part.abs() < 1.0 {
@@ -168,8 +168,8 @@ impl ExactSum {
         }
     }
 
-    /// Appends the canonical form: a head byte (bits 0 to 5: number of parts, bit 6: big parts follow,
-    /// bit 7: counts of what is not finite follow), then the parts, greatest first.
+    /// Appends the canonical form: a head byte (bits 0 to 5: number of parts, bit 6: big parts
+    /// follow, bit 7: counts of what is not finite follow), then the parts, greatest first.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let Some(rare) = &self.rare else {
             if let Some((parts, count)) = canonical_few(self.parts) {
@@ -198,7 +198,7 @@ impl ExactSum {
         }
     }
 
-    /// Adds a sum that [`ExactSum::encode`] wrote. `None`: it did not.
+    /// Adds a sum that [`ExactSum::encode`] wrote; `None` for other bytes.
     pub(crate) fn merge(&mut self, bytes: &mut &[u8]) -> Option<()> {
         let head = varint::take_byte(bytes)?;
         for _ in 0..head & 0x3f {
@@ -229,13 +229,13 @@ impl Rare {
     }
 }
 
-/// A stored part. 2^64 addends below 2^900 stay below 2^964; what is greater was not stored here.
+/// Reads a stored part. 2^64 addends below 2^900 stay below 2^964, so a greater part is damage.
 fn take_part(bytes: &mut &[u8]) -> Option<f64> {
     let value = f64::from_le_bytes(varint::take_array(bytes)?);
     (value.abs() < GREATEST_PART).then_some(value)
 }
 
-/// `a + b`, rounded, and what the rounding lost. Exact as long as the sum does not overflow (Knuth).
+/// `a + b`, rounded, and the rounding error. Exact unless the sum overflows (Knuth).
 #[inline]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
@@ -283,8 +283,8 @@ fn round_grown(parts: &[f64]) -> f64 {
         let (high, low) = two_sum(sum, part);
         sum = high;
         if low != 0.0 {
-            // The sum is rounded once now. If that broke a tie and what follows leans to the other
-            // side, the tie was none.
+            // The sum is now rounded once. If that broke a tie and the rest has the other sign,
+            // there was no tie.
             if let Some(next) = rest.next()
                 && (low < 0.0) == (*next < 0.0)
             {

@@ -1,8 +1,8 @@
-//! The groups that are in memory: a write-back cache of the shard database.
+//! The groups in memory: a write-back cache of the shard database.
 //!
-//! A group that a record touches for the first time is loaded, stays while records touch it, and is
-//! written once per commit, in the order of the keys. After a commit it is kept as long as there is
-//! room. What is kept or forgotten never shows in what is stored.
+//! The first record of a group loads it. A commit writes each changed group once, in the order of
+//! the keys. After a commit, groups stay in memory while there is room. What stays or is evicted
+//! never affects what is stored.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -13,7 +13,7 @@ use headwater_types::{EventTime, Offset};
 
 use crate::{Error, aggregate::States, plan::ViewPlan, read::key_text};
 
-/// What a group's place in the table and its growth take besides its key and states.
+/// Bytes of a group in the hash table and its slack, besides its key and states.
 const OVERHEAD: usize = 2 * size_of::<Entry>();
 
 pub(crate) struct Groups {
@@ -21,32 +21,32 @@ pub(crate) struct Groups {
     hasher: RandomState,
     /// The keys of all groups, one after the other.
     keys: Vec<u8>,
-    heads: Vec<Head>,
+    heads: Vec<GroupHead>,
     states: States,
     /// Groups that must be loaded before a record may touch them.
     unloaded: Vec<u32>,
-    /// Groups that differ from what is stored; some may have been replaced since.
+    /// Groups that differ from their stored rows; some may have been replaced since.
     dirty: Vec<u32>,
     dirty_bytes: usize,
-    /// What texts took at the last commit.
+    /// The size of texts at the last commit.
     committed_text_bytes: usize,
-    rows: Rows,
+    rows: EncodedRows,
 }
 
 struct Entry {
-    /// Half of the key's hash, so that hardly any other key is looked at.
+    /// Half of the key's hash, so that a lookup rarely compares another key.
     half_hash: u32,
     group: u32,
 }
 
-/// What is known of a group besides its states.
+/// A group's data besides its states.
 #[derive(Clone, Copy)]
-struct Head {
+struct GroupHead {
     hash: u64,
     key_start: usize,
     key_len: u32,
     mark: Mark,
-    /// As in the row's header; [`EventTime::MIN`] while no record has touched the group.
+    /// The time in the row's header; [`EventTime::MIN`] until a record updates the group.
     time: EventTime,
     last_offset: Offset,
 }
@@ -55,13 +55,13 @@ struct Head {
 enum Mark {
     Clean,
     Dirty,
-    /// The key has another group now.
+    /// Another group has taken over the key.
     Replaced,
 }
 
-/// Rows in the form in which they are committed.
+/// Rows in their stored form.
 #[derive(Default)]
-struct Rows {
+struct EncodedRows {
     /// The first bytes of the key, for sorting, and the group.
     order: Vec<(u128, u32)>,
     bytes: Vec<u8>,
@@ -80,29 +80,29 @@ impl Groups {
             dirty: Vec::new(),
             dirty_bytes: 0,
             committed_text_bytes: 0,
-            rows: Rows::default(),
+            rows: EncodedRows::default(),
         }
     }
 
-    /// Memory that the groups take, roughly.
+    /// The approximate memory of all groups.
     pub(crate) fn bytes(&self) -> usize {
         self.heads.len() * self.group_bytes() + self.keys.len() + self.states.text_bytes()
     }
 
-    /// The part of it that the next commit writes.
+    /// The approximate memory of the groups that the next commit writes.
     pub(crate) fn dirty_bytes(&self) -> usize {
         self.dirty_bytes + self.states.text_bytes().saturating_sub(self.committed_text_bytes)
     }
 
     fn group_bytes(&self) -> usize {
-        size_of::<Head>() + OVERHEAD + self.states.group_bytes()
+        size_of::<GroupHead>() + OVERHEAD + self.states.group_bytes()
     }
 
     pub(crate) fn states(&mut self) -> &mut States {
         &mut self.states
     }
 
-    /// The group of a key. `stored` says that the database may know it.
+    /// The group of a key. `stored` says whether the database may have a row for it.
     #[inline]
     pub(crate) fn group(&mut self, key: &[u8], hash: u64, stored: bool) -> u32 {
         let Self { table, keys, heads, .. } = self;
@@ -113,10 +113,10 @@ impl Groups {
         match table.entry(hash, found, |entry| heads[entry.group as usize].hash) {
             hash_table::Entry::Occupied(entry) => entry.get().group,
             hash_table::Entry::Vacant(place) => {
-                // Memory ends long before 2^32 groups do.
+                // Memory runs out long before 2^32 groups.
                 let group = heads.len() as u32;
                 place.insert(Entry { half_hash, group });
-                heads.push(Head::new(hash, keys.len(), key.len() as u32));
+                heads.push(GroupHead::new(hash, keys.len(), key.len() as u32));
                 keys.extend_from_slice(key);
                 self.states.push();
                 if stored {
@@ -134,7 +134,7 @@ impl Groups {
         hasher.finish()
     }
 
-    /// Loads the groups that [`Groups::group`] has made since, as far as they are stored.
+    /// Loads the stored rows of the groups that [`Groups::group`] has added since the last call.
     pub(crate) fn load(&mut self, db: &ShardDb, plan: &ViewPlan) -> Result<(), Error> {
         if self.unloaded.is_empty() {
             return Ok(());
@@ -160,7 +160,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Lets a record touch a group that is loaded.
+    /// Marks a loaded group as changed by a record.
     #[inline]
     pub(crate) fn touch(&mut self, group: u32, offset: Offset, time: EventTime) {
         let head = &mut self.heads[group as usize];
@@ -173,8 +173,7 @@ impl Groups {
         }
     }
 
-    /// The group that a record touches instead of this one, if what is stored under the key has
-    /// expired: one that starts from nothing.
+    /// If the stored row of this group has expired, adds an empty group that takes its place.
     pub(crate) fn renew(&mut self, group: u32, horizon: EventTime) -> Option<u32> {
         let old = self.heads[group as usize];
         if old.time == EventTime::MIN || old.time > horizon {
@@ -185,7 +184,7 @@ impl Groups {
             entry.group = renewed;
         }
         self.heads[group as usize].mark = Mark::Replaced;
-        self.heads.push(Head::new(old.hash, old.key_start, old.key_len));
+        self.heads.push(GroupHead::new(old.hash, old.key_start, old.key_len));
         self.states.push();
         Some(renewed)
     }
@@ -217,7 +216,8 @@ impl Groups {
         })
     }
 
-    /// Says that what [`Groups::rows`] gave is stored now. Keeps at most about this many bytes.
+    /// Tells that the result of [`Groups::rows`] is stored. Keeps at most about `limit` bytes in
+    /// memory.
     pub(crate) fn committed(&mut self, limit: usize) {
         for group in self.dirty.drain(..) {
             let head = &mut self.heads[group as usize];
@@ -236,7 +236,7 @@ impl Groups {
     }
 }
 
-impl Head {
+impl GroupHead {
     fn new(hash: u64, key_start: usize, key_len: u32) -> Self {
         let (time, last_offset) = (EventTime::MIN, Offset::ZERO);
         Self { hash, key_start, key_len, mark: Mark::Clean, time, last_offset }
@@ -248,12 +248,12 @@ impl Head {
     }
 }
 
-/// The half that the table does not begin its search with.
+/// The half of the hash by which the table does not select its bucket.
 fn half(hash: u64) -> u32 {
     (hash >> 16) as u32
 }
 
-/// Sorts as the key does, up to its 17th byte.
+/// The first 16 bytes as a number with the same order.
 #[inline]
 fn first_bytes(key: &[u8]) -> u128 {
     if let Some(first) = key.first_chunk() {

@@ -1,32 +1,46 @@
 //! The engine: from a partition's records to a view's rows.
 //!
-//! A functional core. It is synchronous and knows no clock, no network and no SQL: a [`Shard`] is
-//! given chunks of one partition's log and keeps one shard database up to date, and [`read`] turns the
-//! rows of several shards into the rows of the view.
+//! It is a functional core: synchronous, without a clock, network or SQL. A [`Shard`] applies
+//! chunks of one partition's log to one shard database. [`read`] turns the rows of several shards
+//! into the rows of the view.
 //!
 //! ```text
-//!  chunk ──► decode ──► event time ──► WHERE ──► expressions ──► late? ──► group ──► aggregates
-//!              │            │            │            │            │                     │
-//!              └────────────┴─ dead letters ──────────┴────────────┘          commit: rows, progress,
-//!                                                                             tallies, dead letters
+//!  chunk ─► decode ─► event time ─► WHERE ─► expressions ─► late? ─► group ─► aggregates
+//!             │           │           │           │           │                    │
+//!             └───────────┴─ dead letters ────────┴───────────┘        commit: rows, progress,
+//!                                                                      tallies, dead letters
 //! ```
 //!
 //! # Laws
 //!
-//! 1. *Replay is live*: what a shard database holds after offset X is a function of the plan and of
-//!    the partition's records before X. How the records were cut into chunks and batches, when commits
-//!    happened, what was cached and where a crash struck leaves no trace in a stored byte. So every
-//!    decision is made record by record ([`Shard::apply`] has the order), every stored form is
-//!    canonical, and sums of floating-point numbers are exact until they are read.
-//! 2. *Every record counts once*: as applied, filtered, late or dead-lettered, in the same commit as
-//!    the position behind it.
-//! 3. *Partial rows merge*: the rows that several shards keep under one key have one merged result,
-//!    whatever the order.
+//! 1. *Replay is live*: the content of a shard database after offset X is a function of the plan
+//!    and of the partition's records before X. Chunks, batches, commits, caches and crashes do not
+//!    change a stored byte. So every decision is made record by record ([`Shard::apply`] gives the
+//!    order), every stored form is canonical, and sums of doubles are exact until they are read.
+//! 2. *Every record counts once*: as applied, filtered, late or dead-lettered, in the same commit
+//!    as the position after it.
+//! 3. *Partial rows merge*: the rows that several shards have under one key have one merged result,
+//!    in any order.
+//!
+//! # Which file to open
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `shard.rs` | [`Shard`]: apply a chunk, commit |
+//! | `shard/batch.rs` | one batch: event times, WHERE, expressions, groups |
+//! | `shard/time_rules.rs` | watermark, lateness, windows, expiry |
+//! | `shard/uncommitted.rs` | what the next commit writes |
+//! | `decode.rs` | JSON to columns; [`Validator`](decode::Validator) for ingest |
+//! | `groups.rs` | the write-back cache of groups |
+//! | `aggregate.rs`, `exact.rs` | partial states and their merge; exact sums of doubles |
+//! | `read.rs`, `read/finish.rs` | from stored rows to output rows |
+//! | `plan.rs` | [`ViewPlan`], the input of all of this |
+//! | `dead_letter.rs` | the stored form of a refused record |
 //!
 //! # Elsewhere
 //!
-//! SQL becomes a [`plan::ViewPlan`] in `headwater-sql`. Bytes on disk, expiry and what readers may see
-//! are `headwater-state`'s business, the layout of records `headwater-log`'s.
+//! `headwater-sql` makes a [`plan::ViewPlan`] from SQL. `headwater-state` owns the bytes on disk,
+//! expiry, and what readers may see. `headwater-log` owns the layout of records.
 
 mod aggregate;
 pub mod dead_letter;

@@ -1,7 +1,7 @@
-//! What a shard computes: a view, planned.
+//! The plan of a view, which shards run.
 //!
-//! The planner makes a [`ViewPlan`] from SQL; nothing here knows SQL or how expressions are
-//! evaluated. A record becomes a row of [`ViewPlan::input_schema`]; filter, keys and aggregate
+//! `headwater-sql` makes a [`ViewPlan`] from SQL; this crate knows neither SQL nor how expressions
+//! are evaluated. A record becomes a row of [`ViewPlan::input_schema`]; filter, keys and aggregate
 //! arguments are expressions over it. A stored row becomes a row of [`ViewPlan::post_schema`]; the
 //! output columns are expressions over that.
 
@@ -17,8 +17,8 @@ use headwater_types::{DataType, Name, StreamDefinition};
 /// The columns of [`ViewPlan::post_schema`] that a window adds behind the keys.
 pub const WINDOW_COLUMNS: [&str; 3] = ["window_start", "window_end", "window_time"];
 
-/// `window_time`, the last moment that belongs to a window, lies this far before its end: one
-/// millisecond, as in Flink.
+/// `window_time` is the last instant of a window. As in Flink, it is one millisecond before the
+/// end.
 pub const WINDOW_TIME_BEFORE_END_MICROS: i64 = 1_000;
 
 /// A view, ready to run.
@@ -26,11 +26,12 @@ pub const WINDOW_TIME_BEFORE_END_MICROS: i64 = 1_000;
 pub struct ViewPlan {
     pub view: Name,
     pub stream: Arc<StreamDefinition>,
-    /// Which of the stream's columns are decoded, ascending. The event time is always one of them.
+    /// Indices of the stream's columns that are decoded, ascending. The event time is always among
+    /// them.
     pub input: Vec<usize>,
     /// The Arrow schema of those columns, in that order.
     pub input_schema: SchemaRef,
-    /// WHERE: Boolean, over the input.
+    /// WHERE, a Boolean expression over the input.
     pub filter: Option<Arc<dyn Expression>>,
     /// GROUP BY without the window's columns.
     pub keys: Vec<KeyColumn>,
@@ -38,12 +39,13 @@ pub struct ViewPlan {
     pub aggregates: Vec<Aggregate>,
     /// The select list.
     pub output: Vec<OutputColumn>,
-    /// How long after its end (with a window) or behind the watermark (without) a record still
-    /// counts. `None`: 0 for windows, and never late without one.
+    /// How far a record may be late and still count: behind its window's end, or behind the
+    /// watermark for a view without windows. `None` means 0 with windows, and unlimited without.
     pub allowed_lateness_micros: Option<i64>,
-    /// How far a row's time may fall behind the watermark before the row expires. `None`: never.
+    /// How far a row's time may fall behind the watermark before the row expires. `None` means for
+    /// ever.
     pub retention_micros: Option<i64>,
-    /// The stream's key is one of the keys as it is, so that a row lives in one shard.
+    /// Whether one of the keys is the stream's key unchanged, so that a row lives in one shard.
     pub key_is_stream_key: bool,
 }
 
@@ -55,7 +57,7 @@ pub struct KeyColumn {
     pub data_type: DataType,
 }
 
-/// Windows of one size that follow each other: `[offset + n * size, offset + (n + 1) * size)`.
+/// Tumbling windows: `[offset + n * size, offset + (n + 1) * size)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tumble {
     /// Greater than zero.
@@ -64,8 +66,8 @@ pub struct Tumble {
 }
 
 impl Tumble {
-    /// The start and end of the window that a time belongs to, rounding down also before 1970.
-    /// `None` when one of them cannot be expressed.
+    /// The start and end of the window of a time, also before 1970. `None` if one of them is not a
+    /// valid time.
     pub fn window(&self, time_micros: i64) -> Option<(i64, i64)> {
         let into = time_micros.checked_sub(self.offset_micros)?.rem_euclid(self.size_micros);
         let start = time_micros.checked_sub(into)?;
@@ -73,13 +75,14 @@ impl Tumble {
     }
 }
 
-/// One aggregate call. Equal calls may share one entry; output columns refer to it by its place.
+/// One aggregate call. Equal calls may share an entry. Output columns refer to it by its index.
 #[derive(Clone, Debug)]
 pub struct Aggregate {
     pub function: AggregateFunction,
     /// `None` for `count(*)` only.
     pub argument: Option<Arc<dyn Expression>>,
-    /// `FILTER (WHERE …)`: Boolean, over the input. Where it is not true the argument is not asked.
+    /// `FILTER (WHERE …)`, a Boolean expression over the input. The argument is evaluated only
+    /// where it is true.
     pub filter: Option<Arc<dyn Expression>>,
     /// Type of the argument.
     pub input_type: Option<DataType>,
@@ -101,31 +104,31 @@ pub enum AggregateFunction {
 pub struct OutputColumn {
     pub name: String,
     pub data_type: DataType,
-    /// Over [`ViewPlan::post_schema`].
+    /// An expression over [`ViewPlan::post_schema`].
     pub expression: Arc<dyn Expression>,
-    /// Set if the column is just this key. `window_start` is the key after the last of
-    /// [`ViewPlan::keys`].
+    /// The index of the key that this column repeats, if it does. `window_start` counts as the key
+    /// after the last of [`ViewPlan::keys`].
     pub key: Option<usize>,
 }
 
-/// A scalar expression over the columns of a batch. It is pure: row by row, without memory, the same
-/// for a row whatever stands beside it.
+/// A scalar expression over the columns of a batch. It is pure: the value of a row depends on that
+/// row alone.
 pub trait Expression: Send + Sync + Debug {
-    /// One value per row. An error means that at least one row has none.
+    /// Returns one value per row. An error means that at least one row has no value.
     fn evaluate(&self, batch: &RecordBatch) -> Result<ArrayRef, ExpressionError>;
 
-    /// Which column it merely repeats, if it does: such an expression is never evaluated.
+    /// The column that this expression repeats, if it does. Such an expression is never evaluated.
     fn as_column(&self) -> Option<usize> {
         None
     }
 }
 
-/// An expression has no value for a row, and why.
+/// Why an expression has no value for a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ExpressionError(pub String);
 
-/// The expression that is just a column.
+/// The expression that repeats a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ColumnRef(pub usize);
 
@@ -143,8 +146,8 @@ impl Expression for ColumnRef {
 }
 
 impl ViewPlan {
-    /// The columns that output expressions see: `k0`, `k1`, … for the keys, the window's three if
-    /// there is one, `a0`, `a1`, … for the aggregates.
+    /// The input of output expressions: `k0`, `k1`, … for the keys, the three columns of a window,
+    /// `a0`, `a1`, … for the aggregates.
     pub fn post_schema(&self) -> SchemaRef {
         let numbered = |letter: char, place: usize, data_type| {
             Field::new(format!("{letter}{place}"), arrow_type(data_type), true)
@@ -180,7 +183,7 @@ impl ViewPlan {
     }
 }
 
-/// How Arrow holds a column.
+/// The Arrow type of a column.
 pub fn arrow_type(data_type: DataType) -> ArrowType {
     match data_type {
         DataType::Boolean => ArrowType::Boolean,
@@ -194,7 +197,7 @@ pub fn arrow_type(data_type: DataType) -> ArrowType {
     }
 }
 
-/// Digits behind the point; 0 for what is no decimal.
+/// The digits after the point; 0 for types other than DECIMAL.
 pub(crate) fn scale(data_type: DataType) -> u8 {
     match data_type {
         DataType::Decimal { scale, .. } => scale,

@@ -1,7 +1,8 @@
-//! Rows of a view, merged from the partial rows of its shards.
+//! Reads a view's rows, merged from the partial rows of its shards.
 //!
-//! Where a view does not group by its stream's key, several shards have a row under one key. They are
-//! merged here, finished to values, and run through the view's output expressions.
+//! If a view does not group by its stream's key, several shards have a row under one key. This
+//! module merges these rows, computes the aggregates' values, and evaluates the view's output
+//! expressions.
 
 mod finish;
 
@@ -15,10 +16,10 @@ use crate::{
     plan::{ViewPlan, WINDOW_COLUMNS, scale},
 };
 pub use finish::OutputBatch;
-use finish::Rows;
+use finish::RowAssembler;
 pub(crate) use finish::key_text;
 
-/// The rows of one shard in the order of their keys, all of one commit, wherever they come from.
+/// The rows of one shard at one commit, in the order of their keys, from this process or another.
 pub trait ShardRows {
     type Error: From<Error>;
 
@@ -39,7 +40,7 @@ impl ShardRows for RowScan<'_> {
 pub struct MergedScan<'a, S = RowScan<'a>> {
     plan: &'a ViewPlan,
     sources: Vec<Source<S>>,
-    rows: Rows,
+    rows: RowAssembler,
 }
 
 struct Source<S> {
@@ -59,7 +60,7 @@ enum SourceState {
 }
 
 impl<'a, S: ShardRows> MergedScan<'a, S> {
-    /// Each scan is of one shard; all of one generation.
+    /// `scans` has one scan per shard. All shards belong to one generation.
     pub fn new(plan: &'a ViewPlan, scans: Vec<S>) -> Self {
         let sources = scans.into_iter().map(|scan| Source {
             scan,
@@ -68,7 +69,7 @@ impl<'a, S: ShardRows> MergedScan<'a, S> {
             last_offset: Offset::ZERO,
             state: SourceState::NotBegun,
         });
-        Self { plan, sources: sources.collect(), rows: Rows::new(plan) }
+        Self { plan, sources: sources.collect(), rows: RowAssembler::new(plan) }
     }
 
     /// The next rows, at least one and about `max_rows`; `None` after the last.
@@ -80,7 +81,7 @@ impl<'a, S: ShardRows> MergedScan<'a, S> {
         }
         let Self { plan, sources, rows } = self;
         while rows.len() < max_rows.max(1) {
-            // Few shards: a heap would not pay.
+            // There are few shards, so a heap would not be faster.
             let at_row = sources.iter().filter(|source| source.state == SourceState::AtRow);
             let Some(least) = at_row.map(|source| &source.key).min() else { break };
             rows.begin(least);
@@ -111,13 +112,13 @@ impl<S: ShardRows> Source<S> {
     }
 }
 
-/// The one row that the shards' payloads under a key make together.
+/// The row that results from the payloads of all shards under one key.
 pub fn merge_rows(
     plan: &ViewPlan,
     key: &[u8],
     payloads: &[(Offset, &[u8])],
 ) -> Result<OutputBatch, Error> {
-    let mut rows = Rows::new(plan);
+    let mut rows = RowAssembler::new(plan);
     rows.begin(key);
     for (last_offset, payload) in payloads {
         rows.merge(plan, payload, *last_offset)?;
@@ -125,7 +126,7 @@ pub fn merge_rows(
     rows.finish(plan)
 }
 
-/// A key does not fit the view.
+/// A key does not match the view's key columns.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
     #[error("view {view} has {expected} key columns ({columns}), not {found}")]
@@ -166,7 +167,8 @@ pub fn encode_key(plan: &ViewPlan, parts: &[KeyPart<'_>]) -> Result<Vec<u8>, Inv
     Ok(bytes)
 }
 
-/// The one partition that can have rows under a key, or under keys that begin so. `None`: any can.
+/// The only partition that can have rows under a key, or under keys with this prefix. `None` if any
+/// partition can.
 pub fn stream_key_partition(plan: &ViewPlan, parts: &[KeyPart<'_>]) -> Option<PartitionId> {
     if !plan.key_is_stream_key {
         return None;
@@ -174,7 +176,7 @@ pub fn stream_key_partition(plan: &ViewPlan, parts: &[KeyPart<'_>]) -> Option<Pa
     let stream_key = plan.input.iter().position(|column| Some(*column) == plan.stream.key)?;
     let place = plan.keys.iter().position(|key| key.expression.as_column() == Some(stream_key))?;
     let key = match *parts.get(place)? {
-        // Records without a key go anywhere.
+        // A record without a key may be in any partition.
         KeyPart::Null => return None,
         KeyPart::Boolean(value) => PartitionKey::Boolean(value),
         KeyPart::Integer(value) => PartitionKey::Integer(value),

@@ -1,4 +1,4 @@
-//! What the tests of several modules need.
+//! Plans, events and oracles that several modules' tests share.
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -134,7 +134,7 @@ pub(crate) fn of(function: AggregateFunction, column: usize) -> Aggregate {
     Aggregate { function, argument, filter: None, input_type: Some(input), output_type }
 }
 
-/// Every function over every type that it takes.
+/// Every function over every type that it accepts.
 pub(crate) fn all_aggregates() -> Vec<Aggregate> {
     use AggregateFunction::{Avg, Count, Max, Min, Sum};
     let mut all = vec![count_star()];
@@ -149,7 +149,8 @@ pub(crate) fn all_aggregates() -> Vec<Aggregate> {
     all
 }
 
-/// `amount / number`, which has no value where `number` is zero; NULL where one is NULL.
+/// `amount / number`. It has no value where `number` is zero, and is NULL where one of them is
+/// NULL.
 #[derive(Debug)]
 pub(crate) struct Quotient;
 
@@ -170,7 +171,7 @@ impl Expression for Quotient {
     }
 }
 
-/// `number >= 0`, which has no value for -1; NULL for NULL.
+/// `number >= 0`. It has no value for -1, and is NULL for NULL.
 #[derive(Debug)]
 pub(crate) struct NotNegative;
 
@@ -239,7 +240,7 @@ pub(crate) fn open_partition(
     Shard::open_with(Arc::clone(plan), db, limits).unwrap()
 }
 
-/// All that a shard has committed: what readers see, its digest and its outbox.
+/// Everything that a shard has committed: its rows, its digest and its outbox.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Contents {
     pub(crate) dump: Dump,
@@ -256,7 +257,7 @@ pub(crate) fn contents(shard: Shard, path: &Path) -> Contents {
     Contents { dump: headwater_state::dump(reader.view()).unwrap(), digest, outbox }
 }
 
-/// Runs a history in one go.
+/// Runs a history without interruption.
 pub(crate) fn run(plan: &Arc<ViewPlan>, events: &[Event]) -> Contents {
     let directory = tempfile::tempdir().unwrap();
     let mut shard = open(directory.path(), plan, Limits::default());

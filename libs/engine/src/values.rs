@@ -27,7 +27,7 @@ pub(crate) enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// `None` if the array does not hold that type as [`arrow_type`](crate::arrow_type) says.
+    /// `None` if the array has another type than [`arrow_type`](crate::arrow_type) gives.
     pub(crate) fn of(array: &'a ArrayRef, data_type: DataType) -> Option<Self> {
         match (data_type, array.data_type()) {
             (DataType::Boolean, ArrowType::Boolean) => Some(Self::Boolean(array.as_boolean())),
@@ -65,7 +65,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Appends the stored form of one row's value as a part of a key.
+    /// Appends one row's value as a part of a key.
     #[inline]
     pub(crate) fn encode_key(&self, row: usize, out: &mut Vec<u8>) {
         let null = self.nulls().is_some_and(|nulls| nulls.is_null(row));

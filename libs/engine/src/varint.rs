@@ -1,4 +1,4 @@
-//! Whole numbers in few bytes: LEB128, least significant group first, and zigzag for signed ones.
+//! Variable-length integers: LEB128, least significant group first, and zigzag for signed ones.
 
 pub(crate) fn put(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {

@@ -1,4 +1,4 @@
-//! From states to values.
+//! Computes aggregate values from partial states.
 
 use std::sync::Arc;
 
@@ -11,33 +11,33 @@ use arrow::{
 };
 use headwater_types::DataType;
 
-use super::{Cells, Column, Sum};
+use super::{StateCells, StateColumn, Sum};
 use crate::{exact::ExactSum, plan::AggregateFunction};
 
-impl Column {
-    /// The value of every group. `Err`: the group whose value leaves the range of its type.
+impl StateColumn {
+    /// The value of every group. The error is the first group whose value does not fit the type.
     pub(super) fn finish(&self) -> Result<ArrayRef, usize> {
         let avg = self.function == AggregateFunction::Avg;
         Ok(match &self.cells {
-            Cells::Count(cells) => {
+            StateCells::Count(cells) => {
                 let counts = UInt64Array::from(cells.clone());
                 let counts = counts.try_unary(i64::try_from);
                 Arc::new(counts.map(|counts: Int64Array| counts).map_err(|_| 0_usize)?)
             }
-            Cells::Integer(cells) if avg => {
+            StateCells::Integer(cells) if avg => {
                 let mean = |cell: &Sum<i128>| {
                     (cell.count > 0).then(|| cell.sum as f64 / cell.count as f64)
                 };
                 Arc::new(cells.iter().map(mean).collect::<Float64Array>())
             }
-            Cells::Integer(cells) => {
+            StateCells::Integer(cells) => {
                 let sum = |(group, cell): (usize, &Sum<i128>)| {
                     let sum = (cell.count > 0).then(|| i64::try_from(cell.sum));
                     sum.transpose().map_err(|_| group)
                 };
                 Arc::new(cells.iter().enumerate().map(sum).collect::<Result<Int64Array, usize>>()?)
             }
-            Cells::Double(cells) => {
+            StateCells::Double(cells) => {
                 let value = |cell: &Sum<ExactSum>| match cell.count {
                     0 => None,
                     count if avg => Some(cell.sum.mean(count)),
@@ -45,7 +45,7 @@ impl Column {
                 };
                 Arc::new(cells.iter().map(value).collect::<Float64Array>())
             }
-            Cells::Decimal(cells) => {
+            StateCells::Decimal(cells) => {
                 let (precision, scale) = digits(self.output);
                 let more = if avg {
                     scale.saturating_sub(digits(self.input.unwrap_or(self.output)).1)
@@ -64,12 +64,12 @@ impl Column {
                     .enumerate()
                     .map(value)
                     .collect::<Result<Decimal128Array, usize>>()?;
-                // Precision and scale come from a checked definition.
+                // The planner has checked precision and scale.
                 Arc::new(
                     values.with_precision_and_scale(precision, scale as i8).map_err(|_| 0_usize)?,
                 )
             }
-            Cells::Narrow(cells) => {
+            StateCells::Narrow(cells) => {
                 let cells = cells.iter();
                 match self.output {
                     DataType::Boolean => Arc::new(
@@ -90,17 +90,17 @@ impl Column {
                     }
                 }
             }
-            Cells::Wide(cells) => {
+            StateCells::Wide(cells) => {
                 let (precision, scale) = digits(self.output);
                 let values = cells.iter().copied().collect::<Decimal128Array>();
                 Arc::new(
                     values.with_precision_and_scale(precision, scale as i8).map_err(|_| 0_usize)?,
                 )
             }
-            Cells::Text(cells) => {
+            StateCells::Text(cells) => {
                 let mut builder = StringBuilder::with_capacity(cells.len(), 0);
                 for cell in cells {
-                    // Came from a text, and merging has checked what was stored.
+                    // The bytes came from a text, or `merge` has checked them.
                     builder.append_option(
                         cell.as_deref().and_then(|text| std::str::from_utf8(text).ok()),
                     );
@@ -127,8 +127,8 @@ fn digits(data_type: DataType) -> (u8, u8) {
     }
 }
 
-/// `sum * 10^more / count`, cut off behind the last digit as DataFusion does; `None` if it has more
-/// than `precision` digits.
+/// `sum * 10^more / count`, truncated as DataFusion does; `None` if it has more than `precision`
+/// digits.
 pub(super) fn decimal(sum: i256, more: u8, count: u64, precision: u8) -> Option<i128> {
     let factor = i256::from_i128(10).checked_pow(u32::from(more))?;
     let value =

@@ -1,12 +1,12 @@
-//! The stored form of states.
+//! Encodes and decodes partial states.
 
 use arrow::datatypes::i256;
 use headwater_types::DataType;
 
-use super::{Cells, Column, extreme, extreme_text};
+use super::{StateCells, StateColumn, extreme, extreme_text};
 use crate::{plan::AggregateFunction, varint};
 
-impl Column {
+impl StateColumn {
     pub(super) fn encode(&self, group: usize, out: &mut Vec<u8>) {
         let avg = self.function == AggregateFunction::Avg;
         let head = |count: u64, out: &mut Vec<u8>| {
@@ -14,23 +14,23 @@ impl Column {
             count > 0
         };
         match &self.cells {
-            Cells::Count(cells) => varint::put(cells[group], out),
-            Cells::Integer(cells) => {
+            StateCells::Count(cells) => varint::put(cells[group], out),
+            StateCells::Integer(cells) => {
                 if head(cells[group].count, out) {
                     varint::put_wide(varint::zigzag_wide(cells[group].sum), out);
                 }
             }
-            Cells::Decimal(cells) => {
+            StateCells::Decimal(cells) => {
                 if head(cells[group].count, out) {
                     put_wide_integer(cells[group].sum, out);
                 }
             }
-            Cells::Double(cells) => {
+            StateCells::Double(cells) => {
                 if head(cells[group].count, out) {
                     cells[group].sum.encode(out);
                 }
             }
-            Cells::Narrow(cells) => {
+            StateCells::Narrow(cells) => {
                 out.push(u8::from(cells[group].is_some()));
                 match (cells[group], self.input) {
                     (None, _) => {}
@@ -38,13 +38,13 @@ impl Column {
                     (Some(value), _) => varint::put(varint::zigzag(value), out),
                 }
             }
-            Cells::Wide(cells) => {
+            StateCells::Wide(cells) => {
                 out.push(u8::from(cells[group].is_some()));
                 if let Some(value) = cells[group] {
                     varint::put_wide(varint::zigzag_wide(value), out);
                 }
             }
-            Cells::Text(cells) => {
+            StateCells::Text(cells) => {
                 out.push(u8::from(cells[group].is_some()));
                 if let Some(text) = &cells[group] {
                     varint::put(text.len() as u64, out);
@@ -62,7 +62,7 @@ impl Column {
     ) -> Option<()> {
         let greatest = self.function == AggregateFunction::Max;
         let head = varint::take(bytes)?;
-        if let Cells::Count(cells) = &mut self.cells {
+        if let StateCells::Count(cells) = &mut self.cells {
             cells[group] = cells[group].checked_add(head)?;
             return Some(());
         } else if head == 0 {
@@ -71,35 +71,35 @@ impl Column {
             return None;
         }
         match &mut self.cells {
-            Cells::Count(_) => {}
-            Cells::Integer(cells) => {
+            StateCells::Count(_) => {}
+            StateCells::Integer(cells) => {
                 let cell = &mut cells[group];
                 cell.count = cell.count.checked_add(head)?;
                 cell.sum =
                     cell.sum.checked_add(varint::unzigzag_wide(varint::take_wide(bytes)?))?;
             }
-            Cells::Decimal(cells) => {
+            StateCells::Decimal(cells) => {
                 let cell = &mut cells[group];
                 cell.count = cell.count.checked_add(head)?;
                 cell.sum = cell.sum.checked_add(take_wide_integer(bytes)?)?;
             }
-            Cells::Double(cells) => {
+            StateCells::Double(cells) => {
                 let cell = &mut cells[group];
                 cell.count = cell.count.checked_add(head)?;
                 cell.sum.merge(bytes)?;
             }
-            Cells::Narrow(cells) => {
+            StateCells::Narrow(cells) => {
                 let value = match self.input {
                     Some(DataType::Double) => i64::from_le_bytes(varint::take_array(bytes)?),
                     Some(_) | None => varint::unzigzag(varint::take(bytes)?),
                 };
                 extreme(&mut cells[group], value, greatest);
             }
-            Cells::Wide(cells) => {
+            StateCells::Wide(cells) => {
                 let value = varint::unzigzag_wide(varint::take_wide(bytes)?);
                 extreme(&mut cells[group], value, greatest);
             }
-            Cells::Text(cells) => {
+            StateCells::Text(cells) => {
                 let length = usize::try_from(varint::take(bytes)?).ok()?;
                 let text = varint::take_bytes(bytes, length)?;
                 std::str::from_utf8(text).ok()?;
@@ -110,7 +110,7 @@ impl Column {
     }
 }
 
-/// Length and the fewest bytes of the two's complement that say the sign.
+/// A length, then the shortest two's complement that keeps the sign.
 pub(super) fn put_wide_integer(value: i256, out: &mut Vec<u8>) {
     let bytes = value.to_le_bytes();
     let fill = if value.is_negative() { 0xff } else { 0 };
@@ -123,7 +123,7 @@ pub(super) fn put_wide_integer(value: i256, out: &mut Vec<u8>) {
     }
     out.push(length as u8);
     out.extend_from_slice(&bytes[..length]);
-    // -1 would be no byte at all, as 0 is.
+    // Without this, -1 would be encoded as no bytes, as 0 is.
     if length == 0 && fill != 0 {
         out.pop();
         out.extend([1, 0xff]);

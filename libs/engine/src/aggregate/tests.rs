@@ -24,7 +24,7 @@ proptest! {
         let mut bytes = Vec::new();
         put_wide_integer(value, &mut bytes);
         prop_assert_eq!(take_wide_integer(&mut &bytes[..]), Some(value));
-        // One byte less says something else.
+        // One byte fewer encodes another value.
         if let Some(shorter) = bytes[0].checked_sub(1) {
             bytes[0] = shorter;
             bytes.pop();

@@ -1,4 +1,4 @@
-//! Cells into Arrow arrays.
+//! Builds Arrow arrays from decoded cells.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use headwater_types::DataType;
 use super::scan::Cell;
 use crate::plan::arrow_type;
 
-/// Rows for which room is kept from one batch to the next.
+/// The greatest number of rows for which capacity is kept between batches.
 const KEPT_ROWS: usize = 1 << 16;
 
 /// One column of the batch that is being built.
@@ -30,7 +30,7 @@ pub(super) enum ColumnBuilder {
 }
 
 impl ColumnBuilder {
-    /// With room for `rows`, and for `text` bytes if it holds text.
+    /// A builder with capacity for `rows` rows and, for VARCHAR, `text` bytes.
     pub(super) fn new(data_type: DataType, rows: usize, text: usize) -> Self {
         let arrow = arrow_type(data_type);
         match data_type {
@@ -50,8 +50,8 @@ impl ColumnBuilder {
         }
     }
 
-    /// `text` is the record, `unescaped` what was unescaped from it. A cell that is not of the
-    /// column's type cannot come from the scanner; it would be stored as NULL.
+    /// `text` is the record and `unescaped` its unescaped text. The scanner produces only cells of
+    /// the column's type; any other cell would become NULL.
     #[inline]
     pub(super) fn push(&mut self, cell: Cell, text: &str, unescaped: &str) {
         match (self, cell) {
@@ -83,7 +83,7 @@ impl ColumnBuilder {
         }
     }
 
-    /// The array of all rows pushed; the next one starts with as much room.
+    /// Returns the array of all rows. The next array starts with the same capacity.
     pub(super) fn finish(&mut self, rows: usize) -> ArrayRef {
         let room = rows.min(KEPT_ROWS);
         match self {

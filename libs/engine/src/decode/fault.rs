@@ -1,20 +1,16 @@
-//! What can be wrong with a record, and how a person is told.
+//! The faults that a record can have. `describe.rs` puts them into words.
 
-use headwater_types::DataType;
-
-use super::{DecodeError, json, timestamp};
-
-/// A fault and where it was met: small, so that results stay in registers. The text is made once,
+/// A fault and its position. It is small, so that results stay in registers; the text is made only
 /// when the record is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) at: usize,
-    pub(super) what: What,
+    pub(super) kind: FaultKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    // The grammar of JSON.
+pub(super) enum FaultKind {
+    // Faults in the grammar of JSON.
     Value,
     Object,
     Key,
@@ -28,7 +24,7 @@ pub(super) enum What {
     Digit,
     Depth,
     Trailing,
-    // The column at hand; `at` is where its value starts.
+    // Faults of a column; `at` is where its value starts.
     Type,
     Range,
     Fraction,
@@ -41,117 +37,14 @@ pub(super) enum What {
     Twice,
 }
 
-impl Fault {
-    /// `column` is the one at hand, for the faults that concern one.
-    #[cold]
-    pub(super) fn describe(self, text: &str, column: Option<(&str, DataType)>) -> DecodeError {
-        match column {
-            Some((name, data_type)) if !self.what.is_grammar() => DecodeError {
-                column: Some(name.to_owned()),
-                reason: self.of_column(text, data_type),
-            },
-            Some(_) | None => DecodeError { column: None, reason: self.of_grammar(text) },
-        }
-    }
-
-    fn of_grammar(self, text: &str) -> String {
-        let at = self.at;
-        let wanted = match self.what {
-            What::Object => return object_expected(text, at),
-            What::Depth => {
-                return format!(
-                    "values are nested more than {} deep at byte {at}: flatten them",
-                    json::MAX_DEPTH
-                );
-            }
-            What::Trailing => "nothing after the object (one record holds one JSON object)",
-            What::Value => "a value",
-            What::Key => "a key in double quotes",
-            What::Colon => "':' after a key",
-            What::CommaOrBrace => "',' or '}' after a value",
-            What::CommaOrBracket => "',' or ']' after a value",
-            What::Control if at >= text.len() => "the quote that ends the text",
-            What::Control => "no control character inside text (write it as an escape such as \\n)",
-            What::Escape => "one of the escapes \\\" \\\\ \\/ \\b \\f \\n \\r \\t \\uXXXX",
-            What::Surrogate => "a surrogate pair (\\uD800-\\uDBFF, then \\uDC00-\\uDFFF)",
-            What::LeadingZero => "a number without leading zeros",
-            What::Digit => "a digit",
-            What::Type
-            | What::Range
-            | What::Fraction
-            | What::Digits
-            | What::Infinite
-            | What::Time
-            | What::TimeRange
-            | What::Null
-            | What::Missing
-            | What::Twice => "a value",
-        };
-        format!("not valid JSON at byte {at}: expected {wanted}, found {}", character(text, at))
-    }
-
-    fn of_column(self, text: &str, data_type: DataType) -> String {
-        let found = || found(text, self.at);
-        match self.what {
-            What::Null => {
-                "expected a value, found null: the column is NOT NULL (send a value, or declare the column without NOT NULL)"
-                    .to_owned()
-            }
-            What::Missing => {
-                "missing: the column is NOT NULL (send a value, or declare the column without NOT NULL)".to_owned()
-            }
-            What::Twice => "appears twice in the record: send each key once".to_owned(),
-            What::Range => format!("expected {}, found {}: out of range", range(data_type), found()),
-            What::Digits => format!("expected {}, found {}: too large", range(data_type), found()),
-            What::Fraction => match data_type {
-                DataType::Decimal { scale, .. } => {
-                    format!("expected at most {scale} digits behind the point ({data_type}), found {}", found())
-                }
-                DataType::Timestamp => {
-                    format!("expected whole milliseconds since 1970 ({data_type}), found {}", found())
-                }
-                DataType::Boolean
-                | DataType::Integer
-                | DataType::BigInt
-                | DataType::Double
-                | DataType::Varchar => {
-                    format!("expected a whole number ({data_type}), found {}", found())
-                }
-            },
-            What::Infinite => {
-                format!("expected a number within +-1.7976931348623157e308 ({data_type}), found {}", found())
-            }
-            What::Time => format!(
-                "expected RFC 3339 text with an offset such as 2013-01-01T10:15:00Z, or epoch milliseconds \
-                 ({data_type}), found {}",
-                found()
-            ),
-            What::TimeRange => format!(
-                "expected a time from {} to {} ({data_type}; a number is milliseconds since 1970), found {}",
-                timestamp::EARLIEST,
-                timestamp::LATEST,
-                found()
-            ),
-            What::Type
-            | What::Value
-            | What::Object
-            | What::Key
-            | What::Colon
-            | What::CommaOrBrace
-            | What::CommaOrBracket
-            | What::Control
-            | What::Escape
-            | What::Surrogate
-            | What::LeadingZero
-            | What::Digit
-            | What::Depth
-            | What::Trailing => format!("expected {} ({data_type}), found {}", kind(data_type), found()),
-        }
-    }
+#[inline]
+pub(super) fn fail<T>(at: usize, kind: FaultKind) -> Result<T, Fault> {
+    Err(Fault { at, kind })
 }
 
-impl What {
-    fn is_grammar(self) -> bool {
+impl FaultKind {
+    /// Whether the fault concerns the grammar of JSON, not a column.
+    pub(super) fn is_grammar(self) -> bool {
         match self {
             Self::Value
             | Self::Object
@@ -180,88 +73,22 @@ impl What {
     }
 }
 
-/// The value is no UTF-8.
-#[cold]
-pub(super) fn not_utf8(value: &[u8], error: std::str::Utf8Error) -> DecodeError {
-    let at = error.valid_up_to();
-    let found =
-        value.get(at).map_or_else(|| "the end".to_owned(), |byte| format!("byte 0x{byte:02x}"));
-    DecodeError {
-        column: None,
-        reason: format!("not valid UTF-8 at byte {at}: found {found}; events are JSON in UTF-8"),
-    }
+/// Why a record was refused. The text is short, however long the record is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    /// The column that is wrong; `None` when the record as a whole is.
+    pub column: Option<String>,
+    /// Names the expected and the found value.
+    pub reason: String,
 }
 
-fn kind(data_type: DataType) -> &'static str {
-    match data_type {
-        DataType::Boolean => "true or false",
-        DataType::Integer | DataType::BigInt | DataType::Double | DataType::Decimal { .. } => {
-            "a number"
+impl std::error::Error for DecodeError {}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.column {
+            Some(column) => write!(f, "column {column}: {}", self.reason),
+            None => f.write_str(&self.reason),
         }
-        DataType::Varchar => "text or a number",
-        DataType::Timestamp => "RFC 3339 text or epoch milliseconds",
-    }
-}
-
-fn range(data_type: DataType) -> String {
-    match data_type {
-        DataType::Integer => format!("a number from {} to {} (INTEGER)", i32::MIN, i32::MAX),
-        DataType::BigInt => format!("a number from {} to {} (BIGINT)", i64::MIN, i64::MAX),
-        DataType::Decimal { precision, scale } => {
-            format!(
-                "at most {} digits before the point ({data_type})",
-                precision.saturating_sub(scale)
-            )
-        }
-        DataType::Boolean | DataType::Double | DataType::Varchar | DataType::Timestamp => {
-            format!("{} ({data_type})", kind(data_type))
-        }
-    }
-}
-
-fn object_expected(text: &str, at: usize) -> String {
-    if text.len() == at {
-        return "expected a JSON object, found nothing".to_owned();
-    }
-    if text[at..].starts_with('\u{feff}') {
-        return format!("expected a JSON object, found a byte order mark at byte {at}: remove it");
-    }
-    let found = match json::skip_value(text.as_bytes(), at) {
-        Ok(_) => found(text, at),
-        Err(_) => character(text, at),
-    };
-    format!("expected a JSON object, found {found}")
-}
-
-/// The value at `at`, briefly, however long it is.
-fn found(text: &str, at: usize) -> String {
-    let bytes = text.as_bytes();
-    match bytes.get(at) {
-        Some(b'{') => "an object".to_owned(),
-        Some(b'[') => "an array".to_owned(),
-        Some(b'"') => match json::string(bytes, at + 1) {
-            Ok(string) => format!("text \"{}\"", excerpt(&text[at + 1..string.end])),
-            Err(_) => "text".to_owned(),
-        },
-        Some(_) => match json::skip_value(bytes, at) {
-            Ok(end) => excerpt(&text[at..end]),
-            Err(_) => character(text, at),
-        },
-        None => "the end".to_owned(),
-    }
-}
-
-fn character(text: &str, at: usize) -> String {
-    match text.get(at..).and_then(|rest| rest.chars().next()) {
-        Some(c) => format!("'{}'", c.escape_debug()),
-        None => "the end".to_owned(),
-    }
-}
-
-/// At most 48 characters, and how long the whole is if that is more.
-fn excerpt(text: &str) -> String {
-    match text.char_indices().nth(48) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
     }
 }

@@ -1,11 +1,12 @@
 //! The grammar of JSON (RFC 8259), checked to the last byte.
 //!
-//! A function takes the whole record and the position at which something must start, and gives the
-//! position after it. The record is known to be UTF-8, so that text needs no further check.
+//! Each function takes the whole record and the position at which an element must start, and
+//! returns the position after that element. The caller has checked that the record is UTF-8, so
+//! text needs no further check.
 
-use super::fault::{Fault, What};
+use super::fault::{Fault, FaultKind, fail};
 
-/// How deep values may be nested; the record itself is the first level.
+/// The maximal nesting of values. The record itself is the first level.
 pub(super) const MAX_DEPTH: u32 = 64;
 
 const ONES: u64 = 0x0101_0101_0101_0101;
@@ -20,11 +21,6 @@ pub(super) struct Text {
 }
 
 #[inline]
-pub(super) fn fail<T>(at: usize, what: What) -> Result<T, Fault> {
-    Err(Fault { at, what })
-}
-
-#[inline]
 pub(super) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(at) {
         at += 1;
@@ -32,13 +28,13 @@ pub(super) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Eight bytes from `at`, if there are so many.
+/// The eight bytes from `at`; `None` if fewer are left.
 #[inline]
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Ends the string whose first character is at `start`.
+/// Finds the end of the string whose first character is at `start`.
 #[inline]
 pub(super) fn string(bytes: &[u8], start: usize) -> Result<Text, Fault> {
     let at = plain(bytes, start);
@@ -49,7 +45,7 @@ pub(super) fn string(bytes: &[u8], start: usize) -> Result<Text, Fault> {
     }
 }
 
-/// A string that needs a closer look from `at` on.
+/// Finds the end of a string that has a backslash or a fault at `at`.
 #[inline(never)]
 fn special(bytes: &[u8], mut at: usize) -> Result<Text, Fault> {
     let mut escaped = false;
@@ -60,7 +56,7 @@ fn special(bytes: &[u8], mut at: usize) -> Result<Text, Fault> {
                 escaped = true;
                 at = escape(bytes, at)?;
             }
-            Some(_) | None => return fail(at, What::Control),
+            Some(_) | None => return fail(at, FaultKind::Control),
         }
         at = plain(bytes, at);
     }
@@ -69,7 +65,8 @@ fn special(bytes: &[u8], mut at: usize) -> Result<Text, Fault> {
 /// The first position from `at` on with a quote, a backslash or a control character, or the end.
 #[inline]
 fn plain(bytes: &[u8], mut at: usize) -> usize {
-    // A borrow may mark a byte wrongly, but only above one that is marked rightly; the lowest counts.
+    // A borrow can mark a byte wrongly, but only above a correctly marked one. The lowest mark is
+    // used.
     let zeros = |x: u64| x.wrapping_sub(ONES) & !x;
     while let Some(word) = word(bytes, at) {
         let quote = zeros(word ^ (ONES * b'"' as u64));
@@ -90,7 +87,7 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Passes the escape whose backslash is at `at`.
+/// Skips the escape whose backslash is at `at`.
 fn escape(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     match bytes.get(at + 1) {
         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
@@ -100,26 +97,26 @@ fn escape(bytes: &[u8], at: usize) -> Result<usize, Fault> {
             {
                 match unit(bytes, at + 6)? {
                     0xdc00..=0xdfff => Ok(at + 12),
-                    _ => fail(at, What::Surrogate),
+                    _ => fail(at, FaultKind::Surrogate),
                 }
             }
-            0xd800..=0xdfff => fail(at, What::Surrogate),
+            0xd800..=0xdfff => fail(at, FaultKind::Surrogate),
             _ => Ok(at + 6),
         },
-        Some(_) | None => fail(at, What::Escape),
+        Some(_) | None => fail(at, FaultKind::Escape),
     }
 }
 
 /// The code unit of the `\uXXXX` at `at`.
 fn unit(bytes: &[u8], at: usize) -> Result<u32, Fault> {
-    let digits = bytes.get(at + 2..at + 6).ok_or(Fault { at, what: What::Escape })?;
+    let digits = bytes.get(at + 2..at + 6).ok_or(Fault { at, kind: FaultKind::Escape })?;
     digits.iter().try_fold(0, |unit, &byte| match char::from(byte).to_digit(16) {
         Some(digit) => Ok(unit * 16 + digit),
-        None => fail(at, What::Escape),
+        None => fail(at, FaultKind::Escape),
     })
 }
 
-/// Appends the text that a checked string means.
+/// Appends the unescaped text of a checked string.
 pub(super) fn unescape(text: &str, out: &mut String) {
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
@@ -148,13 +145,17 @@ pub(super) fn unescape(text: &str, out: &mut String) {
     out.push_str(rest);
 }
 
-/// Passes one of `true`, `false` and `null`.
+/// Skips one of `true`, `false` and `null`.
 #[inline]
 pub(super) fn word_literal(bytes: &[u8], at: usize, literal: &[u8]) -> Result<usize, Fault> {
-    if bytes[at..].starts_with(literal) { Ok(at + literal.len()) } else { fail(at, What::Value) }
+    if bytes[at..].starts_with(literal) {
+        Ok(at + literal.len())
+    } else {
+        fail(at, FaultKind::Value)
+    }
 }
 
-/// Passes a number.
+/// Skips a number.
 #[inline]
 fn number(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     let digits = |mut at: usize| {
@@ -162,7 +163,7 @@ fn number(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
         while let Some(b'0'..=b'9') = bytes.get(at) {
             at += 1;
         }
-        if at == start { fail(at, What::Digit) } else { Ok(at) }
+        if at == start { fail(at, FaultKind::Digit) } else { Ok(at) }
     };
     if bytes.get(at) == Some(&b'-') {
         at += 1;
@@ -170,7 +171,7 @@ fn number(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     let start = at;
     at = digits(at)?;
     if at - start > 1 && bytes[start] == b'0' {
-        return fail(start, What::LeadingZero);
+        return fail(start, FaultKind::LeadingZero);
     }
     if bytes.get(at) == Some(&b'.') {
         at = digits(at + 1)?;
@@ -185,7 +186,7 @@ fn number(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     Ok(at)
 }
 
-/// Passes any value that is neither object nor array.
+/// Skips a value that is neither object nor array.
 #[inline]
 fn scalar(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     match bytes.get(at) {
@@ -194,11 +195,11 @@ fn scalar(bytes: &[u8], at: usize) -> Result<usize, Fault> {
         Some(b't') => word_literal(bytes, at, b"true"),
         Some(b'f') => word_literal(bytes, at, b"false"),
         Some(b'n') => word_literal(bytes, at, b"null"),
-        Some(_) | None => fail(at, What::Value),
+        Some(_) | None => fail(at, FaultKind::Value),
     }
 }
 
-/// Passes a value that is the value of one of the record's keys.
+/// Skips the value of one of the record's keys.
 #[inline]
 pub(super) fn skip_value(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     match bytes.get(at) {
@@ -207,7 +208,8 @@ pub(super) fn skip_value(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     }
 }
 
-/// Passes an object or array without recursion: one bit a level says which of the two is open.
+/// Skips an object or array without recursion: one bit per level says whether an object or an array
+/// is open.
 #[inline(never)]
 fn nested(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     let mut objects: u64 = 0;
@@ -218,7 +220,7 @@ fn nested(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
             Some(&open @ (b'{' | b'[')) => {
                 depth += 1;
                 if depth >= MAX_DEPTH {
-                    return fail(at, What::Depth);
+                    return fail(at, FaultKind::Depth);
                 }
                 let object = open == b'{';
                 objects = objects << 1 | u64::from(object);
@@ -236,7 +238,7 @@ fn nested(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
             }
             Some(_) | None => at = skip_space(bytes, scalar(bytes, at)?),
         }
-        // Something ends the value before `at`: close what it closes.
+        // The value has ended; close the objects and arrays that end here.
         loop {
             let object = objects & 1 == 1;
             match bytes.get(at) {
@@ -255,27 +257,27 @@ fn nested(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
                     }
                     at = skip_space(bytes, at + 1);
                 }
-                Some(_) | None if object => return fail(at, What::CommaOrBrace),
-                Some(_) | None => return fail(at, What::CommaOrBracket),
+                Some(_) | None if object => return fail(at, FaultKind::CommaOrBrace),
+                Some(_) | None => return fail(at, FaultKind::CommaOrBracket),
             }
         }
     }
 }
 
-/// Passes a key, its colon and the white space around that.
+/// Skips a key, its colon and the white space around the colon.
 fn key(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     if bytes.get(at) != Some(&b'"') {
-        return fail(at, What::Key);
+        return fail(at, FaultKind::Key);
     }
     let end = string(bytes, at + 1)?.end;
     colon(bytes, end + 1)
 }
 
-/// Passes the colon after a key and the white space around it.
+/// Skips the colon after a key and the white space around it.
 pub(super) fn colon(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     let at = skip_space(bytes, at);
     if bytes.get(at) != Some(&b':') {
-        return fail(at, What::Colon);
+        return fail(at, FaultKind::Colon);
     }
     Ok(skip_space(bytes, at + 1))
 }

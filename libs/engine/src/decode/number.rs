@@ -1,12 +1,12 @@
-//! JSON numbers, exactly.
+//! Reads JSON numbers without loss.
 
 use super::{
-    fault::{Fault, What},
-    json::{fail, word},
+    fault::{Fault, FaultKind, fail},
+    json::word,
 };
 
-/// A number as it was read. Its value is `mantissa * 10^(exponent - fraction)` if it has at most 19
-/// digits; else `mantissa` has wrapped and the literal must be read again.
+/// A parsed number. With at most 19 digits its value is `mantissa * 10^(exponent - fraction)`. With
+/// more, `mantissa` has wrapped and the literal must be read again.
 #[derive(Clone, Copy)]
 pub(super) struct Number {
     pub(super) end: usize,
@@ -14,18 +14,18 @@ pub(super) struct Number {
     mantissa: u64,
     digits: usize,
     fraction: usize,
-    /// Saturated.
+    /// Saturates instead of overflowing.
     exponent: i64,
 }
 
-/// Why a number is no whole multiple of a unit.
+/// Why a number is not a whole multiple of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unfit {
     Fraction,
     TooLarge,
 }
 
-/// Digits that a `u64` holds whatever they are.
+/// The greatest number of digits that always fits a `u64`.
 const EXACT_DIGITS: usize = 19;
 
 pub(super) const fn power_of_ten(exponent: u32) -> i128 {
@@ -38,7 +38,7 @@ const POWERS: [f64; 23] = [
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
-/// Reads the number that must start at `at`.
+/// Reads the number at `at`.
 #[inline]
 pub(super) fn number(bytes: &[u8], mut at: usize) -> Result<Number, Fault> {
     let negative = bytes.get(at) == Some(&b'-');
@@ -48,7 +48,7 @@ pub(super) fn number(bytes: &[u8], mut at: usize) -> Result<Number, Fault> {
     at = digits(bytes, at, &mut mantissa)?;
     let mut count = at - start;
     if count > 1 && bytes[start] == b'0' {
-        return fail(start, What::LeadingZero);
+        return fail(start, FaultKind::LeadingZero);
     }
     let mut fraction = 0;
     if bytes.get(at) == Some(&b'.') {
@@ -64,7 +64,7 @@ pub(super) fn number(bytes: &[u8], mut at: usize) -> Result<Number, Fault> {
     Ok(Number { end: at, negative, mantissa, digits: count, fraction, exponent })
 }
 
-/// One digit or more.
+/// Reads one digit or more.
 #[inline]
 fn digits(bytes: &[u8], start: usize, value: &mut u64) -> Result<usize, Fault> {
     let mut at = start;
@@ -80,7 +80,7 @@ fn digits(bytes: &[u8], start: usize, value: &mut u64) -> Result<usize, Fault> {
         at += 1;
     }
     *value = total;
-    if at == start { fail(at, What::Digit) } else { Ok(at) }
+    if at == start { fail(at, FaultKind::Digit) } else { Ok(at) }
 }
 
 /// Whether all eight bytes are ASCII digits.
@@ -91,7 +91,7 @@ const fn eight_digits(word: u64) -> bool {
     (word & HIGH) | ((carried & HIGH) >> 4) == 0x3333_3333_3333_3333
 }
 
-/// Eight ASCII digits, the first one in the lowest byte, by three multiplications.
+/// The value of eight ASCII digits, the first one in the lowest byte, by three multiplications.
 #[inline]
 const fn eight(word: u64) -> u64 {
     const MASK: u64 = 0x0000_00ff_0000_00ff;
@@ -102,7 +102,7 @@ const fn eight(word: u64) -> u64 {
     left.wrapping_add(right) >> 32
 }
 
-/// What follows an `e`.
+/// Reads the exponent after an `e`.
 fn power(bytes: &[u8], mut at: usize) -> Result<(usize, i64), Fault> {
     let negative = bytes.get(at) == Some(&b'-');
     if let Some(b'+' | b'-') = bytes.get(at) {
@@ -115,13 +115,13 @@ fn power(bytes: &[u8], mut at: usize) -> Result<(usize, i64), Fault> {
         at += 1;
     }
     if at == start {
-        return fail(at, What::Digit);
+        return fail(at, FaultKind::Digit);
     }
     Ok((at, if negative { -value } else { value }))
 }
 
 impl Number {
-    /// The nearest double; `None` if that is infinite. `literal` is the number's text.
+    /// The nearest double; `None` if it is infinite. `literal` is the number's text.
     #[inline]
     pub(super) fn double(&self, literal: &str) -> Option<f64> {
         // Both operands are exact, so the one operation rounds correctly (Clinger).

@@ -1,42 +1,44 @@
-//! One checked pass over a record, which guesses what comes next.
+//! One checked pass over a record that predicts the next key.
 //!
 //! Producers write the same keys in the same order, with the same white space, record after record.
-//! So the scanner remembers, for each key, the bytes between the end of the value before it and the
-//! start of its own value, say `,"amount":`, and which of these *slots* followed which. After a value
-//! it compares the bytes at hand with the slot that came next last time, then with the one before
-//! that (an optional field comes and goes). Where neither fits, the key is read in full and looked
-//! up, and what was found is the next guess.
+//! So the scanner stores, for each key, the bytes between the end of the previous value and the
+//! start of the key's value, for example `,"amount":`. These bytes are a *slot*. Each slot also
+//! remembers which slot followed it last. After a value, the scanner compares the record with the
+//! slot that followed last time, then with the one that followed before that (an optional field
+//! comes and goes). If neither matches, it parses the key in full and looks it up, and that slot
+//! becomes the next prediction.
 //!
-//! A guess never decides anything: the bytes of a slot passed the full check when it was learned, in
-//! the same place of the grammar, so that comparing them is checking them. Values are always read in
-//! full. Results and errors are the same whatever was guessed, which a property test holds.
+//! A prediction never changes the result: the bytes of a slot passed the full check at the same
+//! position of the grammar when the slot was stored, so comparing them is checking them. Values are
+//! always read in full. A property test holds that results and errors do not depend on the
+//! predictions.
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use headwater_types::{DataType, StreamDefinition};
 
 use super::{
-    DecodeError,
-    fault::{self, Fault, What},
-    json::{self, fail, skip_space},
+    describe::not_utf8,
+    fault::{DecodeError, Fault, FaultKind, fail},
+    json::{self, skip_space},
     number::{self, Number, Unfit, power_of_ten},
     timestamp,
 };
 
-/// No column.
+/// The index that stands for no column.
 const NONE: u32 = u32::MAX;
 /// The slot before the first key.
 const START: u32 = 0;
-/// The slot of a key that was not learned: nothing is known of what follows it.
+/// The slot of a key that was not stored. It predicts nothing.
 const LOST: u32 = 1;
-/// Slots for keys that are no columns: a record may use a map's keys for its own.
+/// The limit of slots for keys that name no column: records may use the keys of a map as their own.
 const UNKNOWN_KEYS: usize = 64;
-/// Slots for one column: its key in different white space, or escaped.
+/// The limit of slots for one column: its key with different white space, or escaped.
 const SPELLINGS: usize = 8;
-/// Longer keys are not learned.
+/// Longer keys get no slot.
 const LONGEST: usize = 128;
 
-/// The value of a wanted column in the record at hand.
+/// The value of a wanted column in the current record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Cell {
     Null,
@@ -44,14 +46,14 @@ pub(super) enum Cell {
     /// INTEGER, BIGINT, and TIMESTAMP in microseconds.
     Integer(i64),
     Double(f64),
-    /// In units of the column's scale.
+    /// The value in units of the column's scale.
     Decimal(i128),
-    /// Bytes of the record.
+    /// A range of the record's bytes.
     Text {
         start: usize,
         end: usize,
     },
-    /// Bytes of [`Scanner::unescaped`].
+    /// A range of [`Scanner::unescaped`].
     Unescaped {
         start: usize,
         end: usize,
@@ -64,20 +66,20 @@ struct Field {
     data_type: DataType,
     nullable: bool,
     wanted: bool,
-    /// The record in which the column was met last, by count.
+    /// The number of the last record that had the column.
     seen: u64,
     cell: Cell,
 }
 
-/// What stood between two values, and what followed.
+/// The bytes between two values, and the slots that followed.
 #[derive(Debug)]
 struct Slot {
-    /// The first 16 bytes and which of them count.
+    /// The first 16 bytes, and a mask of those that the slot has.
     head: u128,
     mask: u128,
     bytes: Box<[u8]>,
     column: u32,
-    /// What followed last, and what followed before that.
+    /// The slot that followed last, and the one before that.
     next: u32,
     other: u32,
 }
@@ -93,7 +95,7 @@ pub(super) struct Scanner {
     unknown_keys: usize,
     record: u64,
     unescaped: String,
-    learns: bool,
+    stores_slots: bool,
 }
 
 impl Slot {
@@ -114,7 +116,7 @@ impl Slot {
         }
     }
 
-    /// Whether `bytes` go on with this slot at `at`.
+    /// Whether `bytes` continue with this slot at `at`.
     #[inline]
     fn fits(&self, bytes: &[u8], at: usize) -> bool {
         let rest = &bytes[at..];
@@ -144,7 +146,7 @@ impl Scanner {
             .zip(0..)
             .map(|(field, index)| (field.name.as_bytes().into(), index))
             .collect();
-        // LOST fits nowhere: no value is followed by a byte that UTF-8 does not have.
+        // LOST never matches: no value is followed by a byte that UTF-8 does not have.
         let slots = vec![Slot::new(b"", NONE), Slot::new(b"\xff", NONE)];
         let mut scanner = Self {
             wanted: (0..)
@@ -159,24 +161,24 @@ impl Scanner {
             unknown_keys: 0,
             record: 0,
             unescaped: String::new(),
-            learns: true,
+            stores_slots: true,
         };
-        scanner.expect_the_schema();
+        scanner.predict_the_schema();
         scanner
     }
 
-    /// A scanner that guesses nothing: every key is read in full.
+    /// A scanner that predicts nothing and parses every key in full.
     #[cfg(test)]
-    pub(super) fn without_guesses(mut self) -> Self {
-        self.learns = false;
+    pub(super) fn without_predictions(mut self) -> Self {
+        self.stores_slots = false;
         for slot in &mut self.slots {
             (slot.next, slot.other) = (LOST, LOST);
         }
         self
     }
 
-    /// The first guess: the schema's order in the shortest form.
-    fn expect_the_schema(&mut self) {
+    /// The first prediction: the columns in the schema's order, without white space.
+    fn predict_the_schema(&mut self) {
         let mut before = START;
         for index in 0..self.fields.len() {
             let name = &self.fields[index].name;
@@ -184,26 +186,26 @@ impl Scanner {
                 return;
             }
             let bytes = format!("{}\"{name}\":", if index == 0 { '{' } else { ',' });
-            before = self.learn(before, bytes.as_bytes(), index as u32);
+            before = self.slot_of(before, bytes.as_bytes(), index as u32);
         }
     }
 
-    /// What the last record has in a wanted column.
+    /// The value of a wanted column in the last record.
     #[inline]
     pub(super) fn cell(&self, column: usize) -> Cell {
         self.fields[column].cell
     }
 
-    /// The text that was unescaped from the last record.
+    /// The unescaped text of the last record.
     #[inline]
     pub(super) fn unescaped(&self) -> &str {
         &self.unescaped
     }
 
-    /// Checks a record in full and reads its wanted columns. The first fault in the record counts.
+    /// Checks a record in full and reads its wanted columns. The error is the record's first fault.
     #[inline]
     pub(super) fn scan<'v>(&mut self, value: &'v [u8]) -> Result<&'v str, DecodeError> {
-        let text = std::str::from_utf8(value).map_err(|error| fault::not_utf8(value, error))?;
+        let text = std::str::from_utf8(value).map_err(|error| not_utf8(value, error))?;
         self.unescaped.clear();
         self.record += 1;
         let mut column = NONE;
@@ -216,7 +218,7 @@ impl Scanner {
         }
     }
 
-    /// `column` is the one at hand when a fault is met.
+    /// Sets `column` to the current column, for the description of a fault.
     #[inline]
     fn walk(&mut self, text: &str, column: &mut u32) -> Result<(), Fault> {
         let bytes = text.as_bytes();
@@ -248,7 +250,7 @@ impl Scanner {
                     }
                 }
             }
-            // The key was learned with less space after it.
+            // The slot has less white space after the key than this record.
             if bytes.get(at).is_some_and(|&byte| byte <= b' ') {
                 at = skip_space(bytes, at);
             }
@@ -259,7 +261,7 @@ impl Scanner {
         }
     }
 
-    /// Reads a key in full: all from the end of the value before it to the start of its own value.
+    /// Parses everything between the end of the previous value and the start of the next. Returns
     /// `None` at the end of the record.
     #[inline(never)]
     fn key(&mut self, text: &str, before: u32, start: usize) -> Result<Option<Key>, Fault> {
@@ -268,20 +270,20 @@ impl Scanner {
         let first = before == START;
         let end = |at: usize| {
             let at = skip_space(bytes, at);
-            if at == bytes.len() { Ok(None) } else { fail(at, What::Trailing) }
+            if at == bytes.len() { Ok(None) } else { fail(at, FaultKind::Trailing) }
         };
         match bytes.get(at) {
             Some(b'{') if first => at = skip_space(bytes, at + 1),
             Some(b',') if !first => at = skip_space(bytes, at + 1),
             Some(b'}') if !first => return end(at + 1),
             Some(_) | None => {
-                return fail(at, if first { What::Object } else { What::CommaOrBrace });
+                return fail(at, if first { FaultKind::Object } else { FaultKind::CommaOrBrace });
             }
         }
         match bytes.get(at) {
             Some(b'"') => {}
             Some(b'}') if first => return end(at + 1),
-            Some(_) | None => return fail(at, What::Key),
+            Some(_) | None => return fail(at, FaultKind::Key),
         }
         let name = json::string(bytes, at + 1)?;
         let raw = &text[at + 1..name.end];
@@ -294,12 +296,12 @@ impl Scanner {
         };
         let column = column.copied().unwrap_or(NONE);
         at = json::colon(bytes, name.end + 1)?;
-        let slot = self.learn(before, &bytes[start..at], column);
+        let slot = self.slot_of(before, &bytes[start..at], column);
         Ok(Some(Key { slot, at, column }))
     }
 
-    /// The slot of these bytes, which is the next guess after `before`.
-    fn learn(&mut self, before: u32, bytes: &[u8], column: u32) -> u32 {
+    /// The slot of these bytes, and the new prediction after `before`.
+    fn slot_of(&mut self, before: u32, bytes: &[u8], column: u32) -> u32 {
         let slot = match self.by_bytes.get(bytes) {
             Some(&slot) => slot,
             None => {
@@ -307,7 +309,7 @@ impl Scanner {
                     NONE => self.unknown_keys >= UNKNOWN_KEYS,
                     _ => self.slots.len() - self.unknown_keys > SPELLINGS * self.fields.len() + 2,
                 };
-                if !self.learns || full || bytes.len() > LONGEST {
+                if !self.stores_slots || full || bytes.len() > LONGEST {
                     return LOST;
                 }
                 let slot = self.slots.len() as u32;
@@ -317,7 +319,7 @@ impl Scanner {
                 slot
             }
         };
-        if self.learns && before != LOST {
+        if self.stores_slots && before != LOST {
             let before = &mut self.slots[before as usize];
             if before.next != slot {
                 (before.next, before.other) = (slot, before.next);
@@ -333,7 +335,7 @@ impl Scanner {
         let record = self.record;
         let field = &mut self.fields[column];
         if std::mem::replace(&mut field.seen, record) == record {
-            return fail(at, What::Twice);
+            return fail(at, FaultKind::Twice);
         }
         if !field.wanted {
             return json::skip_value(bytes, at);
@@ -343,7 +345,7 @@ impl Scanner {
                 let found = json::string(bytes, at + 1)?;
                 (text_cell(&mut self.unescaped, text, at + 1, found), found.end + 1)
             }
-            // As it is spelt, so that nothing is lost.
+            // A number in a VARCHAR column keeps its digits as they are written.
             (DataType::Varchar, Some(b'-' | b'0'..=b'9')) => {
                 let end = json::skip_value(bytes, at)?;
                 (Cell::Text { start: at, end }, end)
@@ -357,9 +359,9 @@ impl Scanner {
                 } else {
                     timestamp::micros(&bytes[at + 1..found.end])
                 };
-                let micros = micros.ok_or(Fault { at, what: What::Time })?;
+                let micros = micros.ok_or(Fault { at, kind: FaultKind::Time })?;
                 let micros = timestamp::in_range(micros.into())
-                    .ok_or(Fault { at, what: What::TimeRange })?;
+                    .ok_or(Fault { at, kind: FaultKind::TimeRange })?;
                 (Cell::Integer(micros), found.end + 1)
             }
             (DataType::Boolean, Some(b't')) => {
@@ -378,25 +380,25 @@ impl Scanner {
             ) => {
                 let number = number::number(bytes, at)?;
                 let cell = number_cell(field.data_type, &number, &text[at..number.end]);
-                (cell.map_err(|what| Fault { at, what })?, number.end)
+                (cell.map_err(|kind| Fault { at, kind })?, number.end)
             }
             (_, Some(b'n')) => {
                 let end = json::word_literal(bytes, at, b"null")?;
                 if !field.nullable {
-                    return fail(at, What::Null);
+                    return fail(at, FaultKind::Null);
                 }
                 (Cell::Null, end)
             }
             (_, Some(_) | None) => {
                 json::skip_value(bytes, at)?;
-                return fail(at, What::Type);
+                return fail(at, FaultKind::Type);
             }
         };
         field.cell = cell;
         Ok(end)
     }
 
-    /// Wanted columns that the record does not have are NULL.
+    /// Sets the wanted columns that the record does not have to NULL.
     #[inline]
     fn complete(&mut self, column: &mut u32) -> Result<(), Fault> {
         for &index in &self.wanted {
@@ -404,7 +406,7 @@ impl Scanner {
             if field.seen != self.record {
                 if !field.nullable {
                     *column = index;
-                    return fail(0, What::Missing);
+                    return fail(0, FaultKind::Missing);
                 }
                 field.cell = Cell::Null;
             }
@@ -413,7 +415,7 @@ impl Scanner {
     }
 }
 
-/// A key that was read in full.
+/// A key that was parsed in full.
 struct Key {
     slot: u32,
     at: usize,
@@ -431,34 +433,39 @@ fn text_cell(unescaped: &mut String, text: &str, start: usize, found: json::Text
 }
 
 #[inline]
-fn number_cell(data_type: DataType, number: &Number, literal: &str) -> Result<Cell, What> {
+fn number_cell(data_type: DataType, number: &Number, literal: &str) -> Result<Cell, FaultKind> {
     let scaled = |scale| {
         number.scaled(literal.as_bytes(), scale).map_err(|unfit| match unfit {
-            Unfit::Fraction => What::Fraction,
-            Unfit::TooLarge => What::Digits,
+            Unfit::Fraction => FaultKind::Fraction,
+            Unfit::TooLarge => FaultKind::Digits,
         })
     };
-    let whole = || scaled(0).map_err(|what| if what == What::Digits { What::Range } else { what });
+    let whole = || {
+        scaled(0).map_err(|kind| if kind == FaultKind::Digits { FaultKind::Range } else { kind })
+    };
     match data_type {
-        DataType::BigInt => Ok(Cell::Integer(i64::try_from(whole()?).map_err(|_| What::Range)?)),
-        DataType::Integer => {
-            Ok(Cell::Integer(i32::try_from(whole()?).map_err(|_| What::Range)?.into()))
+        DataType::BigInt => {
+            Ok(Cell::Integer(i64::try_from(whole()?).map_err(|_| FaultKind::Range)?))
         }
-        DataType::Double => number.double(literal).map(Cell::Double).ok_or(What::Infinite),
+        DataType::Integer => {
+            Ok(Cell::Integer(i32::try_from(whole()?).map_err(|_| FaultKind::Range)?.into()))
+        }
+        DataType::Double => number.double(literal).map(Cell::Double).ok_or(FaultKind::Infinite),
         DataType::Decimal { precision, scale } => {
             let units = scaled(scale)?;
             if units.unsigned_abs() >= power_of_ten(u32::from(precision.min(38))).unsigned_abs() {
-                return Err(What::Digits);
+                return Err(FaultKind::Digits);
             }
             Ok(Cell::Decimal(units))
         }
         DataType::Timestamp => {
-            let millis =
-                whole().map_err(|what| if what == What::Range { What::TimeRange } else { what })?;
+            let millis = whole().map_err(|kind| {
+                if kind == FaultKind::Range { FaultKind::TimeRange } else { kind }
+            })?;
             timestamp::in_range(millis.saturating_mul(1_000))
                 .map(Cell::Integer)
-                .ok_or(What::TimeRange)
+                .ok_or(FaultKind::TimeRange)
         }
-        DataType::Boolean | DataType::Varchar => Err(What::Type),
+        DataType::Boolean | DataType::Varchar => Err(FaultKind::Type),
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 
 const DECIMAL: DataType = DataType::Decimal { precision: 10, scale: 2 };
 
-/// A stream of these columns; NOT NULL where the name ends in `!`, which is cut off.
+/// A stream with these columns. A `!` at the end of a name means NOT NULL and is cut off.
 fn stream(columns: &[(&str, DataType)]) -> StreamDefinition {
     let name = Name::new("s").unwrap();
     let column = |&(name, data_type): &(&str, DataType)| Column {
@@ -95,7 +95,7 @@ fn keys_that_begin_alike_are_told_apart() {
     let names = ["shipping_address_line_1", "shipping_address_line_2", "s", "sh"];
     let stream = stream(&names.map(|name| (name, DataType::Integer)));
     let mut decoder = JsonDecoder::new(&stream, &[0, 1, 2, 3]);
-    // Each of them comes where another one was the guess.
+    // Each form comes where another one was predicted.
     for shift in [0, 0, 1, 2, 3, 0, 2] {
         let member =
             |index: usize| format!("\"{}\": {}", names[(index + shift) % 4], (index + shift) % 4);

@@ -1,13 +1,13 @@
-//! RFC 3339 text to microseconds.
+//! Converts RFC 3339 text to microseconds.
 
-/// 0000-01-01T00:00:00Z: what a four-digit year can say, so that every stored time can be printed.
+/// 0000-01-01T00:00:00Z. Years have four digits, so that every stored time can be printed.
 const MIN_MICROS: i64 = -62_167_219_200_000_000;
 /// 9999-12-31T23:59:59.999999Z.
 const MAX_MICROS: i64 = 253_402_300_799_999_999;
 
-/// [`MIN_MICROS`] for a message.
+/// [`MIN_MICROS`] as text for messages.
 pub(super) const EARLIEST: &str = "0000-01-01T00:00:00Z";
-/// [`MAX_MICROS`] for a message.
+/// [`MAX_MICROS`] as text for messages.
 pub(super) const LATEST: &str = "9999-12-31T23:59:59.999999Z";
 
 /// `None` outside the years 0000 to 9999.
@@ -18,8 +18,9 @@ pub(super) fn in_range(micros: i128) -> Option<i64> {
 
 /// Microseconds since 1970 of a date-time with an offset: RFC 3339, section 5.6.
 ///
-/// Digits behind the sixth of a fraction are dropped. A leap second is the same instant as the second
-/// after it, as in POSIX and PostgreSQL. The answer may lie outside the range.
+/// Digits after the sixth of a fraction are dropped. A leap second is the same instant as the
+/// second after it, as in POSIX and PostgreSQL. The result may lie outside of the years 0000 to
+/// 9999.
 #[inline]
 pub(super) fn micros(text: &[u8]) -> Option<i64> {
     let (head, rest) = text.split_first_chunk::<19>()?;
@@ -47,14 +48,14 @@ pub(super) fn micros(text: &[u8]) -> Option<i64> {
     let offset = offset_minutes(rest)?;
     let seconds =
         days_from_civil(year, month, day) * 86_400 + hour * 3_600 + (minute - offset) * 60 + second;
-    // A leap second ends a day of UTC.
+    // Only the last minute of a UTC day can have a leap second.
     if second == 60 && seconds.rem_euclid(86_400) != 0 {
         return None;
     }
     Some(seconds * 1_000_000 + if second == 60 { 0 } else { fraction })
 }
 
-/// The microseconds of `.123…`, if it is there.
+/// The microseconds of an optional fraction such as `.123`.
 #[inline]
 fn fraction(text: &[u8]) -> Option<(i64, &[u8])> {
     let Some((b'.', digits)) = text.split_first() else { return Some((0, text)) };

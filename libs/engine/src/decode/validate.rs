@@ -1,17 +1,18 @@
-//! What ingest asks: is this event good, where does it belong, and when did it happen?
+//! Validates an event at ingest, and returns its partition key and its event time.
 
 use std::io::Write as _;
 
 use headwater_types::{DataType, EventTime, StreamDefinition};
 
 use super::{
-    DecodeError,
+    fault::DecodeError,
     scan::{Cell, Scanner},
 };
 
 /// Checks events against all columns of a stream's schema, without building columns.
 ///
-/// What it accepts, [`JsonDecoder`](super::JsonDecoder) accepts for any wanted columns.
+/// [`JsonDecoder`](super::JsonDecoder) accepts every event that this accepts, for any wanted
+/// columns.
 #[derive(Debug)]
 pub struct Validator {
     scanner: Scanner,
@@ -20,10 +21,10 @@ pub struct Validator {
     key_text: Vec<u8>,
 }
 
-/// What [`Validator::check`] found in a good event.
+/// The result of [`Validator::check`] for a valid event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked<'a> {
-    /// By which the record is partitioned; `None` if the stream has no key or the event's is NULL.
+    /// The partition key; `None` if the stream has no key or the event's is NULL.
     pub key: Option<&'a [u8]>,
     pub event_time: EventTime,
 }
@@ -44,7 +45,8 @@ impl Validator {
         let text = self.scanner.scan(value)?;
         let event_time = match self.scanner.cell(self.event_time) {
             Cell::Integer(micros) => EventTime(micros),
-            // The schema's event time is a NOT NULL TIMESTAMP, so the scan has refused the event.
+            // The event time is a NOT NULL TIMESTAMP, so the scan has already refused such an
+            // event.
             Cell::Null
             | Cell::Boolean(_)
             | Cell::Double(_)
@@ -92,8 +94,8 @@ fn scale(data_type: DataType) -> u8 {
     }
 }
 
-/// A key's value as the bytes by which its record is partitioned: equal values give equal bytes,
-/// however the producer spelt them.
+/// A key's value, and its bytes, by which the record is partitioned. Equal values give equal bytes,
+/// however the producer writes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PartitionKey<'a> {
     Boolean(bool),
@@ -108,8 +110,8 @@ pub enum PartitionKey<'a> {
 }
 
 impl PartitionKey<'_> {
-    /// Appends the bytes: text as it is, numbers in decimal digits (a DECIMAL with all digits of its
-    /// scale), `true` or `false`, a time as RFC 3339 in UTC.
+    /// Appends the bytes: text unchanged, numbers in decimal digits (a DECIMAL with all digits of
+    /// its scale), `true` or `false`, a time as RFC 3339 in UTC.
     pub fn write(self, out: &mut Vec<u8>) {
         // Writing to a vector cannot fail.
         let _ = match self {

@@ -137,7 +137,7 @@ fn addend() -> impl Strategy<Value = f64> {
 fn addends(most: usize) -> impl Strategy<Value = Vec<f64>> {
     (vec(addend(), 0..most), any::<bool>()).prop_map(|(mut addends, cancel)| {
         if cancel {
-            // Leaves little of the sum, so that the low parts matter.
+            // Cancels most of the sum, so that the low parts matter.
             let negated: Vec<f64> = addends.iter().skip(1).map(|addend| -addend).collect();
             addends.extend(negated);
         }
@@ -160,7 +160,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let expected = bytes(&exact(&addends));
-        // Stored and loaded again at any points.
+        // Stores and loads the sum at arbitrary points.
         let mut stored = bytes(&ExactSum::default());
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(addends.len() + 1)).collect();
         cuts.sort_unstable();
@@ -173,7 +173,7 @@ proptest! {
             from = until;
         }
         prop_assert_eq!(&stored, &expected);
-        // In any order, and merged from partial sums.
+        // Adds in another order, and merges partial sums.
         let mut shuffled = addends.clone();
         let mut state = seed | 1;
         for index in (1..shuffled.len()).rev() {

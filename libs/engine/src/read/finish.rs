@@ -24,7 +24,7 @@ use crate::{
 pub struct OutputBatch {
     /// The rows, with [`ViewPlan::output_schema`].
     pub batch: RecordBatch,
-    /// The offset of the last record that changed each row; of several shards' offsets the greatest.
+    /// The offset of the last record that changed each row: the greatest over the shards.
     pub last_offsets: Vec<Offset>,
     keys: Vec<u8>,
     key_ends: Vec<usize>,
@@ -50,15 +50,15 @@ fn row_key<'a>(keys: &'a [u8], ends: &[usize], row: usize) -> &'a [u8] {
     &keys[start..ends[row]]
 }
 
-/// Rows on their way from stored payloads to output columns.
-pub(super) struct Rows {
+/// Assembles output rows from stored payloads.
+pub(super) struct RowAssembler {
     keys: Vec<u8>,
     key_ends: Vec<usize>,
     last_offsets: Vec<Offset>,
     states: States,
 }
 
-impl Rows {
+impl RowAssembler {
     pub(super) fn new(plan: &ViewPlan) -> Self {
         let states = States::new(&plan.aggregates);
         Self { keys: Vec::new(), key_ends: Vec::new(), last_offsets: Vec::new(), states }
@@ -68,7 +68,7 @@ impl Rows {
         self.states.groups()
     }
 
-    /// A new row.
+    /// Starts a row.
     pub(super) fn begin(&mut self, key: &[u8]) {
         self.keys.extend_from_slice(key);
         self.key_ends.push(self.keys.len());
@@ -83,7 +83,7 @@ impl Rows {
         }
     }
 
-    /// Adds a shard's part to the last row.
+    /// Merges a shard's payload into the last row.
     pub(super) fn merge(
         &mut self,
         plan: &ViewPlan,
@@ -99,7 +99,7 @@ impl Rows {
         })
     }
 
-    /// The rows' values; none is left.
+    /// Returns the output of all rows and empties the assembler.
     pub(super) fn finish(&mut self, plan: &ViewPlan) -> Result<OutputBatch, Error> {
         let mut columns = self.key_columns(plan)?;
         for place in 0..plan.aggregates.len() {
@@ -135,7 +135,7 @@ impl Rows {
             return Ok(Arc::clone(values));
         }
         column.expression.evaluate(rows).map_err(|mut source| {
-            // Name the first row that fails by itself.
+            // Finds the first row that fails alone, to name it.
             let mut failed = 0;
             for row in 0..rows.num_rows() {
                 if let Err(own) = column.expression.evaluate(&rows.slice(row, 1)) {
@@ -191,7 +191,7 @@ impl Rows {
             for after in [0, size, (size - WINDOW_TIME_BEFORE_END_MICROS).max(0)] {
                 let mut times =
                     TimestampMicrosecondBuilder::with_capacity(rows).with_timezone("UTC");
-                // A window whose end cannot be expressed is never stored.
+                // A window whose end is not a valid time is never stored.
                 starts.iter().for_each(|start| times.append_value(start.saturating_add(after)));
                 columns.push(Arc::new(times.finish()));
             }
@@ -227,7 +227,7 @@ impl KeyBuilder {
         }
     }
 
-    /// `None`: the part is not of this type.
+    /// `None` if the part has another type.
     fn push(&mut self, part: OwnedKeyPart) -> Option<()> {
         use OwnedKeyPart as Part;
         match (self, part) {
@@ -280,7 +280,7 @@ fn damaged(plan: &ViewPlan, key: &[u8], detail: &'static str) -> Error {
     Error::Row { view: plan.view.clone(), key: key_text(plan, key), detail }
 }
 
-/// A stored key for a person: `(user_id = 7, window_start = 2013-01-01T10:00:00Z)`.
+/// A stored key as text for a person: `(user_id = 7, window_start = 2013-01-01T10:00:00Z)`.
 pub(crate) fn key_text(plan: &ViewPlan, mut key: &[u8]) -> String {
     let mut parts = Vec::new();
     for (name, data_type) in plan.key_names().into_iter().zip(plan.key_types()) {

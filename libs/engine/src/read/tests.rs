@@ -15,7 +15,7 @@ struct Shards {
     readers: Vec<ShardReader>,
 }
 
-/// Gives each event to the shard that `place` says.
+/// Sends each event to the shard in `places`.
 fn shards(plan: &Arc<ViewPlan>, events: &[Event], places: &[usize]) -> Shards {
     let mut result = Shards { directories: Vec::new(), readers: Vec::new() };
     for shard in 0..3 {
@@ -42,7 +42,7 @@ fn shards(plan: &Arc<ViewPlan>, events: &[Event], places: &[usize]) -> Shards {
 }
 
 impl Shards {
-    /// The view's rows, with the shards in this order and so many rows at a time.
+    /// Reads the view's rows with the shards in this order and batches of this size.
     fn read(
         &self,
         plan: &ViewPlan,
@@ -71,7 +71,7 @@ fn amount() -> impl Strategy<Value = &'static str> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Shards in any number and order make the rows that one shard with all records would have made.
+    /// Any number of shards in any order give the rows that one shard with all records gives.
     #[test]
     fn partial_rows_merge_to_what_one_shard_would_have(
         inputs in vec((0..3_usize, 0..3_usize, amount(), 0..180_i64, any::<i64>()), 1..50),
@@ -79,7 +79,7 @@ proptest! {
     ) {
         let mut plan = plan(minute(), &[FLAG], all_aggregates());
         plan.allowed_lateness_micros = Some(1000 * SECOND);
-        // Sums of such BIGINTs leave the range; read everything else.
+        // Sums of these BIGINTs overflow, so this reads the other columns only.
         plan.output.retain(|column| !plan.aggregates.iter().enumerate().any(|(place, aggregate)| {
             column.name == format!("a{place}") && aggregate.input_type == Some(DataType::BigInt)
         }));
@@ -117,7 +117,7 @@ fn a_sum_that_leaves_bigint_names_view_column_key_and_remedy() {
                     2020-01-01T00:00:00Z): aggregate a wider type, as in sum(CAST(x AS DECIMAL(38,0)))";
     assert_eq!(error.to_string(), expected);
     assert_eq!(error.remedy(), headwater_types::Remedy::Correct);
-    // The sum itself is kept, and comes back into range.
+    // The stored sum is exact, so it can return into range.
     let more = [&events[..], &[at(3.0, r#""user":"ü","big":-9223372036854775807"#)]].concat();
     let rows = self::shards(&plan, &more, &[0, 1, 2, 2]).read(&plan, &[0, 1, 2], 10).unwrap();
     assert_eq!(rows[1], ["ü", "2020-01-01T00:00:00Z", "9223372036854775807"]);

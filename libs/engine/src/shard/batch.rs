@@ -1,4 +1,4 @@
-//! From a batch of decoded records to their groups.
+//! Applies a batch of decoded records to its groups.
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch},
@@ -6,12 +6,15 @@ use arrow::{
     datatypes::TimestampMicrosecondType,
 };
 use headwater_log::Record;
-use headwater_state::key::{self, KeyPart};
+use headwater_state::{
+    ShardDb,
+    key::{self, KeyPart},
+};
 use headwater_types::{DataType, EventTime};
 
 use super::{
-    Shard,
-    rules::{Misplaced, Moment},
+    time_rules::{InvalidTime, RecordTime},
+    uncommitted::Uncommitted,
 };
 use crate::{
     Error, Stage,
@@ -22,52 +25,49 @@ use crate::{
     values::Values,
 };
 
-/// Buffers that batches use again.
+/// Buffers that are reused from batch to batch.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// One for each record whose event time is good.
-    moments: Vec<Moment>,
-    /// For each row that is left, the index of its record, and of its moment.
+    /// One entry per record with a valid event time.
+    record_times: Vec<RecordTime>,
+    /// For each remaining row, the index of its record and of its time.
     rows: Vec<(u32, u32)>,
     groups: Vec<u32>,
-    /// The keys of the rows that have a group, one after the other, and for each its hash and its end.
+    /// The keys of all rows that have a group, concatenated, and for each row the hash and the end
+    /// of its key.
     keys: Vec<u8>,
     hashes: Vec<(u64, usize)>,
 }
 
-/// The values of an aggregate for each row.
+/// An aggregate's FILTER and argument for each row.
 struct Arguments {
     filter: Option<BooleanArray>,
     values: Option<ArrayRef>,
 }
 
-impl Shard {
-    /// Applies what the decoder holds: one row per record.
-    pub(super) fn apply_batch(&mut self, records: &[Record<'_>]) -> Result<(), Error> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        // An error leaves the batch half applied.
-        self.interrupted = true;
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let batch = self.decoder.take();
-        let batch = self.place_in_time(records, batch, &mut scratch)?;
-        let batch = self.filter(records, batch, &mut scratch)?;
-        self.aggregate(records, &batch, &mut scratch)?;
-        self.scratch = scratch;
-        self.interrupted = false;
-        Ok(())
+impl Uncommitted {
+    /// Applies a batch of decoded records: `batch` has one row per record.
+    pub(super) fn apply_batch(
+        &mut self,
+        db: &ShardDb,
+        records: &[Record<'_>],
+        batch: RecordBatch,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        let batch = self.check_event_times(records, batch, scratch)?;
+        let batch = self.filter(records, batch, scratch)?;
+        self.aggregate(db, records, &batch, scratch)
     }
 
-    /// Decides by event time, record by record. Returns the rows that go on.
-    fn place_in_time(
+    /// Checks event times and advances the watermark, record by record. Returns the remaining rows.
+    fn check_event_times(
         &mut self,
         records: &[Record<'_>],
         batch: RecordBatch,
         scratch: &mut Scratch,
     ) -> Result<RecordBatch, Error> {
-        let Scratch { moments, rows, .. } = scratch;
-        moments.clear();
+        let Scratch { record_times, rows, .. } = scratch;
+        record_times.clear();
         rows.clear();
         let times = batch.column(self.rules.event_time);
         let Some(times) = times.as_primitive_opt::<TimestampMicrosecondType>() else {
@@ -80,20 +80,20 @@ impl Shard {
             }
             let before = self.applied.watermark;
             let time = times.value(index);
-            match self.rules.moment(
+            match self.rules.record_time(
                 record.offset,
                 record.timestamp_ms,
                 time,
                 before,
-                moments.last(),
+                record_times.last(),
             ) {
-                Ok(moment) => {
-                    self.applied.watermark = moment.after;
-                    self.applied.max_event_time = self.applied.max_event_time.max(moment.time);
-                    rows.push((index as u32, moments.len() as u32));
-                    moments.push(moment);
+                Ok(record_time) => {
+                    self.applied.watermark = record_time.after;
+                    self.applied.max_event_time = self.applied.max_event_time.max(record_time.time);
+                    rows.push((index as u32, record_times.len() as u32));
+                    record_times.push(record_time);
                 }
-                Err(misplaced) => self.refuse_misplaced(record, EventTime(time), misplaced),
+                Err(invalid) => self.refuse_invalid_time(record, EventTime(time), invalid),
             }
         }
         if rows.len() == records.len() {
@@ -104,7 +104,7 @@ impl Shard {
         self.keep(&batch, &BooleanArray::from(kept))
     }
 
-    /// Applies WHERE. Returns the rows that go on.
+    /// Applies WHERE. Returns the remaining rows.
     fn filter(
         &mut self,
         records: &[Record<'_>],
@@ -138,9 +138,10 @@ impl Shard {
         predicate.filter_record_batch(batch).map_err(|error| self.wrong(error.to_string()))
     }
 
-    /// Groups the rows and lets them touch their groups.
+    /// Groups the rows and updates the states of their groups.
     fn aggregate(
         &mut self,
+        db: &ShardDb,
         records: &[Record<'_>],
         batch: &RecordBatch,
         scratch: &mut Scratch,
@@ -162,7 +163,7 @@ impl Shard {
         });
         let values = values.collect::<Result<Vec<_>, Error>>()?;
 
-        self.group(records, &keys, &failures, scratch)?;
+        self.group(db, records, &keys, &failures, scratch)?;
         for (place, (values, arguments)) in values.iter().zip(&arguments).enumerate() {
             let states = self.groups.states();
             states.update(place, &scratch.groups, values.as_ref(), arguments.filter.as_ref());
@@ -170,24 +171,25 @@ impl Shard {
         Ok(())
     }
 
-    /// Finds the group of each row that is neither late nor failed, by the key that these columns make,
-    /// and loads it.
+    /// Finds and loads the group of each row that is neither late nor failed. `columns` are the key
+    /// columns.
     fn group(
         &mut self,
+        db: &ShardDb,
         records: &[Record<'_>],
         columns: &[Values<'_>],
         failures: &Failures,
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
-        let Scratch { moments, rows, groups, keys, hashes } = scratch;
+        let Scratch { record_times, rows, groups, keys, hashes } = scratch;
         groups.clear();
         keys.clear();
         hashes.clear();
         let has_windows = self.rules.has_windows();
         let mut window_key = Vec::new();
         let mut window_start = None;
-        for (row, (record, moment)) in rows.iter().enumerate() {
-            let moment = &moments[*moment as usize];
+        for (row, (record, record_time)) in rows.iter().enumerate() {
+            let record_time = &record_times[*record_time as usize];
             if !failures.is_empty()
                 && let Some(reason) = failures.get(&(row as u32))
             {
@@ -195,18 +197,18 @@ impl Shard {
                 groups.push(NO_GROUP);
                 continue;
             }
-            if moment.late {
-                self.refuse_late(&records[*record as usize], moment);
+            if record_time.late {
+                self.refuse_late(&records[*record as usize], record_time);
                 groups.push(NO_GROUP);
                 continue;
             }
             let start = keys.len();
             columns.iter().for_each(|values| values.encode_key(row, keys));
             if has_windows {
-                if window_start != Some(moment.window_start) {
-                    window_start = Some(moment.window_start);
+                if window_start != Some(record_time.window_start) {
+                    window_start = Some(record_time.window_start);
                     window_key.clear();
-                    key::encode(KeyPart::Timestamp(moment.window_start), &mut window_key);
+                    key::encode(KeyPart::Timestamp(record_time.window_start), &mut window_key);
                 }
                 keys.extend_from_slice(&window_key);
             }
@@ -214,39 +216,40 @@ impl Shard {
             groups.push(0);
         }
 
-        // A loop of its own, so that several look-ups wait for memory at once.
+        // A separate loop, so that several lookups wait for memory at the same time.
         let any_stored = self.committed.tallies.applied > 0;
-        // A row that is stored has been touched by a record whose event time was in its window.
+        // Each stored row was updated by a record whose event time lies in its window. So no row of
+        // a later window is stored.
         let newest = self.committed.max_event_time.0;
         let mut start = 0;
         let live = groups.iter_mut().zip(rows.iter()).filter(|(group, _)| **group != NO_GROUP);
-        for ((group, (_, moment)), (hash, end)) in live.zip(hashes.iter()) {
-            let stored =
-                any_stored && !(has_windows && moments[*moment as usize].window_start > newest);
+        for ((group, (_, record_time)), (hash, end)) in live.zip(hashes.iter()) {
+            let stored = any_stored
+                && !(has_windows && record_times[*record_time as usize].window_start > newest);
             *group = self.groups.group(&keys[start..*end], *hash, stored);
             start = *end;
         }
-        self.groups.load(&self.db, &self.plan)?;
+        self.groups.load(db, &self.plan)?;
 
         let mut applied = 0;
         let mut renewed = hashbrown::HashMap::<u32, u32, foldhash::fast::FixedState>::default();
         let rows_renew = self.rules.rows_renew();
-        for (group, (_, moment)) in groups.iter_mut().zip(rows.iter()) {
+        for (group, (_, record_time)) in groups.iter_mut().zip(rows.iter()) {
             if *group == NO_GROUP {
                 continue;
             }
-            let moment = &moments[*moment as usize];
+            let record_time = &record_times[*record_time as usize];
             if rows_renew {
                 while let Some(newer) = renewed.get(group) {
                     *group = *newer;
                 }
-                let horizon = self.rules.horizon(moment.after);
+                let horizon = self.rules.horizon(record_time.after);
                 if let Some(newer) = self.groups.renew(*group, horizon) {
                     renewed.insert(*group, newer);
                     *group = newer;
                 }
             }
-            self.groups.touch(*group, moment.offset, moment.row_time);
+            self.groups.touch(*group, record_time.offset, record_time.row_time);
             applied += 1;
         }
         self.applied.tallies.applied += applied;
@@ -275,13 +278,13 @@ impl Shard {
     }
 
     #[cold]
-    fn refuse_misplaced(&mut self, record: &Record<'_>, time: EventTime, misplaced: Misplaced) {
-        let what = match misplaced {
-            Misplaced::OutOfRange => "is outside of the years 0000 to 9999".to_owned(),
-            Misplaced::NoWindow => {
+    fn refuse_invalid_time(&mut self, record: &Record<'_>, time: EventTime, invalid: InvalidTime) {
+        let what = match invalid {
+            InvalidTime::OutOfRange => "is outside of the years 0000 to 9999".to_owned(),
+            InvalidTime::NoWindow => {
                 format!("is {time}: its window begins or ends beyond what time can express")
             }
-            Misplaced::Future => format!(
+            InvalidTime::Future => format!(
                 "is {time}, more than {} s ahead of the record's own timestamp {}",
                 self.rules.max_future() / 1_000_000,
                 EventTime::from_millis(record.timestamp_ms)
@@ -291,9 +294,9 @@ impl Shard {
     }
 
     #[cold]
-    fn refuse_late(&mut self, record: &Record<'_>, moment: &Moment) {
+    fn refuse_late(&mut self, record: &Record<'_>, record_time: &RecordTime) {
         let column = &self.plan.stream.columns[self.plan.stream.event_time].name;
-        let (time, before) = (moment.time, moment.before);
+        let (time, before) = (record_time.time, record_time.before);
         let reason = format!("column {column} is {time}, too far behind the watermark {before}");
         self.refuse(record, Stage::Late, &reason);
     }
@@ -343,7 +346,7 @@ fn arguments(
     Ok(all)
 }
 
-/// Says in the reason of each new failure what failed.
+/// Prefixes the reason of each new failure with `name`.
 fn named<T>(
     failures: &mut Failures,
     name: &str,

@@ -20,7 +20,7 @@ fn stages(contents: &Contents) -> Vec<(u64, Stage)> {
     contents.outbox.iter().map(letter).collect()
 }
 
-/// The rows as the view's readers would see them.
+/// The rows as the view's readers see them.
 fn rows(plan: &ViewPlan, contents: &Contents) -> Vec<Vec<String>> {
     let row = |(key, header, payload): &(Vec<u8>, headwater_state::RowHeader, Vec<u8>)| {
         let merged = crate::read::merge_rows(plan, key, &[(header.last_offset, payload)]).unwrap();
@@ -60,7 +60,8 @@ fn a_record_is_late_once_the_watermark_before_it_passed_its_window_and_the_allow
     let mut plan = plan(minute(), &[], vec![count_star()]);
     plan.allowed_lateness_micros = Some(10 * SECOND);
     let plan = arc(plan);
-    // The watermark is 5 s behind: window [0, 60) is open until it says 70, so until an event at 75.
+    // The watermark is 5 s behind, so window [0, 60) is open until the watermark is 70: until an
+    // event at 75.
     let events =
         [at(0.0, ""), at(74.999, ""), at(1.0, ""), at(75.0, ""), at(1.0, ""), at(61.0, "")];
     let contents = run(&plan, &events);
@@ -107,7 +108,7 @@ fn a_row_that_has_expired_starts_from_nothing() {
     assert_eq!(rows(&plan, &by_another), [["a", "2"], ["b", "1"]]);
     let hidden = run(&plan, &[a(0.0), at(105.0, r#""user":"b""#)]);
     assert_eq!(rows(&plan, &hidden), [["b", "1"]]);
-    // The watermark is 195: an event at 95 would be gone at once.
+    // The watermark is 195, so the row of an event at 95 would expire at once.
     let late = run(&plan, &[a(200.0), a(95.0), a(95.001)]);
     assert_eq!(stages(&late), [(1, Stage::Late)]);
 }
@@ -204,7 +205,7 @@ fn an_argument_is_not_asked_where_its_filter_is_not_true() {
         at(0.0, r#""user":"c","number":0,"amount":3"#),
     ];
     let contents = run(&guarded, &events);
-    // -1 has no FILTER, 0 no argument; -2 has neither, and its group exists.
+    // -1 has no FILTER and 0 no argument. -2 has neither, and its group exists.
     assert_eq!(stages(&contents), [(2, Stage::Expression), (4, Stage::Expression)]);
     assert_eq!(rows(&guarded, &contents), [["a", "1.5", "2"], ["b", "NULL", "1"]]);
 }
@@ -267,7 +268,7 @@ fn offsets_without_records_are_passed_over() {
     assert!(shard.has_uncommitted());
     assert_eq!(shard.commit().unwrap().position, Offset(9));
     assert!(!shard.has_uncommitted());
-    // What lies before the position is not read again.
+    // Records before the position are not applied again.
     assert_eq!(shard.apply(&chunk(&events, 0..3, 10), None).unwrap(), 0);
     assert_eq!(shard.position(), Offset(9));
 }
@@ -351,7 +352,7 @@ fn an_expression_that_always_fails_fails_for_the_records_that_ask_it() {
     assert_eq!(rows(&guarded, &run(&guarded, &no)), [["NULL", "2"]]);
     let contents = run(&guarded, &[&no[..], &[at(0.0, r#""flag":true"#)]].concat());
     assert_eq!(stages(&contents), [(2, Stage::Expression)]);
-    // A batch in which no record has a good time.
+    // A batch in which no record has a valid time.
     let filtered =
         arc(ViewPlan { filter: Some(Arc::new(Never)), ..plan(None, &[], vec![count_star()]) });
     assert_eq!(stages(&run(&filtered, &[at(3601.0, "")])), [(0, Stage::Time)]);
@@ -361,10 +362,10 @@ fn an_expression_that_always_fails_fails_for_the_records_that_ask_it() {
     );
 }
 
-/// How a history is cut and disturbed on its way into a shard.
+/// The interruptions of a history on its way into a shard.
 #[derive(Clone, Debug)]
 struct Course {
-    /// Where chunks end, and what happens then.
+    /// Where chunks end, and what happens there.
     stops: Vec<(Index, Stop)>,
     log_batch: usize,
     limits: Limits,
@@ -376,9 +377,9 @@ enum Stop {
     Commit,
     /// The shard is dropped without a commit and opened again.
     Crash,
-    /// What has expired is removed from the disk.
+    /// Compaction removes expired rows.
     Compact,
-    /// The chunk is read up to here only.
+    /// The chunk is applied up to this offset only.
     Until,
 }
 
@@ -407,7 +408,7 @@ fn run_course(plan: &Arc<ViewPlan>, events: &[Event], course: &Course) -> Conten
         course.stops.iter().map(|(index, stop)| (index.index(events.len() + 1), *stop)).collect();
     stops.sort_by_key(|stop| stop.0);
     for (at, stop) in stops.into_iter().chain([(events.len(), Stop::Commit)]) {
-        // After a crash, all since the last commit is read again.
+        // After a crash, everything since the last commit is read again.
         let from = shard.position().0 as usize;
         if stop == Stop::Until && from < at {
             shard
@@ -499,7 +500,7 @@ fn json_event() -> impl Strategy<Value = Event> {
     prop_oneof![9 => good, 1 => bad]
 }
 
-/// Milliseconds; mostly going on, sometimes far ahead or behind.
+/// Event times in milliseconds: mostly increasing, sometimes far ahead or behind.
 fn time() -> impl Strategy<Value = i64> {
     let seconds = prop_oneof![
         6 => 0..200_i64,
@@ -579,7 +580,7 @@ proptest! {
             let event = &events[key.position.0 as usize];
             prop_assert_eq!(letter.value, event.value.as_deref());
         }
-        // Every aggregate counts all rows of its group: with nothing expired, all that was applied.
+        // With nothing expired, the counts of all groups add up to the applied records.
         if plan.retention_micros.is_none() && !plan.output.is_empty() {
             let counted: u64 = contents.dump.rows.iter().map(|(_, _, payload)| {
                 crate::varint::take(&mut &payload[..]).unwrap()

@@ -5,40 +5,40 @@ use crate::{
     plan::{AggregateFunction, Tumble, ViewPlan},
 };
 
-/// 0000-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z: what RFC 3339 can say.
+/// 0000-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z: the range of RFC 3339.
 const EARLIEST: i64 = -62_167_219_200_000_000;
 const LATEST: i64 = 253_402_300_799_999_999;
 
-/// What a plan says about time.
+/// The plan's rules about event time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
-    /// Place of the event time among the decoded columns.
+pub(super) struct TimeRules {
+    /// The index of the event time among the decoded columns.
     pub(super) event_time: usize,
     watermark_delay: i64,
     max_future: i64,
     window: Option<Tumble>,
-    /// A record is late if this time or an earlier one is the watermark: how far it lies behind the
-    /// record's event time, or behind its window's end.
+    /// A record is late if the watermark is this far or further behind the end of its window, or
+    /// behind its event time in a view without windows.
     late_behind: Option<i64>,
     retention: Option<i64>,
 }
 
-/// What event time decides about one record.
+/// The result of the time rules for one record.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub(super) struct RecordTime {
     pub(super) offset: Offset,
     pub(super) time: EventTime,
-    /// Start of its window.
+    /// The start of the record's window.
     pub(super) window_start: i64,
-    /// What the group's row compares for expiry: the window's end, or the event time.
+    /// The time that decides when the group's row expires: the window's end, or the event time.
     pub(super) row_time: EventTime,
-    /// The watermark before the record, and with it.
+    /// The watermark before and after the record.
     pub(super) before: EventTime,
     pub(super) after: EventTime,
     pub(super) late: bool,
 }
 
-impl Rules {
+impl TimeRules {
     pub(super) fn of(plan: &ViewPlan) -> Result<Self, Error> {
         let wrong = |detail: &str| Error::Plan { view: plan.view.clone(), detail: detail.into() };
         let event_time = plan.input.iter().position(|column| *column == plan.stream.event_time);
@@ -68,14 +68,15 @@ impl Rules {
                 return Err(wrong("an aggregate has no argument, or its argument no type"));
             }
         }
-        // A record so late that its row would have expired changes nothing that anybody could see.
+        // If a record is so late that its row would have expired, applying it would have no visible
+        // effect.
         let late_behind = match plan.window {
             Some(_) => {
                 let allowed = plan.allowed_lateness_micros.unwrap_or(0);
                 Some(plan.retention_micros.map_or(allowed, |retention| allowed.min(retention)))
             }
             None => {
-                // Without a window a record exactly that late still counts.
+                // In a view without windows, a record exactly that late still counts.
                 let allowed = plan.allowed_lateness_micros.map(|allowed| allowed.saturating_add(1));
                 [allowed, plan.retention_micros].into_iter().flatten().min()
             }
@@ -90,7 +91,7 @@ impl Rules {
         })
     }
 
-    /// Rows whose time is this or earlier have expired.
+    /// The horizon: rows with this time or an earlier one have expired.
     #[inline]
     pub(super) fn horizon(&self, watermark: EventTime) -> EventTime {
         match (watermark.known(), self.retention) {
@@ -99,7 +100,8 @@ impl Rules {
         }
     }
 
-    /// A row can expire before a record touches it. A window's cannot: such a record is late.
+    /// Whether a row can expire before a record updates it. A window's row cannot: that record is
+    /// late.
     pub(super) fn rows_renew(&self) -> bool {
         self.window.is_none() && self.retention.is_some()
     }
@@ -108,33 +110,33 @@ impl Rules {
         self.window.is_some()
     }
 
-    /// What event time decides about a record. `Err`: why it is a dead letter.
+    /// Applies the rules to one record. The error is the reason for a dead letter.
     #[inline]
-    pub(super) fn moment(
+    pub(super) fn record_time(
         &self,
         offset: Offset,
         timestamp_ms: i64,
         time: i64,
         before: EventTime,
-        previous: Option<&Moment>,
-    ) -> Result<Moment, Misplaced> {
+        previous: Option<&RecordTime>,
+    ) -> Result<RecordTime, InvalidTime> {
         if !(EARLIEST..=LATEST).contains(&time) {
-            return Err(Misplaced::OutOfRange);
+            return Err(InvalidTime::OutOfRange);
         } else if time > timestamp_ms.saturating_mul(1_000).saturating_add(self.max_future) {
-            return Err(Misplaced::Future);
+            return Err(InvalidTime::Future);
         }
         let (window_start, row_time) = match (self.window, previous) {
             (None, _) => (0, time),
             (Some(_), Some(same)) if same.window_start <= time && time < same.row_time.0 => {
                 (same.window_start, same.row_time.0)
             }
-            (Some(window), _) => window.window(time).ok_or(Misplaced::NoWindow)?,
+            (Some(window), _) => window.window(time).ok_or(InvalidTime::NoWindow)?,
         };
         let late =
             self.late_behind.is_some_and(|behind| row_time.saturating_add(behind) <= before.0);
         let after = before.max(EventTime(time.saturating_sub(self.watermark_delay)));
         let (time, row_time) = (EventTime(time), EventTime(row_time));
-        Ok(Moment { offset, time, window_start, row_time, before, after, late })
+        Ok(RecordTime { offset, time, window_start, row_time, before, after, late })
     }
 
     pub(super) fn max_future(&self) -> i64 {
@@ -144,7 +146,7 @@ impl Rules {
 
 /// Why an event time makes its record a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Misplaced {
+pub(super) enum InvalidTime {
     OutOfRange,
     Future,
     NoWindow,

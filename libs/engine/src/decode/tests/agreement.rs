@@ -1,4 +1,4 @@
-//! The guessing scanner, the scanner that guesses nothing, and serde_json agree.
+//! The scanner with predictions, the scanner without, and serde_json agree.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A JSON string of the text: plain, or with everything escaped that can be.
+/// The text as a JSON string: plain, or with every character escaped that can be.
 fn quoted(text: &str, escape: bool) -> String {
     if !escape {
         return serde_json::to_string(text).unwrap();
@@ -77,7 +77,7 @@ fn wild() -> impl Strategy<Value = String> {
     })
 }
 
-/// Keys in the schema's order with fitting values, some left out: what guesses are for.
+/// Keys in the schema's order with valid values, some left out: the case that predictions are for.
 fn tame() -> impl Strategy<Value = String> {
     let fitting = (
         any::<bool>(),
@@ -152,7 +152,7 @@ fn records() -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(record.prop_map(|(record, damage)| damaged(&record, &damage)), 1..24)
 }
 
-/// Everything that a scan says about a record.
+/// The whole result of a scan of a record.
 fn outcome(
     scanner: &mut Scanner,
     record: &[u8],
@@ -175,8 +175,8 @@ fn outcome(
     Ok(wanted.iter().map(cell).collect())
 }
 
-/// Whether serde_json takes the bytes for one JSON object. `None` where it gave up early: its numbers
-/// have a range, JSON's do not.
+/// Whether serde_json accepts the bytes as one JSON object. `None` if it stopped early: its numbers
+/// have a range, those of JSON do not.
 fn is_object(record: &[u8]) -> Option<bool> {
     match serde_json::from_slice::<Value>(record) {
         Ok(value) => Some(value.is_object()),
@@ -184,7 +184,7 @@ fn is_object(record: &[u8]) -> Option<bool> {
     }
 }
 
-/// The value of a column as serde_json reads it, where that is exact.
+/// The value of a column as serde_json reads it, if that is exact.
 fn oracle(raw: Option<&RawValue>, data_type: DataType) -> Option<(Cell, String)> {
     let none = String::new();
     let value: Value = serde_json::from_str(raw.map_or("null", RawValue::get)).ok()?;
@@ -215,7 +215,7 @@ proptest! {
         for record in &records {
             let mut plain = Scanner::new(&stream, &wanted).without_guesses();
             let (guessed, read) = (outcome(&mut guessing, record, &wanted), outcome(&mut plain, record, &wanted));
-            // NaN never comes from JSON, so equality of cells is equality of values.
+            // JSON has no NaN, so equal cells are equal values.
             prop_assert_eq!(guessed, read, "{}", String::from_utf8_lossy(record));
         }
     }
@@ -274,7 +274,7 @@ proptest! {
     }
 }
 
-/// The value as the reference has it.
+/// The value in the reference's type.
 fn datum(cell: Cell, text: &str, data_type: DataType) -> Datum {
     match cell {
         Cell::Null => Datum::Null,
@@ -319,7 +319,7 @@ fn generated_events_decode_as_the_reference_reads_them() {
                 (Err(error), Err(fault)) => {
                     bad += 1;
                     let column = fault.column.map(|index| stream.columns[index].name.as_str());
-                    // Where several things are wrong, each names the first that it meets.
+                    // If a record has several faults, each side names the first that it finds.
                     assert!(
                         error.column.as_deref() == column
                             || error.column.is_none()

@@ -1,4 +1,4 @@
-//! What each type accepts, and what it refuses.
+//! The values that each type accepts and refuses.
 
 use proptest::prelude::*;
 
