@@ -1,18 +1,18 @@
-//! What a definition is refused with: where, why, and what to write instead.
+//! Refusals of definitions: position, reason, and what to write instead.
 
 use std::fmt;
 
 use headwater_types::Remedy;
 use sqlparser::tokenizer::Location;
 
-/// One reason why a definition is refused.
+/// One refusal of a definition.
 ///
 /// Lines and columns count characters from 1, in the text that was given to [`crate::parse`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     pub line: u32,
     pub column: u32,
-    /// What is wrong, without a full stop.
+    /// The fault, without a full stop.
     pub reason: String,
     /// What to write instead, in the imperative: "write VARCHAR".
     pub instead: Option<String>,
@@ -23,7 +23,7 @@ impl Diagnostic {
         Self { instead: Some(instead.into()), ..Self::bare(at, reason) }
     }
 
-    /// Where the reason says all.
+    /// A refusal whose reason needs no advice.
     pub(crate) fn bare(at: Location, reason: impl Into<String>) -> Self {
         let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).max(1);
         Self {
@@ -34,7 +34,7 @@ impl Diagnostic {
         }
     }
 
-    /// A definition is at fault, so only its author can help.
+    /// Only the author of a definition can correct it.
     pub fn remedy(&self) -> Remedy {
         Remedy::Correct
     }
@@ -52,18 +52,18 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
-/// All that is wrong with a text: at most one [`Diagnostic`] per statement, never none.
+/// All refusals of a text: at least one, at most one [`Diagnostic`] per statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// A definition is at fault, so only its author can help.
+    /// Only the author of a definition can correct it.
     pub fn remedy(&self) -> Remedy {
         Remedy::Correct
     }
 }
 
-/// A line per diagnostic.
+/// Prints one line per diagnostic.
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, diagnostic) in self.0.iter().enumerate() {

@@ -1,11 +1,11 @@
-//! What changes from one definition of a view to another, in words.
+//! Describes the changes between two definitions of a view.
 
 use crate::{
     duration,
     view::{Item, ViewDefinition, print_retention},
 };
 
-/// What changes, a line each; empty if nothing does.
+/// Returns one line per change.
 pub fn differences(old: &ViewDefinition, new: &ViewDefinition) -> Vec<String> {
     let mut lines = Vec::new();
     let mut changed = |what: &str, old: String, new: String| {

@@ -1,4 +1,4 @@
-//! Lengths of time, as definitions write them: `'10 minutes'`, `'1 day 12 hours'`, `'0.5 seconds'`.
+//! Durations in definitions: `'10 minutes'`, `'1 day 12 hours'`, `'0.5 seconds'`.
 
 const SECOND: i64 = 1_000_000;
 /// Every unit with its length in microseconds and its other spellings, longest first.
@@ -12,14 +12,15 @@ const UNITS: [(&str, i64, &[&str]); 7] = [
     ("microsecond", 1, &["microseconds", "usec", "us"]),
 ];
 
-/// What is wrong with a length of time, and what to write instead.
+/// The fault of a duration, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NotADuration {
     pub(crate) reason: String,
     pub(crate) instead: &'static str,
 }
 
-/// Microseconds. The sum of one or more numbers with units; negative only if the text says so.
+/// Parses one or more numbers with units into microseconds. The result is negative only if the text
+/// has a minus sign.
 pub(crate) fn parse(text: &str) -> Result<i64, NotADuration> {
     let example = "write a number and a unit, such as '10 minutes' or '1 day 12 hours'";
     let not = |reason: String| NotADuration { reason, instead: example };
@@ -65,7 +66,7 @@ pub(crate) fn parse(text: &str) -> Result<i64, NotADuration> {
     Ok(sum)
 }
 
-/// A decimal number times a unit, if it is a whole number of microseconds.
+/// A decimal number times a unit; `None` if that is not a whole number of microseconds.
 fn scaled(number: &str, micros: i64) -> Option<i64> {
     let (negative, digits) = match number.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -89,7 +90,7 @@ fn scaled(number: &str, micros: i64) -> Option<i64> {
     Some(if negative { -micros } else { micros })
 }
 
-/// The one spelling of a length of time: a number of the longest unit, up to days, that divides it.
+/// The normal form of a duration: a number of the longest unit, up to days, that divides it.
 pub(crate) fn print(micros: i64) -> String {
     let unit = UNITS[1..].iter().find(|(_, length, _)| micros != 0 && micros % length == 0);
     let (name, length) = unit.map_or(("second", SECOND), |(name, length, _)| (*name, *length));

@@ -1,4 +1,4 @@
-//! DataFusion's physical expressions behind the engine's [`Expression`].
+//! Adapts DataFusion's physical expressions to the engine's [`Expression`].
 
 use std::{fmt, sync::Arc};
 
@@ -22,17 +22,17 @@ use datafusion::{
 use headwater_engine::plan::{Expression, ExpressionError, arrow_type};
 use headwater_types::DataType;
 
-/// An expression, ready to be evaluated to one of the seven types.
+/// An executable expression whose result has one of the seven types.
 pub(crate) struct Planned {
     physical: Arc<dyn PhysicalExpr>,
     column: Option<usize>,
     result: ArrowType,
-    /// For messages.
+    /// The SQL text, for messages.
     sql: Box<str>,
 }
 
 impl Planned {
-    /// `physical` must be of a type that [`widened`] turns into `data_type`.
+    /// [`widened`] must turn the type of `physical` into `data_type`.
     pub(crate) fn new(
         physical: Arc<dyn PhysicalExpr>,
         schema: &Schema,
@@ -60,7 +60,7 @@ impl Expression for Planned {
         if *array.data_type() == self.result {
             return Ok(array);
         }
-        // A function may return a neighbour of the type that it promised.
+        // A function may return a slightly different type than it declared.
         arrow::compute::cast(&array, &self.result).map_err(|error| self.error(&error.into()))
     }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for Planned {
     }
 }
 
-/// What an error of DataFusion says, without the wrapping.
+/// The message of a DataFusion error without the prefixes of its wrappers.
 pub(crate) fn plain(error: &DataFusionError) -> String {
     let text = match error.find_root() {
         DataFusionError::ArrowError(error, _) => error.to_string(),
@@ -96,7 +96,7 @@ pub(crate) fn plain(error: &DataFusionError) -> String {
     text
 }
 
-/// Makes integers fail where they would wrap round: in `+`, `-`, `*` and negation.
+/// Makes integer overflow an error in `+`, `-`, `*` and negation.
 pub(crate) fn checked(
     physical: Arc<dyn PhysicalExpr>,
     schema: &Schema,
@@ -122,7 +122,7 @@ pub(crate) fn checked(
     Ok(transformed.data)
 }
 
-/// The type of a column that holds every value of an Arrow type, or what to write instead.
+/// The column type that holds every value of an Arrow type. The error says what to write instead.
 pub(crate) fn widened(arrow: &ArrowType) -> Result<DataType, &'static str> {
     Ok(match arrow {
         ArrowType::Boolean => DataType::Boolean,
@@ -142,7 +142,7 @@ pub(crate) fn widened(arrow: &ArrowType) -> Result<DataType, &'static str> {
         },
         ArrowType::Decimal256(..) => return Err("write CAST(… AS DECIMAL(38,s))"),
         ArrowType::Utf8 | ArrowType::LargeUtf8 | ArrowType::Utf8View => DataType::Varchar,
-        // Nanoseconds lose what TIMESTAMP never had.
+        // Reducing nanoseconds to microseconds loses nothing: TIMESTAMP has microseconds.
         ArrowType::Timestamp(
             TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond | TimeUnit::Nanosecond,
             _,

@@ -1,4 +1,4 @@
-//! Which functions there are, and which of them a view may call.
+//! The functions of DataFusion, and which of them a view may call.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,21 +10,21 @@ use datafusion::{
     logical_expr::{AggregateUDF, ScalarUDF, Volatility},
 };
 
-/// The aggregates of a view.
+/// The aggregates that a view may use.
 pub(crate) const AGGREGATES: [&str; 5] = ["count", "sum", "min", "max", "avg"];
 
-/// What a name can stand for in a call.
+/// The kind of function that a name refers to.
 #[derive(Debug)]
 pub(crate) enum Function {
     /// One of [`AGGREGATES`].
     Aggregate,
-    /// Depends on its arguments alone.
+    /// A function whose value depends on its arguments alone.
     Scalar,
-    /// Does not depend on its arguments alone.
+    /// A function whose value depends on more than its arguments.
     Unrepeatable,
-    /// An aggregate that is known, but not here.
+    /// An aggregate of DataFusion that views do not support.
     OtherAggregate,
-    /// It would need OVER.
+    /// A window function, which needs OVER.
     Window,
     Unknown,
 }
@@ -55,8 +55,8 @@ pub(crate) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
     Functions { scalars: scalars.collect(), aggregates: aggregates.collect(), windows }
 });
 
-/// Functions that DataFusion calls immutable, or does not know, and whose value depends on the
-/// program, the session or the moment.
+/// Functions that DataFusion declares immutable, or does not know, although their value depends on
+/// the program, the session or the time.
 const UNREPEATABLE: [&str; 14] = [
     "version",
     "current_timestamp",
@@ -75,7 +75,7 @@ const UNREPEATABLE: [&str; 14] = [
 ];
 
 impl Functions {
-    /// `name` is folded.
+    /// Looks up a function. `name` is already folded to lower case.
     pub(crate) fn find(&self, name: &str) -> Function {
         if AGGREGATES.contains(&name) {
             return Function::Aggregate;
@@ -102,7 +102,7 @@ impl Functions {
         self.aggregates.get(name).cloned()
     }
 
-    /// All that a view may call.
+    /// The names of all functions that a view may call.
     pub(crate) fn callable(&self) -> impl Iterator<Item = &str> + Clone {
         let scalars = self.scalars.keys().map(|name| &**name);
         scalars.filter(|name| matches!(self.find(name), Function::Scalar)).chain(AGGREGATES)

@@ -1,8 +1,8 @@
-//! Text to statements: tokens with their places, and a cursor over them.
+//! Splits a text into statements: tokens with their positions, and a cursor over them.
 //!
-//! `sqlparser` does not know `CREATE STREAM`, `WATERMARK FOR`, `EMIT` and the arguments of `TUMBLE`, so
-//! those are read here, token by token; types and expressions are handed to `sqlparser` with the same
-//! tokens, which is why every message can say where.
+//! `sqlparser` does not know `CREATE STREAM`, `WATERMARK FOR`, `EMIT` and the arguments of
+//! `TUMBLE`, so this crate reads these token by token. `sqlparser` parses types and expressions
+//! from the same tokens, so every message can give a position.
 
 use sqlparser::{
     ast::{Expr, Ident},
@@ -14,22 +14,22 @@ use sqlparser::{
 
 use crate::Diagnostic;
 
-/// Identifiers, literals and operators are read as PostgreSQL reads them.
+/// Identifiers, literals and operators have PostgreSQL's syntax.
 pub(crate) static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
 
-/// Characters in one text.
+/// The maximal size of a text in bytes.
 const MOST_TEXT: usize = 1 << 20;
-/// Tokens in one statement.
+/// The maximal number of tokens in a statement.
 const MOST_TOKENS: usize = 50_000;
-/// Parentheses and CASEs inside each other.
+/// The maximal nesting of parentheses and CASEs.
 const DEEPEST: usize = 64;
-/// Operators in one expression: each may make the tree of the expression one deeper, and trees are
-/// walked recursively by all who evaluate them.
+/// The maximal number of operators in an expression. Each may add a level to the expression's tree,
+/// and trees are walked recursively.
 const MOST_OPERATORS: usize = 500;
 
 pub(crate) type Result<T> = std::result::Result<T, Diagnostic>;
 
-/// A refusal.
+/// Returns a refusal.
 pub(crate) fn refuse<T>(
     at: Location,
     reason: impl Into<String>,
@@ -38,16 +38,16 @@ pub(crate) fn refuse<T>(
     Err(Diagnostic::at(at, reason, instead))
 }
 
-/// The tokens of one statement, and how far they have been read.
+/// The tokens of one statement, and the read position.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor {
     tokens: Vec<TokenWithSpan>,
     at: usize,
-    /// Where the statement ends.
+    /// The position at which the statement ends.
     end: Location,
 }
 
-/// Splits a text at its semicolons. Empty statements are left out.
+/// Splits a text at its semicolons and drops empty statements.
 pub(crate) fn statements(text: &str) -> Result<Vec<Cursor>> {
     let start = Location::new(1, 1);
     if text.len() > MOST_TEXT {
@@ -88,12 +88,12 @@ impl Cursor {
         self.peek_at(0)
     }
 
-    /// The token `ahead` of the next one.
+    /// The token `ahead` positions after the next one.
     pub(crate) fn peek_at(&self, ahead: usize) -> &Token {
         self.tokens.get(self.at + ahead).map_or(&Token::EOF, |token| &token.token)
     }
 
-    /// Where the next token is.
+    /// The position of the next token.
     pub(crate) fn location(&self) -> Location {
         self.tokens.get(self.at).map_or(self.end, |token| token.span.start)
     }
@@ -110,7 +110,7 @@ impl Cursor {
         is_word(self.peek_at(ahead), word)
     }
 
-    /// Takes an unquoted word, whatever its letter case.
+    /// Takes an unquoted word in any letter case.
     pub(crate) fn eat_word(&mut self, word: &str) -> bool {
         let found = self.is_word(word);
         self.at += usize::from(found);
@@ -131,7 +131,7 @@ impl Cursor {
         if self.eat(token) { Ok(()) } else { self.unexpected(&format!("'{token}'"), instead) }
     }
 
-    /// "expected …, found …".
+    /// Refuses the next token: "expected …, found …".
     pub(crate) fn unexpected<T>(&self, expected: &str, instead: &str) -> Result<T> {
         let found = match self.peek() {
             Token::EOF => "the end of the statement".to_owned(),
@@ -140,7 +140,7 @@ impl Cursor {
         refuse(self.location(), format!("expected {expected}, found {found}"), instead)
     }
 
-    /// An identifier, folded.
+    /// Takes an identifier and folds it.
     pub(crate) fn identifier(&mut self, what: &str, instead: &str) -> Result<Ident> {
         let Some(TokenWithSpan { token: Token::Word(word), span }) = self.tokens.get(self.at)
         else {
@@ -151,7 +151,7 @@ impl Cursor {
         Ok(ident)
     }
 
-    /// A single-quoted string.
+    /// Takes a single-quoted string.
     pub(crate) fn string(&mut self) -> Option<String> {
         let Token::SingleQuotedString(text) = self.peek() else { return None };
         let text = text.clone();
@@ -159,7 +159,7 @@ impl Cursor {
         Some(text)
     }
 
-    /// An unsigned number, as written.
+    /// Takes an unsigned number, as it is written.
     pub(crate) fn number(&mut self) -> Option<String> {
         let Token::Number(text, _) = self.peek() else { return None };
         let text = text.clone();
@@ -186,7 +186,7 @@ impl Cursor {
         Cursor { tokens, at: 0, end: self.location() }
     }
 
-    /// Takes the tokens from `at` on, which counts from the next token.
+    /// Takes the tokens from `at` on, counted from the next token.
     pub(crate) fn split_off(&mut self, at: usize) -> Cursor {
         let tokens = self.tokens.split_off((self.at + at).min(self.tokens.len()));
         let tail = Cursor { end: self.end, tokens, at: 0 };
@@ -194,26 +194,27 @@ impl Cursor {
         tail
     }
 
-    /// Removes the token `ahead` of the next one.
+    /// Removes the token `ahead` positions after the next one.
     pub(crate) fn remove(&mut self, ahead: usize) {
         if self.at + ahead < self.tokens.len() {
             self.tokens.remove(self.at + ahead);
         }
     }
 
-    /// How many tokens are left.
+    /// The number of tokens that are left.
     pub(crate) fn remaining(&self) -> usize {
         self.tokens.len() - self.at
     }
 
-    /// Hands the remaining tokens to `sqlparser`; all of them must be used.
+    /// Parses the remaining tokens with `sqlparser`, which must use all of them.
     pub(crate) fn parse<T>(
         &self,
         what: &str,
         parse: impl FnOnce(&mut Parser<'_>) -> std::result::Result<T, ParserError>,
     ) -> Result<T> {
         let tokens = self.tokens.get(self.at..).unwrap_or_default().to_vec();
-        // `check_size` has bounded the depth; sqlparser's own limit of 50 is too near to real life.
+        // `check_size` has limited the depth. sqlparser's own limit of 50 is too low for real
+        // statements.
         let parser = Parser::new(&DIALECT).with_recursion_limit(4 * MOST_OPERATORS);
         let mut parser = parser.with_tokens_with_locations(tokens);
         let parsed = parse(&mut parser).map_err(|error| self.parser_error(error))?;
@@ -245,7 +246,7 @@ impl Cursor {
         }
     }
 
-    /// Refuses what would make a tree too deep to be walked, before anybody builds it.
+    /// Refuses a statement whose tree would be too deep to walk, before the tree is built.
     pub(crate) fn check_size(&self) -> Result<()> {
         if self.tokens.len() > MOST_TOKENS {
             return refuse(
@@ -254,7 +255,7 @@ impl Cursor {
                 format!("write it with at most {MOST_TOKENS}"),
             );
         }
-        // Operators since the last separator, for each level that is open.
+        // The number of operators since the last separator, per open level.
         let mut levels = vec![0usize];
         let mut sum = 0;
         for token in &self.tokens {
@@ -302,7 +303,7 @@ impl Cursor {
     }
 }
 
-/// What stands between two expressions.
+/// Whether the keyword separates two expressions.
 fn separates(keyword: Keyword) -> bool {
     let separators = [
         Keyword::WHEN,
@@ -351,8 +352,8 @@ fn identifier_of(word: &Word, span: Span) -> Ident {
     Ident { value: word.value.clone(), quote_style: word.quote_style, span }
 }
 
-/// Folds an identifier as PostgreSQL does: to lower case unless quoted. Then it has quotes exactly if
-/// it needs them, so that one name has one spelling.
+/// Folds an unquoted identifier to lower case, as PostgreSQL does. The result has quotes exactly if
+/// it needs them, so that each name has one spelling.
 pub(crate) fn fold(mut ident: Ident) -> Ident {
     if ident.quote_style.is_none() {
         ident.value.make_ascii_lowercase();
@@ -392,7 +393,7 @@ fn place_of(message: &str) -> (&str, Option<Location>) {
     }
 }
 
-/// Long text is cut, so that a message stays a message.
+/// Cuts long text, so that a message stays short.
 pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((cut, _)) => format!("{}…", &text[..cut]),

@@ -12,21 +12,21 @@ use crate::{
     suggest,
 };
 
-/// Longest name of a stream or view: what is derived from it ("….dead-letters") must be a legal name
-/// as well.
+/// Longest name of a stream or view: what is derived from it ("….dead-letters") must be a legal
+/// name as well.
 const LONGEST_NAME: usize = 180;
 
-/// One option as it is written.
+/// One option as the person wrote it.
 #[derive(Debug)]
 pub(crate) struct Setting {
     pub(crate) text: String,
-    /// Where its value is.
+    /// The position of the value.
     pub(crate) at: Location,
     name: String,
     name_at: Location,
 }
 
-/// The options of one statement. Each is taken at most once; what is left over is refused.
+/// The options of one statement. Each is taken at most once. [`Options::finish`] refuses the rest.
 #[derive(Debug)]
 pub(crate) struct Options {
     settings: Vec<Setting>,
@@ -38,7 +38,7 @@ impl Options {
         Self { settings: Vec::new(), allowed }
     }
 
-    /// Reads what stands behind WITH.
+    /// Reads the list after WITH.
     pub(crate) fn read(cursor: &mut Cursor, allowed: &'static [&'static str]) -> Result<Self> {
         let instead = "write WITH (name = 'value', …)";
         cursor.expect(&Token::LParen, instead)?;
@@ -80,7 +80,7 @@ impl Options {
         Some(self.settings.swap_remove(place))
     }
 
-    /// An option that is a length of time of at least `least` microseconds.
+    /// Takes an option that is a duration of at least `least` microseconds.
     pub(crate) fn take_duration(
         &mut self,
         name: &str,
@@ -96,7 +96,7 @@ impl Options {
         Ok(Some((micros, setting.at)))
     }
 
-    /// All must have been taken.
+    /// Refuses options that were not taken.
     pub(crate) fn finish(self) -> Result<()> {
         match self.settings.into_iter().next() {
             Some(setting) => refuse(
@@ -109,7 +109,7 @@ impl Options {
     }
 }
 
-/// A length of time at a place.
+/// Parses the duration at `at`.
 pub(crate) fn micros(text: &str, at: Location) -> Result<i64> {
     duration::parse(text).map_err(|error| Diagnostic::at(at, error.reason, error.instead))
 }
@@ -134,7 +134,7 @@ pub(crate) fn interval(cursor: &mut Cursor) -> Result<String> {
     }
 }
 
-/// The name of a stream, view or topic.
+/// Checks the name of a stream, view or topic.
 pub(crate) fn name(text: &str, at: Location, what: &str) -> Result<Name> {
     if text.len() > LONGEST_NAME {
         let reason = format!("the name of this {what} has {} characters", text.len());
@@ -146,7 +146,7 @@ pub(crate) fn name(text: &str, at: Location, what: &str) -> Result<Name> {
     })
 }
 
-/// A name that an identifier spells.
+/// The name in an identifier.
 pub(crate) fn named(ident: &Ident, what: &str) -> Result<Name> {
     name(&ident.value, ident.span.start, what)
 }

@@ -1,38 +1,31 @@
-//! A view, resolved against its stream: names, types, aggregates, and expressions that can run.
+//! Plans a view over its stream: resolves names, types and aggregates, and makes expressions
+//! executable.
 
 mod calls;
 mod keys;
 mod names;
+mod prepare;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use arrow::datatypes::{DataType as ArrowType, Field, Schema};
-use datafusion::{error::DataFusionError, logical_expr::Expr};
+use arrow::datatypes::{Field, Schema};
+use datafusion::logical_expr::Expr;
 use headwater_engine::plan::{
-    Aggregate, Expression, KeyColumn, OutputColumn, Tumble, ViewPlan, WINDOW_COLUMNS, arrow_type,
+    Aggregate, KeyColumn, OutputColumn, Tumble, ViewPlan, WINDOW_COLUMNS, arrow_type,
 };
 use headwater_types::{Column, DataType, StreamDefinition};
-use sqlparser::{ast::Expr as SqlExpr, tokenizer::Location};
 
 use crate::{
-    Diagnostic, ViewDefinition,
-    expression::{self, Planned, widened},
+    ViewDefinition,
     lexer::{Result, refuse},
-    scalar::{self, Place},
+    scalar::Clause,
     scope::Scope,
-    view::{From, Item},
+    view::{FromClause, Item},
 };
 use calls::{Call, after_grouping};
-use keys::{Key, keys};
+use keys::{GroupKey, keys};
 use names::Names;
-
-/// An expression that is resolved but cannot run yet.
-struct Prepared {
-    expr: Expr,
-    data_type: DataType,
-    sql: String,
-    at: Location,
-}
+use prepare::{Prepared, condition, prepare, run, unexpected};
 
 pub(crate) fn plan(view: &ViewDefinition, stream: &StreamDefinition) -> Result<ViewPlan> {
     let select = &view.select;
@@ -40,7 +33,7 @@ pub(crate) fn plan(view: &ViewDefinition, stream: &StreamDefinition) -> Result<V
     let scope = input_scope(&select.from, stream)?;
     let filter = match &select.filter {
         Some(filter) => {
-            names.check(filter, Place::Where, &[], select.where_at)?;
+            names.check(filter, Clause::Where, &[], select.where_at)?;
             Some(condition(&scope, filter, "WHERE", select.where_at)?)
         }
         None => None,
@@ -54,7 +47,7 @@ pub(crate) fn plan(view: &ViewDefinition, stream: &StreamDefinition) -> Result<V
     let mut calls = Vec::new();
     let mut outputs = Vec::with_capacity(select.items.len());
     for item in &select.items {
-        names.check(&item.expr, Place::Select, &[], item.at)?;
+        names.check(&item.expr, Clause::Select, &[], item.at)?;
         let resolved = scope.resolve(&item.expr, item.at)?;
         outputs.push(after_grouping(resolved, &keys, &mut calls, &scope, item, window.is_some())?);
     }
@@ -118,16 +111,13 @@ pub(crate) fn plan(view: &ViewDefinition, stream: &StreamDefinition) -> Result<V
     Ok(plan)
 }
 
-fn unexpected(error: &DataFusionError, at: Location) -> Diagnostic {
-    Diagnostic::bare(at, expression::plain(error))
-}
-
 fn field(column: &Column) -> Field {
     Field::new(&column.name, arrow_type(column.data_type), column.nullable)
 }
 
-/// The stream's columns, and the window's as if every record carried them.
-fn input_scope(from: &From, stream: &StreamDefinition) -> Result<Scope> {
+/// The scope of the input: the stream's columns, and the window's columns as if each record had
+/// them.
+fn input_scope(from: &FromClause, stream: &StreamDefinition) -> Result<Scope> {
     let time = stream.columns.get(stream.event_time).map_or("ts", |column| &column.name);
     if let Some(window) = &from.window
         && window.time.value != time
@@ -146,68 +136,11 @@ fn input_scope(from: &From, stream: &StreamDefinition) -> Result<Scope> {
         .map_err(|error| unexpected(&error, from.stream.span.start))
 }
 
-/// A condition as it is written.
-fn condition(scope: &Scope, sql: &SqlExpr, what: &str, at: Location) -> Result<Prepared> {
-    let at = scalar::location(sql, at);
-    let item = Item { expr: sql.clone(), name: format!("{what} {sql}"), at };
-    prepare_condition(scope, scope.resolve(sql, at)?, what, &item)
-}
-
-fn prepare_condition(scope: &Scope, resolved: Expr, what: &str, item: &Item) -> Result<Prepared> {
-    let sql = if item.name.starts_with(what) {
-        item.name.clone()
-    } else {
-        format!("{}, {what}", item.name)
-    };
-    let at = item.at;
-    let expr = scope.prepare(resolved, at)?;
-    match scope.data_type(&expr, at)? {
-        // A condition that is NULL throughout is never true.
-        ArrowType::Boolean | ArrowType::Null => {
-            Ok(Prepared { expr, data_type: DataType::Boolean, sql, at })
-        }
-        other => {
-            let found = widened(&other)
-                .map_or_else(|_| other.to_string(), |data_type| data_type.to_string());
-            refuse(
-                at,
-                format!("{what} takes a condition, and this is {found}"),
-                "write a comparison, such as x <> 0",
-            )
-        }
-    }
-}
-
-fn prepare(
-    scope: &Scope,
-    resolved: Expr,
-    sql: String,
-    what: &str,
-    at: Location,
-) -> Result<Prepared> {
-    let expr = scope.prepare(resolved, at)?;
-    let data_type = column_type(scope, &expr, what, at)?;
-    Ok(Prepared { expr, data_type, sql, at })
-}
-
-fn column_type(scope: &Scope, expr: &Expr, what: &str, at: Location) -> Result<DataType> {
-    let arrow = scope.data_type(expr, at)?;
-    widened(&arrow).or_else(|instead| {
-        let found = match arrow {
-            ArrowType::Date32 | ArrowType::Date64 => "DATE".to_owned(),
-            ArrowType::Null => "NULL, which has no type".to_owned(),
-            ArrowType::Interval(_) => "INTERVAL".to_owned(),
-            other => other.to_string(),
-        };
-        refuse(at, format!("{what} cannot be {found}"), instead)
-    })
-}
-
-/// Which of the stream's columns must be decoded.
+/// The indices of the stream's columns that the view needs.
 fn input_columns<'a>(
     stream: &StreamDefinition,
     filter: impl Iterator<Item = &'a Prepared>,
-    keys: &'a [Key],
+    keys: &'a [GroupKey],
     calls: &'a [Call],
 ) -> Vec<usize> {
     let keys = keys.iter().map(|key| &key.prepared);
@@ -219,18 +152,6 @@ fn input_columns<'a>(
         );
     }
     input.into_iter().collect()
-}
-
-/// Makes an expression over the input runnable.
-fn run(scope: &Scope, prepared: Prepared) -> Result<Arc<dyn Expression>> {
-    let Prepared { expr, data_type, sql, at } = prepared;
-    let planned = scope
-        .physical(&expr)
-        .and_then(|physical| Planned::new(physical, scope.arrow(), data_type, &sql));
-    match planned {
-        Ok(planned) => Ok(Arc::new(planned)),
-        Err(error) => Err(unexpected(&error, at)),
-    }
 }
 
 fn output(plan: &ViewPlan, scope: &Scope, item: &Item, expr: Expr) -> Result<OutputColumn> {

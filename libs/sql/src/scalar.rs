@@ -1,7 +1,7 @@
-//! Expressions as they are written: what may stand in one, and how it is always printed.
+//! Checks scalar expressions, and brings them into their normal form.
 //!
-//! The list of what is allowed is closed: what is not named here is refused, so that a new version of
-//! the parser cannot let something through that nobody has thought about.
+//! The list of allowed expressions is closed: everything else is refused, so that a new version of
+//! the parser cannot add expressions that nobody has considered.
 
 use sqlparser::{
     ast::{
@@ -18,24 +18,24 @@ use crate::{
     suggest, types,
 };
 
-/// Where an expression stands, as far as that decides what it may contain.
+/// The clause of an expression, which decides what it may contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Clause {
     Select,
     Where,
     GroupBy,
-    /// In the argument of an aggregate, or in its FILTER.
+    /// The argument of an aggregate, or its FILTER.
     Aggregate,
 }
 
-/// Where an expression begins, as well as the parser knows.
+/// The start of an expression, or `otherwise` if the parser does not know it.
 pub(crate) fn location(expr: &Expr, otherwise: Location) -> Location {
     let start = expr.span().start;
     if start.line == 0 { otherwise } else { start }
 }
 
-/// Refuses what a view cannot compute, and rewrites the rest into its one spelling.
-pub(crate) fn check(expr: &mut Expr, place: Place, otherwise: Location) -> Result<()> {
+/// Refuses expressions that a view cannot compute, and rewrites the rest into its normal form.
+pub(crate) fn check(expr: &mut Expr, clause: Clause, otherwise: Location) -> Result<()> {
     let at = location(expr, otherwise);
     match expr {
         Expr::Identifier(ident) => replace(ident),
@@ -58,45 +58,45 @@ pub(crate) fn check(expr: &mut Expr, place: Place, otherwise: Location) -> Resul
         | Expr::Nested(inner)
         | Expr::Extract { expr: inner, .. }
         | Expr::Ceil { expr: inner, .. }
-        | Expr::Floor { expr: inner, .. } => check(inner, place, at)?,
+        | Expr::Floor { expr: inner, .. } => check(inner, clause, at)?,
         Expr::IsDistinctFrom(left, right)
         | Expr::IsNotDistinctFrom(left, right)
         | Expr::Position { expr: left, r#in: right }
         | Expr::AtTimeZone { timestamp: left, time_zone: right } => {
-            check(left, place, at)?;
-            check(right, place, at)?;
+            check(left, clause, at)?;
+            check(right, clause, at)?;
         }
         Expr::InList { expr: inner, list, .. } => {
-            check(inner, place, at)?;
-            list.iter_mut().try_for_each(|item| check(item, place, at))?;
+            check(inner, clause, at)?;
+            list.iter_mut().try_for_each(|item| check(item, clause, at))?;
         }
         Expr::Between { expr: inner, low, high, .. } => {
-            [inner, low, high].into_iter().try_for_each(|part| check(part, place, at))?;
+            [inner, low, high].into_iter().try_for_each(|part| check(part, clause, at))?;
         }
         Expr::BinaryOp { left, op, right } => {
-            check(left, place, at)?;
+            check(left, clause, at)?;
             check_operator(op, at)?;
-            check(right, place, at)?;
+            check(right, clause, at)?;
         }
         Expr::Like { any: false, expr: inner, pattern, .. }
         | Expr::ILike { any: false, expr: inner, pattern, .. }
         | Expr::SimilarTo { expr: inner, pattern, .. } => {
-            check(inner, place, at)?;
-            check(pattern, place, at)?;
+            check(inner, clause, at)?;
+            check(pattern, clause, at)?;
         }
         Expr::UnaryOp {
             op: UnaryOperator::Plus | UnaryOperator::Minus | UnaryOperator::Not,
             expr: inner,
         } => {
-            check(inner, place, at)?;
-            // "--1" would be a comment.
+            check(inner, clause, at)?;
+            // Without a space, "--1" would be a comment.
             if matches!(**inner, Expr::UnaryOp { .. }) {
                 let signed = std::mem::replace(&mut **inner, Expr::value(Value::Null));
                 **inner = Expr::Nested(Box::new(signed));
             }
         }
         Expr::Cast { kind, expr: inner, data_type, array: false, format: None } => {
-            check(inner, place, at)?;
+            check(inner, clause, at)?;
             *data_type = check_cast(data_type, at)?;
             if *kind == CastKind::DoubleColon {
                 *kind = CastKind::Cast;
@@ -116,33 +116,33 @@ pub(crate) fn check(expr: &mut Expr, place: Place, otherwise: Location) -> Resul
             check_value(&mut typed.value.value, at)?;
         }
         Expr::Substring { expr: inner, substring_from, substring_for, special, shorthand } => {
-            check(inner, place, at)?;
+            check(inner, clause, at)?;
             let parts = [substring_from.as_mut(), substring_for.as_mut()];
-            parts.into_iter().flatten().try_for_each(|part| check(part, place, at))?;
+            parts.into_iter().flatten().try_for_each(|part| check(part, clause, at))?;
             *shorthand = false;
             *special = substring_from.is_some();
         }
         Expr::Trim { trim_what, expr: inner, trim_characters, .. } => {
-            check(inner, place, at)?;
-            trim_what.iter_mut().try_for_each(|part| check(part, place, at))?;
-            trim_characters.iter_mut().flatten().try_for_each(|part| check(part, place, at))?;
+            check(inner, clause, at)?;
+            trim_what.iter_mut().try_for_each(|part| check(part, clause, at))?;
+            trim_characters.iter_mut().flatten().try_for_each(|part| check(part, clause, at))?;
         }
         Expr::Overlay { expr: inner, overlay_what, overlay_from, overlay_for } => {
             let parts = [inner, overlay_what, overlay_from];
-            parts.into_iter().try_for_each(|part| check(part, place, at))?;
-            overlay_for.iter_mut().try_for_each(|part| check(part, place, at))?;
+            parts.into_iter().try_for_each(|part| check(part, clause, at))?;
+            overlay_for.iter_mut().try_for_each(|part| check(part, clause, at))?;
         }
         Expr::Value(value) => check_value(&mut value.value, at)?,
         Expr::Interval(interval) => check_interval(interval, at)?,
         Expr::Case { operand, conditions, else_result, .. } => {
-            operand.iter_mut().try_for_each(|part| check(part, place, at))?;
+            operand.iter_mut().try_for_each(|part| check(part, clause, at))?;
             for branch in conditions {
-                check(&mut branch.condition, place, at)?;
-                check(&mut branch.result, place, at)?;
+                check(&mut branch.condition, clause, at)?;
+                check(&mut branch.result, clause, at)?;
             }
-            else_result.iter_mut().try_for_each(|part| check(part, place, at))?;
+            else_result.iter_mut().try_for_each(|part| check(part, clause, at))?;
         }
-        Expr::Function(function) => check_function(function, place, at)?,
+        Expr::Function(function) => check_function(function, clause, at)?,
         Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => {
             let instead = "write a view per step, and combine views when you query them";
             return refuse(at, "subqueries are not supported in a view", instead);
@@ -207,7 +207,7 @@ fn check_operator(op: &BinaryOperator, at: Location) -> Result<()> {
     refuse(at, format!("the operator {op} is not supported"), instead)
 }
 
-/// DATE is a type of values, not of columns.
+/// Checks the type of a CAST. DATE is allowed for values, but not for columns.
 fn check_cast(sql: &SqlType, at: Location) -> Result<SqlType> {
     match sql {
         SqlType::Date => Ok(SqlType::Date),
@@ -275,7 +275,7 @@ pub(crate) fn interval_text(interval: &Interval, at: Location) -> Result<String>
     Ok(words.join(" ").to_lowercase())
 }
 
-fn check_function(function: &mut Function, place: Place, at: Location) -> Result<()> {
+fn check_function(function: &mut Function, clause: Clause, at: Location) -> Result<()> {
     let [ObjectNamePart::Identifier(name)] = function.name.0.as_mut_slice() else {
         let reason = format!("{} is not the name of a function", function.name);
         return refuse(at, reason, "write the function's name without a schema");
@@ -336,21 +336,21 @@ fn check_function(function: &mut Function, place: Place, at: Location) -> Result
         );
     };
     if aggregate {
-        match place {
-            Place::Select => {}
-            Place::Where => {
+        match clause {
+            Clause::Select => {}
+            Clause::Where => {
                 let instead =
                     "write FILTER (WHERE …) behind an aggregate, or filter when you query the view";
                 return refuse(at, format!("WHERE cannot contain the aggregate {name}"), instead);
             }
-            Place::GroupBy => {
+            Clause::GroupBy => {
                 return refuse(
                     at,
                     format!("GROUP BY cannot contain the aggregate {name}"),
                     "group by columns and expressions over them",
                 );
             }
-            Place::Aggregate => {
+            Clause::Aggregate => {
                 return refuse(
                     at,
                     format!("the aggregate {name} stands inside of another"),
@@ -386,7 +386,7 @@ fn check_function(function: &mut Function, place: Place, at: Location) -> Result
             format!("write {name}(x)"),
         );
     }
-    let inside = if aggregate { Place::Aggregate } else { place };
+    let inside = if aggregate { Clause::Aggregate } else { clause };
     for argument in &mut list.args {
         match argument {
             FunctionArg::Unnamed(FunctionArgExpr::Expr(inner)) => check(inner, inside, at)?,
@@ -401,7 +401,7 @@ fn check_function(function: &mut Function, place: Place, at: Location) -> Result
         }
     }
     if let Some(filter) = &mut function.filter {
-        check(filter, Place::Aggregate, at)?;
+        check(filter, Clause::Aggregate, at)?;
     }
     Ok(())
 }

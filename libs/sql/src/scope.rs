@@ -1,4 +1,4 @@
-//! What expressions can refer to: DataFusion's planner, given one stream's columns.
+//! The names that expressions can refer to, resolved by DataFusion's planner.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use crate::{
     types,
 };
 
-/// Names with their types, and DataFusion to plan expressions over them.
+/// Columns with their types, and a DataFusion session that plans expressions over them.
 #[derive(Debug)]
 pub(crate) struct Scope {
     schema: Arc<DFSchema>,
@@ -47,7 +47,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// `qualifier` is the name by which columns may be called in full.
+    /// `qualifier` is the table name in qualified column names.
     pub(crate) fn new(qualifier: Option<&str>, fields: Vec<Field>) -> DataFusionResult<Self> {
         let schema = Schema::new(fields);
         let schema = match qualifier {
@@ -73,8 +73,8 @@ impl Scope {
         planned.map_err(|error| not_understood(&error, at))
     }
 
-    /// Makes the types of operands and arguments agree, computes what is constant, and brings the
-    /// expression into the form that can be run.
+    /// Coerces the types of operands and arguments, folds constants, and brings the expression into
+    /// the form that DataFusion can execute.
     pub(crate) fn prepare(&self, expr: Expr, at: Location) -> Result<Expr> {
         let context = SimplifyContext::builder()
             .with_schema(Arc::clone(&self.schema))
@@ -95,7 +95,7 @@ impl Scope {
         expr.nullable(self.schema.as_ref()).unwrap_or(true)
     }
 
-    /// The expression over batches of this scope's columns.
+    /// The executable expression over batches of this scope's columns.
     pub(crate) fn physical(&self, expr: &Expr) -> DataFusionResult<Arc<dyn PhysicalExpr>> {
         let mut properties = ExecutionProps::new();
         properties.config_options = Some(Arc::clone(&self.context.options));
@@ -106,7 +106,8 @@ impl Scope {
         self.schema.as_arrow()
     }
 
-    /// DataFusion computes constants with integers that wrap round, so they are tried here first.
+    /// Evaluates constants with overflow checks. DataFusion's constant folding would wrap integers
+    /// round.
     fn check_constants(&self, expr: &Expr, at: Location) -> Result<()> {
         let mut failed = None;
         let walked = expr.apply(|node| {
@@ -118,7 +119,8 @@ impl Scope {
             {
                 return Ok(TreeNodeRecursion::Continue);
             }
-            // One row for the constant to stand in. Most functions need their simplified form.
+            // A batch of one row, over which the constant is evaluated. Most functions need their
+            // simplified form.
             let simplified = match self.physical(node) {
                 Ok(physical) => expression::checked(physical, self.arrow())?,
                 Err(_) => return Ok(TreeNodeRecursion::Continue),
@@ -161,7 +163,7 @@ struct Context {
     options: Arc<ConfigOptions>,
 }
 
-/// `TIMESTAMP` is microseconds in UTC wherever SQL names it; and so on for all of the seven types.
+/// Maps SQL types to the seven types: `TIMESTAMP` is always microseconds in UTC, and so on.
 #[derive(Debug)]
 struct Types;
 

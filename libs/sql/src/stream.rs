@@ -15,23 +15,22 @@ use crate::{
     suggest, types,
 };
 
-/// Partitions of a topic if nothing else is said: enough for a few cores, cheap when idle.
+/// The default number of partitions: enough for a few cores, cheap when idle.
 pub(crate) const DEFAULT_PARTITIONS: u32 = 4;
 const MOST_PARTITIONS: u32 = 4_096;
 const MOST_COLUMNS: usize = 1_000;
-/// How far an event time may lie ahead of its record's timestamp if nothing else is said: further
-/// than any time zone mistaken for another.
+/// The default of `max_future`: more than the error of any time zone mistaken for another.
 const DEFAULT_MAX_FUTURE_MICROS: i64 = 24 * 3_600 * 1_000_000;
 
 const OPTIONS: &[&str] = &["topic", "format", "key", "partitions", "max_future"];
-/// What a window adds to a stream's columns.
+/// The names of a window's columns, which no stream may use.
 const RESERVED: [&str; 3] = headwater_engine::plan::WINDOW_COLUMNS;
 
-/// A column and where it was declared.
+/// A column and the position of its declaration.
 struct Declared {
     column: Column,
     at: Location,
-    /// `NULL` was written, and where.
+    /// The position of an explicit `NULL`.
     nullable_at: Option<Location>,
 }
 
@@ -40,7 +39,7 @@ struct Watermark {
     delay_micros: i64,
 }
 
-/// Reads what follows `CREATE STREAM`.
+/// Reads the statement after `CREATE STREAM`.
 pub(crate) fn read(cursor: &mut Cursor) -> Result<StreamDefinition> {
     let form = "write CREATE STREAM name (column TYPE, …, WATERMARK FOR time AS time - INTERVAL '5 seconds')";
     let name = options::named(&cursor.identifier("the name of the stream", form)?, "stream")?;
@@ -245,10 +244,10 @@ fn event_time(watermark: &Watermark, declared: &mut [Declared]) -> Result<usize>
     Ok(place.unwrap_or_default())
 }
 
-/// Finds the column by which records are spread and makes it NOT NULL.
+/// Finds the column by which records are partitioned and makes it NOT NULL.
 fn key(options: &mut Options, declared: &mut [Declared]) -> Result<Option<usize>> {
     let Some(setting) = options.take("key") else { return Ok(None) };
-    // An identifier in quotes folds as one outside of them, if there is no such column as it stands.
+    // If no column has the exact name in quotes, the name is folded like an unquoted identifier.
     let exact = declared.iter().position(|declared| declared.column.name == setting.text);
     let folded = setting.text.to_ascii_lowercase();
     let place =
@@ -258,7 +257,7 @@ fn key(options: &mut Options, declared: &mut [Declared]) -> Result<Option<usize>
         let reason = format!("the key {} is not a column", setting.text);
         return refuse(setting.at, reason, suggest::or_list(&setting.text, names));
     };
-    // One value must have one text, or equal keys would go to different partitions.
+    // Each value must have one text. Otherwise equal keys would go to different partitions.
     if !matches!(found.column.data_type, DataType::Varchar | DataType::Integer | DataType::BigInt) {
         let reason = format!("the key {} is {}", found.column.name, found.column.data_type);
         return refuse(setting.at, reason, "name a column that is VARCHAR, INTEGER or BIGINT");
@@ -276,7 +275,7 @@ fn never_null(declared: &mut Declared, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The statement as it is always printed: with every default, in one order, with one spelling.
+/// The normal form: every default, in one order, with one spelling.
 fn normal_form(stream: &StreamDefinition) -> String {
     let mut sql = format!("CREATE STREAM {} (\n", quoted(stream.name.as_str()));
     for column in &stream.columns {
@@ -297,7 +296,7 @@ fn normal_form(stream: &StreamDefinition) -> String {
     sql
 }
 
-/// An identifier as it must be written to be read back as it is.
+/// An identifier, quoted if it needs quotes to be read back unchanged.
 pub(crate) fn quoted(name: &str) -> String {
     crate::lexer::fold(Ident::with_quote('"', name)).to_string()
 }

@@ -1,6 +1,6 @@
-//! "Did you mean …?"
+//! Suggests names: "did you mean …?"
 
-/// The name that was probably meant, if one is near.
+/// The most similar name, if one is similar enough.
 pub(crate) fn nearest<'a>(
     wanted: &str,
     names: impl IntoIterator<Item = &'a str>,
@@ -11,7 +11,7 @@ pub(crate) fn nearest<'a>(
     scored.filter(|(distance, _)| *distance <= near).min().map(|(_, name)| name)
 }
 
-/// "did you mean x?" or a list of what there is.
+/// "did you mean x?", or a list of all names.
 pub(crate) fn or_list<'a>(
     wanted: &str,
     names: impl IntoIterator<Item = &'a str> + Clone,
@@ -22,7 +22,7 @@ pub(crate) fn or_list<'a>(
     }
 }
 
-/// Levenshtein's: insertions, deletions and replacements that make one text the other.
+/// The Levenshtein distance.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

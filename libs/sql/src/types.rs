@@ -1,4 +1,4 @@
-//! SQL's names of types.
+//! Maps the type names of SQL to column types.
 
 use headwater_types::DataType;
 use sqlparser::{
@@ -10,7 +10,7 @@ use crate::lexer::{Result, refuse};
 
 const TYPES: &str = "write BOOLEAN, INTEGER, BIGINT, DOUBLE, DECIMAL(p,s), VARCHAR or TIMESTAMP";
 
-/// The type that a name of PostgreSQL's means here.
+/// The column type for a type name of PostgreSQL.
 pub(crate) fn data_type(sql: &SqlType, at: Location) -> Result<DataType> {
     Ok(match sql {
         SqlType::Boolean | SqlType::Bool => DataType::Boolean,
@@ -92,7 +92,7 @@ fn decimal(info: ExactNumberInfo, at: Location) -> Result<DataType> {
     }
 }
 
-/// The one spelling of a type.
+/// The normal form of a type.
 pub(crate) fn canonical(data_type: DataType) -> SqlType {
     match data_type {
         DataType::Boolean => SqlType::Boolean,

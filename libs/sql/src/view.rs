@@ -1,14 +1,12 @@
 //! `CREATE MATERIALIZED VIEW`.
 
 mod query;
+mod select;
 
 use std::fmt::Write;
 
 use headwater_types::Name;
-use sqlparser::{
-    ast::{Expr, Ident},
-    tokenizer::{Location, Token},
-};
+use sqlparser::tokenizer::{Location, Token};
 
 use crate::{
     Diagnostic, duration,
@@ -17,10 +15,11 @@ use crate::{
     stream::quoted,
     suggest,
 };
+pub(crate) use select::{FromClause, Item, Select};
 
 const OPTIONS: &[&str] = &["allowed_lateness", "retention", "output"];
 
-/// A view, parsed and checked as far as that is possible without its stream.
+/// A parsed view, checked as far as that is possible without its stream.
 #[derive(Clone, Debug)]
 pub struct ViewDefinition {
     pub name: Name,
@@ -28,9 +27,10 @@ pub struct ViewDefinition {
     pub stream: Name,
     /// The normal form of the statement: equal text means equal meaning.
     pub sql: String,
-    /// How late a record may come. `None`, only without a window: none is ever late.
+    /// How late a record may come. `None`, which only a view without windows has, means that no
+    /// record is late.
     pub allowed_lateness_micros: Option<i64>,
-    /// `None`: rows are kept forever.
+    /// How long rows are kept. `None` means for ever.
     pub retention_micros: Option<i64>,
     pub(crate) select: Select,
 }
@@ -51,43 +51,7 @@ impl ViewDefinition {
     }
 }
 
-/// The query of a view.
-#[derive(Clone, Debug)]
-pub(crate) struct Select {
-    pub(crate) items: Vec<Item>,
-    pub(crate) from: From,
-    pub(crate) filter: Option<Expr>,
-    pub(crate) group: Vec<Expr>,
-    /// Where the clauses begin.
-    pub(crate) where_at: Location,
-    pub(crate) group_at: Location,
-}
-
-/// One column of the select list.
-#[derive(Clone, Debug)]
-pub(crate) struct Item {
-    pub(crate) expr: Expr,
-    pub(crate) name: String,
-    pub(crate) at: Location,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct From {
-    pub(crate) stream: Ident,
-    pub(crate) alias: Option<Ident>,
-    pub(crate) window: Option<Window>,
-}
-
-/// The arguments of TUMBLE.
-#[derive(Clone, Debug)]
-pub(crate) struct Window {
-    pub(crate) time: Ident,
-    pub(crate) size_micros: i64,
-    /// At least 0 and less than the size.
-    pub(crate) offset_micros: i64,
-}
-
-/// Reads what follows `CREATE MATERIALIZED VIEW`.
+/// Reads the statement after `CREATE MATERIALIZED VIEW`.
 pub(crate) fn read(cursor: &mut Cursor) -> Result<ViewDefinition> {
     let form = "write CREATE MATERIALIZED VIEW name WITH (retention = '30 days') AS SELECT …";
     let name_at = cursor.location();
@@ -135,7 +99,8 @@ pub(crate) fn read(cursor: &mut Cursor) -> Result<ViewDefinition> {
     Ok(view)
 }
 
-/// `None`: forever. With a window that is also what silence means; without one a person must say it.
+/// The retention. `None` means for ever, which is the default with a window. Without a window a
+/// person must choose.
 fn read_retention(
     options: &mut Options,
     select: &Select,
@@ -198,52 +163,12 @@ fn read_emit(query: &mut Cursor) -> Result<()> {
     if emit.is_end() { Ok(()) } else { emit.unexpected("the end of the statement", instead) }
 }
 
-/// What PostgreSQL would call the column, where that is not "?column?".
-fn natural_name(expr: &Expr) -> Option<String> {
-    match expr {
-        Expr::Identifier(ident) => Some(ident.value.clone()),
-        Expr::CompoundIdentifier(parts) => parts.last().map(|ident| ident.value.clone()),
-        Expr::Function(function) => Some(function.name.to_string()),
-        Expr::Nested(inner) => natural_name(inner),
-        _ => None,
-    }
-}
-
-impl std::fmt::Display for Item {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match natural_name(&self.expr) {
-            Some(name) if name == self.name => write!(f, "{}", self.expr),
-            _ => write!(f, "{} AS {}", self.expr, quoted(&self.name)),
-        }
-    }
-}
-
-impl std::fmt::Display for From {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.window {
-            None => write!(f, "{}", self.stream)?,
-            Some(window) => {
-                let size = duration::print(window.size_micros);
-                write!(f, "TUMBLE({}, {}, INTERVAL '{size}'", self.stream, window.time)?;
-                if window.offset_micros != 0 {
-                    write!(f, ", INTERVAL '{}'", duration::print(window.offset_micros))?;
-                }
-                f.write_str(")")?;
-            }
-        }
-        match &self.alias {
-            Some(alias) => write!(f, " AS {alias}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// `retention` as an option prints it.
 pub(crate) fn print_retention(retention: Option<i64>) -> String {
     retention.map_or_else(|| "forever".to_owned(), duration::print)
 }
 
-/// The statement as it is always printed: with every default, in one order, with one spelling.
+/// The normal form: every default, in one order, with one spelling.
 fn normal_form(view: &ViewDefinition) -> String {
     let Select { items, from, filter, group, .. } = &view.select;
     let mut sql = format!("CREATE MATERIALIZED VIEW {} WITH (", quoted(view.name.as_str()));

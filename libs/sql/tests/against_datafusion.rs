@@ -1,9 +1,9 @@
-//! What a view holds is what DataFusion computes in batch over the same records.
+//! A view contains what DataFusion computes in batch over the same records.
 //!
-//! Random records go two ways: as JSON through the log's layout, several shards with random chunks and
-//! commits, and the merge of their rows; and as Arrow columns, made here without the decoder, through
-//! a plain SQL query. Which records are late is decided here too, by a reading of the rule that knows
-//! nothing of the engine.
+//! Random records take two paths. As JSON they go through the log's layout and several shards with
+//! random chunks and commits, and the shards' rows are merged. As Arrow columns, which this file
+//! builds without the decoder, they go through a plain SQL query. This file also decides which
+//! records are late, independently of the engine.
 
 use std::{collections::BTreeMap, fmt::Write, sync::Arc};
 
@@ -31,7 +31,7 @@ const DELAY: i64 = 2_000_000;
 const STREAM: &str = "CREATE STREAM s (k VARCHAR, i INTEGER, b BIGINT, x DOUBLE, d DECIMAL(10,2), t VARCHAR, f BOOLEAN, \
     ts TIMESTAMP, WATERMARK FOR ts AS ts - INTERVAL '2 seconds') WITH (key = 'k', partitions = 3, max_future = '99999 days')";
 
-/// A select list, WHERE and GROUP BY; `FROM` is put between by whoever runs it.
+/// A select list, and WHERE and GROUP BY. Each path adds its own FROM.
 struct Query {
     select: &'static str,
     tail: &'static str,
@@ -91,14 +91,14 @@ struct Row {
     k: String,
     i: Option<i32>,
     b: Option<i64>,
-    /// A number of quarters, so that every order of adding gives the same sum.
+    /// The value in quarters, so that every order of additions gives the same sum.
     x: Option<i32>,
-    /// Hundredths.
+    /// The value in hundredths.
     d: Option<i32>,
     t: Option<String>,
     f: Option<bool>,
     ts: i64,
-    /// Missing instead of null, where there is no value.
+    /// Whether NULL is a missing field instead of a null.
     omit: bool,
 }
 
@@ -113,7 +113,7 @@ fn row() -> impl Strategy<Value = Row> {
         prop::option::of(prop_oneof![-300..300i32, Just(999_999_999)]),
         prop::option::of(text),
         prop::option::of(any::<bool>()),
-        // Whole seconds meet the boundaries of windows and watermarks.
+        // Whole seconds are the boundaries of windows and watermarks.
         prop_oneof![(0..25i64).prop_map(|seconds| seconds * 1_000), 0..25_000i64],
         any::<bool>(),
     )
@@ -130,7 +130,7 @@ fn row() -> impl Strategy<Value = Row> {
         })
 }
 
-/// Rows whose times go on by about a second, and lag behind by up to 25.
+/// Rows whose times increase by about a second and are up to 25 seconds out of order.
 fn rows() -> impl Strategy<Value = Vec<Row>> {
     prop::collection::vec(row(), 1..80).prop_map(|mut rows| {
         for (index, row) in rows.iter_mut().enumerate() {
@@ -165,7 +165,7 @@ impl Row {
     }
 }
 
-/// Which rows count: those that are not late in their own partition.
+/// The rows that count: those that are not late in their own partition.
 fn in_time(query: &Query, rows: &[Row]) -> Vec<Row> {
     let Some((size, offset, lateness)) = query.window else { return rows.to_vec() };
     let mut watermarks = BTreeMap::new();
@@ -182,7 +182,7 @@ fn in_time(query: &Query, rows: &[Row]) -> Vec<Row> {
     kept
 }
 
-/// The rows as DataFusion gets them, the window's columns beside them.
+/// The rows as DataFusion's input, with the window's columns.
 fn table(query: &Query, rows: &[Row]) -> RecordBatch {
     let utc = |times: Vec<i64>| {
         Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef
@@ -331,8 +331,8 @@ fn plan(query: &Query) -> Arc<ViewPlan> {
     Arc::new(plan_view(&view, &stream).unwrap_or_else(|error| panic!("{sql}\n{error}")))
 }
 
-/// DataFusion's way to hold a column of one of the seven types. Its sums of decimals have ten digits more
-/// than what they add; ours have as many as there are.
+/// Whether DataFusion's type represents one of the seven types. DataFusion's sums of decimals have
+/// ten digits more than their argument; ours have 38.
 fn same_type(datafusion: &ArrowType, ours: DataType) -> bool {
     match (datafusion, ours) {
         (ArrowType::Utf8View | ArrowType::LargeUtf8, DataType::Varchar) => true,

@@ -1,9 +1,9 @@
-//! What shards make of bad, late and extreme records is what the naive interpreter makes of them.
+//! Shards treat bad, late and extreme records as the naive interpreter does.
 //!
 //! Seeded streams go through SQL, decoder, shards and the merge of their rows, and record by record
-//! through `headwater_testkit::reference`, which shares nothing with them. Rows, tallies, watermarks,
-//! positions, and every refused record with its stage must be the same, however the records were cut into
-//! chunks and commits.
+//! through `headwater_testkit::reference`, which shares no code with them. Rows, tallies,
+//! watermarks, positions, and every refused record with its stage must be equal, however the
+//! records were cut into chunks and commits.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -84,7 +84,7 @@ fn views(stream: &StreamDefinition) -> Vec<(&'static str, View)> {
                 .wanting(&["d", "i", "v"])
                 .key(column("d"))
                 .count_star()
-                // No text that is generated is a whole number.
+                // No generated text is a whole number.
                 .aggregate(Function::Count, |event| match event.get("v").text() {
                     None => Ok(Datum::Null),
                     Some(text) => Err(format!("{text} is no number")),
@@ -100,7 +100,7 @@ fn plan(stream: &StreamDefinition, definition: &str) -> Arc<ViewPlan> {
     Arc::new(plan_view(&view, stream).unwrap_or_else(|error| panic!("{sql}\n{error}")))
 }
 
-/// What a shard has refused: offset and stage.
+/// The records that a shard has refused: offset and stage.
 fn refused(shard: &Shard) -> Vec<(Offset, reference::Stage)> {
     let stage = |stage| match stage {
         Stage::Decode => reference::Stage::Decode,
@@ -122,7 +122,7 @@ struct Found {
     shards: Vec<(Progress, Vec<(Offset, reference::Stage)>)>,
 }
 
-/// The partitions through shards, in chunks and commits that the seed decides.
+/// Runs the partitions through shards, in chunks and commits that the seed decides.
 fn by_shards(plan: &Arc<ViewPlan>, partitions: &[Vec<Record>], keys: usize, seed: u64) -> Found {
     let directory = tempfile::tempdir().unwrap();
     let generation =
@@ -146,7 +146,7 @@ fn by_shards(plan: &Arc<ViewPlan>, partitions: &[Vec<Record>], keys: usize, seed
             rest = later;
             match random.below(6) {
                 0..3 => drop(shard.commit().unwrap()),
-                // A crash: what was not committed is read again.
+                // A crash: uncommitted records are read again.
                 3 => {
                     let position = shard.progress().position.0;
                     drop(shard);
@@ -197,7 +197,7 @@ fn datum(array: &ArrayRef, row: usize, data_type: DataType) -> Datum {
     }
 }
 
-/// Both ways, and how many records were refused in each stage.
+/// Compares both paths. Returns the stages of the refused records.
 fn compare(which: usize, mix: &Mix, seed: u64) -> Result<Vec<reference::Stage>, TestCaseError> {
     let stream = parse_stream(STREAM).unwrap();
     let (definition, view) = views(&stream).remove(which);
@@ -247,7 +247,7 @@ proptest! {
 
     #[test]
     fn a_view_holds_what_the_naive_interpreter_says(which in 0..3usize, seed in any::<u64>(), records in 1..700usize) {
-        // Late by little, and on whole seconds: that is where the rules have their boundaries.
+        // Records that are slightly late, and times on whole seconds: the boundaries of the rules.
         let mix = Mix { missing: 0.2, extreme: 0.2, late: 0.3, lateness_micros: 120 * SECOND, whole_seconds: 0.9, ..Mix::default().records(records) };
         compare(which, &mix, seed)?;
     }

@@ -1,4 +1,5 @@
-//! The example: its definitions over its data, against a computation that knows neither SQL nor Arrow.
+//! The example's definitions over its data, compared with a computation that knows neither SQL nor
+//! Arrow.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,7 @@ const DATA: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/flights/flights-2013-01.ndjson.gz");
 const HOUR: i64 = 3_600_000_000;
 
-/// What a row says, whichever version of the view it is of.
+/// The values of a row, in either version of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Hour {
     departures: i64,
@@ -42,7 +43,7 @@ fn flights() -> Vec<(serde_json::Value, String)> {
     lines.map(Result::unwrap).map(|line| (serde_json::from_str(&line).unwrap(), line)).collect()
 }
 
-/// "2013-01-01T10:15:00Z", which all times of the file look like, in January or February of 2013.
+/// Parses a time such as "2013-01-01T10:15:00Z", in January or February of 2013.
 fn micros(time: &str) -> i64 {
     let number = |range: std::ops::Range<usize>| time[range].parse::<i64>().unwrap();
     let day = number(8..10) - 1 + if number(5..7) == 2 { 31 } else { 0 };
@@ -51,7 +52,8 @@ fn micros(time: &str) -> i64 {
     1_356_998_400_000_000 + seconds * 1_000_000
 }
 
-/// `correct` leaves out what never departed; otherwise it counts as a departure without a delay.
+/// The expected rows. `correct` leaves out flights that never departed; otherwise such a flight
+/// counts as a departure without a delay.
 fn expected(flights: &[(serde_json::Value, String)], correct: bool) -> Rows {
     let mut hours: BTreeMap<_, (Hour, Vec<i64>)> = BTreeMap::new();
     for (flight, _) in flights {

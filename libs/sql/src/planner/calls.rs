@@ -1,4 +1,4 @@
-//! Aggregate calls, and what the select list computes from them.
+//! Aggregate calls, and the expressions of the select list over their results.
 
 use datafusion::{
     common::{
@@ -10,7 +10,10 @@ use datafusion::{
 use headwater_engine::plan::{AggregateFunction, WINDOW_COLUMNS};
 use headwater_types::DataType;
 
-use super::{Prepared, keys::Key, prepare, prepare_condition, unexpected};
+use super::{
+    keys::GroupKey,
+    prepare::{Prepared, prepare, prepare_condition, unexpected},
+};
 use crate::{
     Diagnostic,
     lexer::{Result, refuse},
@@ -20,7 +23,7 @@ use crate::{
 
 /// An aggregate call.
 pub(super) struct Call {
-    /// As DataFusion resolved it, to find it again.
+    /// The call as DataFusion resolved it, to find equal calls.
     pub(super) resolved: Expr,
     pub(super) function: AggregateFunction,
     pub(super) argument: Option<Prepared>,
@@ -28,11 +31,11 @@ pub(super) struct Call {
     pub(super) output_type: DataType,
 }
 
-/// Rewrites a column of the select list into an expression over what grouping leaves: `k0`, `k1`, …,
-/// the window's columns, `a0`, `a1`, …. Aggregates that are not in `calls` yet are added.
+/// Rewrites a column of the select list into an expression over the grouped columns: `k0`, `k1`, …,
+/// the window's columns, `a0`, `a1`, …. Adds aggregates that are not in `calls` yet.
 pub(super) fn after_grouping(
     resolved: Expr,
-    keys: &[Key],
+    keys: &[GroupKey],
     calls: &mut Vec<Call>,
     scope: &Scope,
     item: &Item,

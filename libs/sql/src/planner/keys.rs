@@ -1,4 +1,4 @@
-//! GROUP BY: what names a row.
+//! GROUP BY: the key of a row.
 
 use datafusion::logical_expr::Expr;
 use headwater_engine::plan::WINDOW_COLUMNS;
@@ -7,25 +7,28 @@ use sqlparser::{
     tokenizer::Location,
 };
 
-use super::{Prepared, names::Names, prepare};
+use super::{
+    names::Names,
+    prepare::{Prepared, prepare},
+};
 use crate::{
     lexer::{Result, refuse, shorten},
-    scalar::{self, Place},
+    scalar::{self, Clause},
     scope::Scope,
     view::{Item, Select},
 };
 
 /// A GROUP BY expression.
-pub(super) struct Key {
-    /// As DataFusion resolved it, to find it again in the select list.
+pub(super) struct GroupKey {
+    /// The expression as DataFusion resolved it, to find it in the select list.
     pub(super) resolved: Expr,
     pub(super) name: String,
     pub(super) prepared: Prepared,
 }
 
-/// GROUP BY without the window's columns, which must be there if there is a window.
-pub(super) fn keys(select: &Select, names: &Names<'_>, scope: &Scope) -> Result<Vec<Key>> {
-    let mut keys: Vec<Key> = Vec::new();
+/// The keys of GROUP BY without the window's columns. A view over windows must group by its window.
+pub(super) fn keys(select: &Select, names: &Names<'_>, scope: &Scope) -> Result<Vec<GroupKey>> {
+    let mut keys: Vec<GroupKey> = Vec::new();
     let mut by_window = false;
     for group in &select.group {
         let at = scalar::location(group, select.group_at);
@@ -36,11 +39,11 @@ pub(super) fn keys(select: &Select, names: &Names<'_>, scope: &Scope) -> Result<
             _ => None,
         };
         if let Some(ident) = window.filter(|ident| WINDOW_COLUMNS.contains(&&*ident.value)) {
-            names.check_column(ident, Place::GroupBy, &[])?;
+            names.check_column(ident, Clause::GroupBy, &[])?;
             by_window = true;
             continue;
         }
-        names.check(sql, Place::GroupBy, &[], at)?;
+        names.check(sql, Clause::GroupBy, &[], at)?;
         let resolved = scope.resolve(sql, at)?;
         if resolved.column_refs().iter().any(|column| WINDOW_COLUMNS.contains(&&*column.name)) {
             let instead = "group by window_start and window_end themselves";
@@ -73,7 +76,7 @@ pub(super) fn keys(select: &Select, names: &Names<'_>, scope: &Scope) -> Result<
             );
         };
         let prepared = prepare(scope, resolved.clone(), sql.to_string(), "a key", at)?;
-        keys.push(Key { resolved, name: item.name.clone(), prepared });
+        keys.push(GroupKey { resolved, name: item.name.clone(), prepared });
     }
     if names.windowed {
         if !by_window {
@@ -111,8 +114,8 @@ pub(super) fn keys(select: &Select, names: &Names<'_>, scope: &Scope) -> Result<
     Ok(keys)
 }
 
-/// What a GROUP BY item stands for: itself, the column of the select list with that number, or, if the
-/// stream has no such column, the column of the select list with that name.
+/// Resolves a GROUP BY item: the column of the select list with that number; or, if the stream has
+/// no such column, the column of the select list with that name; otherwise the item itself.
 fn group_expression<'a>(
     group: &'a SqlExpr,
     select: &'a Select,
@@ -150,13 +153,13 @@ fn group_expression<'a>(
     };
     let Some(item) = item else { return Ok(group) };
     let mut checked = item.expr.clone();
-    match scalar::check(&mut checked, Place::GroupBy, at) {
+    match scalar::check(&mut checked, Clause::GroupBy, at) {
         Ok(()) => Ok(bare(&item.expr)),
         Err(refused) => refuse(at, refused.reason, refused.instead.unwrap_or_default()),
     }
 }
 
-/// Without parentheses around it.
+/// The expression without parentheses around it.
 fn bare(expr: &SqlExpr) -> &SqlExpr {
     match expr {
         SqlExpr::Nested(inner) => bare(inner),

@@ -1,4 +1,4 @@
-//! Which columns an expression may name where it stands.
+//! Checks which columns an expression may name in its clause.
 
 use std::ops::ControlFlow;
 
@@ -11,12 +11,12 @@ use sqlparser::{
 
 use crate::{
     lexer::{Result, refuse},
-    scalar::Place,
+    scalar::Clause,
     suggest,
-    view::From,
+    view::FromClause,
 };
 
-/// The names that expressions may use.
+/// The names that the expressions of a view may use.
 pub(super) struct Names<'a> {
     pub(super) qualifier: String,
     columns: Vec<&'a str>,
@@ -24,7 +24,7 @@ pub(super) struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    pub(super) fn new(from: &From, stream: &'a StreamDefinition) -> Result<Self> {
+    pub(super) fn new(from: &FromClause, stream: &'a StreamDefinition) -> Result<Self> {
         if from.stream.value != stream.name.as_str() {
             let at = from.stream.span.start;
             return refuse(
@@ -44,21 +44,21 @@ impl<'a> Names<'a> {
         self.columns.contains(&name)
     }
 
-    /// All columns that an expression names must exist, and be ones that it may name where it stands.
+    /// Checks that all columns of an expression exist and are allowed in its clause.
     pub(super) fn check(
         &self,
         expr: &SqlExpr,
-        place: Place,
+        clause: Clause,
         aliases: &[&str],
         at: Location,
     ) -> Result<()> {
         let mut refused = None;
         let _ = visit_expressions(expr, |part| {
             let checked = match part {
-                SqlExpr::Identifier(ident) => self.check_column(ident, place, aliases),
+                SqlExpr::Identifier(ident) => self.check_column(ident, clause, aliases),
                 SqlExpr::CompoundIdentifier(parts) => match parts.as_slice() {
                     [qualifier, column] if qualifier.value == self.qualifier => {
-                        self.check_column(column, place, &[])
+                        self.check_column(column, clause, &[])
                     }
                     [qualifier, _] => refuse(
                         qualifier.span.start,
@@ -80,7 +80,12 @@ impl<'a> Names<'a> {
         refused.map_or(Ok(()), Err)
     }
 
-    pub(super) fn check_column(&self, ident: &Ident, place: Place, aliases: &[&str]) -> Result<()> {
+    pub(super) fn check_column(
+        &self,
+        ident: &Ident,
+        clause: Clause,
+        aliases: &[&str],
+    ) -> Result<()> {
         let name = &*ident.value;
         let at = ident.span.start;
         if self.has(name) || aliases.contains(&name) {
@@ -92,7 +97,7 @@ impl<'a> Names<'a> {
                     format!("write FROM TUMBLE({}, time, INTERVAL '1 minute')", self.qualifier);
                 return refuse(at, format!("{name} needs a window"), instead);
             }
-            if place == Place::Where {
+            if clause == Clause::Where {
                 let instead = "compare the event time, or filter when you query the view";
                 return refuse(at, format!("WHERE cannot use {name}"), instead);
             }

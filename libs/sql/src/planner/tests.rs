@@ -35,7 +35,7 @@ fn plan(query: &str) -> ViewPlan {
     try_plan(query).unwrap_or_else(|error| panic!("{query}\n{error}"))
 }
 
-/// Some rows of the stream, with what is extreme in them.
+/// Some rows of the stream, with extreme values.
 fn rows(plan: &ViewPlan) -> RecordBatch {
     let all: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from(vec!["one", "zwei", "três"])),
@@ -71,7 +71,8 @@ fn show(array: &ArrayRef) -> Vec<String> {
         .collect()
 }
 
-/// The values of an expression over [`rows`], with the type that the plan promises, row by row the same.
+/// The values of an expression over [`rows`], with the type in the plan. Each row alone must give
+/// the same value.
 fn values(expression: &str) -> Result<(DataType, Vec<String>), String> {
     let plan = plan(&format!("SELECT {expression} AS e, count(*) AS n FROM s GROUP BY 1"));
     let key = &plan.keys[0];
@@ -227,7 +228,7 @@ fn integers_that_overflow_and_divisions_by_zero_are_errors() {
         assert!(error.to_lowercase().contains(part), "{expression}: {error}");
         assert!(error.contains(": "), "{error} names the expression");
     }
-    // i64::MIN comes from a row, so that nothing can be folded away.
+    // i64::MIN comes from a row, so that constant folding cannot compute the result.
     let plan = plan("SELECT -b AS e, count(*) AS n FROM s GROUP BY 1");
     let ts: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("UTC"));
     let batch = RecordBatch::try_new(
@@ -242,7 +243,7 @@ fn integers_that_overflow_and_divisions_by_zero_are_errors() {
             .to_string()
             .contains("verflow")
     );
-    // A branch that is not taken is not computed.
+    // A branch that is not taken is not evaluated.
     assert_eq!(values("CASE WHEN b <> 0 THEN 10 / b ELSE 0 END").unwrap().1, ["0", "-2", "0"]);
 }
 
@@ -308,7 +309,7 @@ fn keys_may_be_named_numbered_or_spelled_out() {
         assert_eq!(plan.output[0].key, Some(0), "{query}");
         assert!(!plan.key_is_stream_key);
     }
-    // A column of the stream wins over a name of the select list, as in PostgreSQL.
+    // A column of the stream takes precedence over a name of the select list, as in PostgreSQL.
     let error = try_plan("SELECT upper(t) AS k, count(*) AS n FROM s GROUP BY k").unwrap_err();
     assert!(error.reason.contains("the key k is not selected"), "{error}");
     let plan = plan("SELECT e.k AS who, upper(e.k) AS u, count(*) AS n FROM s AS e GROUP BY e.k");
@@ -348,8 +349,7 @@ fn a_condition_is_boolean_and_sees_the_input_alone() {
     assert_eq!(plan.input, [0, 1, 2, 3, 7]);
 }
 
-/// What is refused once the stream is known: the query, the text at which it is, why, and what to write
-/// instead.
+/// Refusals that need the stream: the query, the text at the position, the reason, and the advice.
 #[test]
 fn what_cannot_be_planned_is_refused_with_place_reason_and_remedy() {
     let cases: &[(&str, &str, &str, &str)] = &[

@@ -74,7 +74,7 @@ fn refusal(sql: &str) -> String {
     diagnostics[0].to_string()
 }
 
-/// What is refused, where, why, and what to write instead.
+/// Refusals: the position, the reason, and the advice.
 #[test]
 fn what_a_stream_cannot_be_is_refused_with_place_reason_and_remedy() {
     let cases: &[(&str, &str, &str, &str)] = &[
@@ -306,7 +306,7 @@ fn a_name_leaves_room_for_what_is_derived_from_it() {
 }
 
 proptest! {
-    /// Whatever bytes a person applies, there is an answer and no panic.
+    /// For any bytes there is an answer and no panic.
     #[test]
     fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
         let _ = crate::parse(&text);

@@ -1,4 +1,4 @@
-//! The query of a view: one SELECT over one stream, and nothing around it.
+//! Parses the query of a view: one SELECT over one stream, and nothing around it.
 
 use sqlparser::{
     ast::{
@@ -8,15 +8,15 @@ use sqlparser::{
     tokenizer::{Location, Token},
 };
 
-use super::{From, Item, Select, Window, natural_name};
+use super::select::{FromClause, Item, Select, WindowArguments, natural_name};
 use crate::{
     duration,
     lexer::{Cursor, Result, fold, refuse, shorten},
     options,
-    scalar::{self, Place},
+    scalar::{self, Clause},
 };
 
-/// Reads all that is left.
+/// Parses the remaining tokens.
 pub(super) fn read_select(query: &mut Cursor) -> Result<Select> {
     if query.is_word("WITH") {
         let instead = "write the query without WITH: one SELECT over one stream";
@@ -30,7 +30,7 @@ pub(super) fn read_select(query: &mut Cursor) -> Result<Select> {
         return query.unexpected("SELECT", "write AS SELECT … FROM stream GROUP BY …");
     }
     plain_arguments(query);
-    let clauses = Clauses(query.clone());
+    let clauses = ClauseFinder(query.clone());
     let parsed = query.parse("the query", |parser| parser.parse_query())?;
     let select = only_select(*parsed, &clauses)?;
     let SqlSelect { projection, mut from, selection, group_by, .. } = select;
@@ -54,11 +54,11 @@ pub(super) fn read_select(query: &mut Cursor) -> Result<Select> {
     let items = read_items(projection, clauses.find(&["SELECT"]))?;
     let mut filter = selection;
     let where_at = clauses.find(&["WHERE"]);
-    filter.iter_mut().try_for_each(|expr| scalar::check(expr, Place::Where, where_at))?;
+    filter.iter_mut().try_for_each(|expr| scalar::check(expr, Clause::Where, where_at))?;
     let group_at = clauses.find(&["GROUP"]);
     let group = match group_by {
         GroupByExpr::Expressions(mut group, modifiers) if modifiers.is_empty() => {
-            group.iter_mut().try_for_each(|expr| scalar::check(expr, Place::GroupBy, group_at))?;
+            group.iter_mut().try_for_each(|expr| scalar::check(expr, Clause::GroupBy, group_at))?;
             group
         }
         GroupByExpr::Expressions(..) => {
@@ -79,7 +79,8 @@ pub(super) fn read_select(query: &mut Cursor) -> Result<Select> {
     Ok(Select { items, from, filter, group, where_at, group_at })
 }
 
-/// Flink writes `TUMBLE(TABLE stream, DESCRIPTOR(time), …)`: takes the two words away.
+/// Removes the words TABLE and DESCRIPTOR, which Flink writes in `TUMBLE(TABLE stream,
+/// DESCRIPTOR(time), …)`.
 fn plain_arguments(query: &mut Cursor) {
     let call = (1..query.remaining()).find(|&at| {
         query.is_word_at(at - 1, "FROM")
@@ -101,11 +102,11 @@ fn plain_arguments(query: &mut Cursor) {
     }
 }
 
-/// Finds where the clauses of a query begin.
-struct Clauses(Cursor);
+/// Finds the positions of a query's clauses.
+struct ClauseFinder(Cursor);
 
-impl Clauses {
-    /// Where the first of these words stands outside of parentheses, or else where the query begins.
+impl ClauseFinder {
+    /// The position of the first of these words outside of parentheses, or of the query's start.
     fn find(&self, words: &[&str]) -> Location {
         let mut cursor = self.0.clone();
         let start = cursor.location();
@@ -114,8 +115,8 @@ impl Clauses {
     }
 }
 
-/// Refuses all that surrounds and decorates a SELECT.
-fn only_select(query: Query, clauses: &Clauses) -> Result<SqlSelect> {
+/// Refuses everything around the SELECT and every clause that a view does not support.
+fn only_select(query: Query, clauses: &ClauseFinder) -> Result<SqlSelect> {
     let Query {
         with: _, // `read_select` has refused it
         body,
@@ -213,7 +214,7 @@ fn only_select(query: Query, clauses: &Clauses) -> Result<SqlSelect> {
     refuse(clauses.find(&words), "the query has a clause that a view does not support", instead)
 }
 
-fn read_from(relation: &mut TableFactor, from_at: Location) -> Result<From> {
+fn read_from(relation: &mut TableFactor, from_at: Location) -> Result<FromClause> {
     let form = "write FROM stream, or FROM TUMBLE(stream, time, INTERVAL '1 minute')";
     let TableFactor::Table {
         name,
@@ -251,7 +252,7 @@ fn read_from(relation: &mut TableFactor, from_at: Location) -> Result<From> {
     let relation = single(name, from_at, form)?;
     let at = relation.span.start;
     let Some(args) = args else {
-        return Ok(From { stream: fold(relation), alias, window: None });
+        return Ok(FromClause { stream: fold(relation), alias, window: None });
     };
     match &*relation.value.to_ascii_lowercase() {
         "tumble" => {}
@@ -290,8 +291,8 @@ fn read_from(relation: &mut TableFactor, from_at: Location) -> Result<From> {
         [offset] => window_length(offset, at, form)?.rem_euclid(size_micros),
         _ => return refuse(at, format!("TUMBLE has {} arguments", arguments.len()), form),
     };
-    let window = Window { time: fold(time.clone()), size_micros, offset_micros };
-    Ok(From { stream: fold(stream.clone()), alias, window: Some(window) })
+    let window = WindowArguments { time: fold(time.clone()), size_micros, offset_micros };
+    Ok(FromClause { stream: fold(stream.clone()), alias, window: Some(window) })
 }
 
 fn window_length(expr: &Expr, otherwise: Location, form: &str) -> Result<i64> {
@@ -338,7 +339,7 @@ fn read_items(projection: Vec<SelectItem>, select_at: Location) -> Result<Vec<It
             }
         };
         let at = scalar::location(&expr, select_at);
-        scalar::check(&mut expr, Place::Select, at)?;
+        scalar::check(&mut expr, Clause::Select, at)?;
         let Some(name) = alias.map(|alias| alias.value).or_else(|| natural_name(&expr)) else {
             let reason = format!("the column {} has no name", shorten(&expr.to_string()));
             return refuse(at, reason, "write … AS name");

@@ -135,7 +135,7 @@ fn refusal(sql: &str) -> String {
     }
 }
 
-/// What is refused, the text at which it is, why, and what to write instead.
+/// Refusals: the query, the text at the position, the reason, and the advice.
 #[test]
 fn what_a_view_cannot_be_is_refused_with_place_reason_and_remedy() {
     let cases: &[(&str, &str, &str, &str)] = &[
@@ -377,7 +377,7 @@ fn what_a_view_cannot_be_is_refused_with_place_reason_and_remedy() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What a message should contain and does not.
+/// The parts that a message should contain but does not.
 fn missing(sql: &str, message: &str, parts: &[&str]) -> Option<String> {
     let missing = parts.iter().find(|part| !message.contains(**part))?;
     Some(format!("{sql}\n  says: {message}\n  without: {missing}"))
@@ -492,14 +492,14 @@ fn text_of_any_depth_is_answered_and_never_overflows_the_stack() {
         assert!(message.starts_with("line 1, column "), "{message}");
         assert!(message.len() < 2_000, "{}", message.len());
     }
-    // What a person may write goes through.
+    // Realistic nesting is accepted.
     normal(&deep("(", "b", ")", 40));
     normal(&deep("b + ", "b", "", 400));
     normal(&deep("CASE WHEN b = 1 THEN ", "b", " END", 40));
 }
 
 proptest! {
-    /// Words that are legal in some place, in any order: an answer, and no panic.
+    /// Valid words in any order get an answer and cause no panic.
     #[test]
     fn no_order_of_words_makes_the_parser_panic(words in proptest::collection::vec(prop::sample::select(vec![
         "SELECT", "FROM", "WHERE", "GROUP", "BY", "TUMBLE", "(", ")", ",", "a", "'x'", "1", "count", "*", "INTERVAL",
