@@ -1,7 +1,8 @@
-//! Decode, filter, tumbling count, sum, min and max, commits: from chunks in memory to a shard database.
+//! Measures decoding, filtering, tumbling count, sum, min and max, and commits: from chunks in
+//! memory to a shard database.
 //!
-//! One thread applies; the figure is the CPU time of the whole process, so that what RocksDB does behind
-//! it counts too.
+//! One thread applies the records. The figure is the CPU time of the whole process, so it includes
+//! RocksDB's background threads.
 
 use std::{sync::Arc, time::Instant};
 

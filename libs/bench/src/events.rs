@@ -1,4 +1,4 @@
-//! The events that are measured: 158 bytes of JSON, 8 fields, 10,000 keys.
+//! The measured events: 158 bytes of JSON, 8 fields, 10,000 keys.
 
 use headwater_log::{BatchBuilder, Chunk};
 use headwater_types::Offset;
@@ -29,9 +29,10 @@ GROUP BY user_id, window_start, window_end
 EMIT ON UPDATE;
 ";
 
-/// The event with this number; one in a hundred is filtered out. Up to 3 seconds out of order.
+/// The event with this number. One in a hundred is filtered out. Event times are up to 3 seconds
+/// out of order.
 pub fn event(number: u64) -> String {
-    // A step of a multiplicative generator instead of a random number, so that every run is the same.
+    // A multiplicative generator instead of a random one, so that every run is the same.
     let random = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     let cents = if number % 100 == 99 { 0 } else { 1 + (random >> 16) % 99_999 };
     let ts = timestamp_ms(number) - (random >> 8) % 3_000;
@@ -54,12 +55,12 @@ pub fn user(number: u64) -> u64 {
     10_000 + ((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % KEYS
 }
 
-/// When the event arrives.
+/// The time at which the event arrives.
 pub fn timestamp_ms(number: u64) -> u64 {
     START_MS + 10_000 + number / PER_MS
 }
 
-/// Events as a reader of the log gets them: chunks of 5 batches of 1,000.
+/// Events in the form in which a log reader returns them: chunks of 5 batches of 1,000.
 pub fn chunks(events: u64) -> Vec<Chunk> {
     let batch = |base: u64| {
         let mut builder = BatchBuilder::with_capacity(200_000);

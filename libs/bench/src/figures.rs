@@ -1,8 +1,8 @@
-//! Figures, and what they must be.
+//! Figures and their bounds.
 
 use std::{fmt, fs, time::Duration};
 
-/// Which way is better.
+/// The direction in which a figure improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
     Lower,
@@ -16,7 +16,7 @@ pub struct Figure {
     pub value: f64,
     pub unit: &'static str,
     pub better: Better,
-    /// The bound that must hold, and the one that is aimed at.
+    /// The required bound, and the goal.
     pub must: Option<f64>,
     pub goal: Option<f64>,
 }
@@ -43,13 +43,13 @@ impl Figure {
         })
     }
 
-    /// False only where a bound that must hold does not.
+    /// Whether the figure meets its required bound, if it has one.
     pub fn is_good(&self) -> bool {
         self.meets(self.must) != Some(false)
     }
 }
 
-/// A row of a Markdown table.
+/// Prints a row of a Markdown table.
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |value: f64| match value {
@@ -70,7 +70,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// The lines above the rows.
+/// The head of the table.
 pub const HEAD: &str = "| figure | measured | must | goal | |\n| --- | ---: | ---: | ---: | --- |";
 
 fn grouped(value: f64) -> String {
@@ -85,16 +85,16 @@ fn grouped(value: f64) -> String {
     text
 }
 
-/// The value below which this share of the others lies. Sorts them.
+/// The value below which this share of the others lies. Sorts `values`.
 pub fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
     values.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Time on the processor, of all threads that this process has now.
+/// The CPU time of all current threads of this process.
 pub fn cpu_time() -> Duration {
-    // The kernel brings a thread's figure up to date when it gives way.
+    // The kernel updates a thread's figure when the thread yields.
     std::thread::yield_now();
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let nanos = threads.filter_map(|thread| {

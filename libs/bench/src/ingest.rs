@@ -1,4 +1,4 @@
-//! Events through gRPC into the embedded log, acknowledged after fsync.
+//! Measures appends through gRPC to the embedded log, acknowledged after fsync.
 
 use std::time::Instant;
 
@@ -19,14 +19,15 @@ use crate::{
 const BATCH: u64 = 1_000;
 const BATCHES: u64 = 300;
 const ROUNDS: u64 = 5;
-/// Unary requests under way at once.
+/// The number of concurrent unary requests.
 const CONCURRENT: usize = 16;
 
 pub async fn connect(url: &str) -> anyhow::Result<Channel> {
     Ok(Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?)
 }
 
-/// Batches that begin with the event `first`, made beforehand: their bytes are shared, not copied.
+/// Batches that begin with the event `first`. They are built before the measurement and share their
+/// bytes.
 fn batches(first: u64, count: u64) -> Vec<AppendRequest> {
     let event = |number| Bytes::from(events::event(number));
     let batch = |batch: u64| {
@@ -47,7 +48,8 @@ fn check(response: &AppendResponse) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Appends the events of the view's measurements too. Returns the figures and how many were sent.
+/// Measures, and leaves the events in the log for the view's measurements. Returns the figures and
+/// the number of events.
 pub async fn measure(dev: &Dev) -> anyhow::Result<(Vec<Figure>, u64)> {
     let channel = connect(dev.url()).await?;
     let mut client = IngestServiceClient::new(channel.clone());
@@ -81,7 +83,7 @@ pub async fn measure(dev: &Dev) -> anyhow::Result<(Vec<Figure>, u64)> {
             stream::iter(calls).buffer_unordered(CONCURRENT).collect().await;
         let elapsed = started.elapsed().as_secs_f64();
         let waits = waits.into_iter().collect::<anyhow::Result<Vec<f64>>>()?;
-        // The first round finds an empty log and cold code.
+        // The first round, on an empty log with cold code, is not counted.
         if round > 0 {
             streamed.push(rate);
             unary.push((BATCHES * BATCH) as f64 / elapsed);

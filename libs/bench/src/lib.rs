@@ -1,14 +1,17 @@
-//! What Headwater costs, measured: `scripts/bench` runs it and says on which commit.
+//! Measures Headwater. `scripts/bench` runs it and names the commit.
 //!
 //! | module | question |
 //! | --- | --- |
 //! | [`engine`] | CPU per event, from a chunk of the log to committed rows |
 //! | [`ingest`] | events per second through gRPC, acknowledged after fsync |
-//! | [`reads`] | point reads through gRPC, beside a bare tonic service in the same run |
-//! | [`start`] | how soon `headwater dev` is ready on existing data |
+//! | [`reads`] | point reads through gRPC, compared with a bare tonic service in the same run |
+//! | [`start`] | time until `headwater dev` is ready on existing data |
+//! | [`events`], [`server`], [`figures`] | the input, the measured process, the figures and their bounds |
 //!
-//! Whatever runs per event is not here but in the crates that are measured: this crate is built
-//! without optimisation, and prepares what it sends before it starts the clock.
+//! # Law
+//!
+//! Code that runs per event belongs to the measured crates, not to this one: this crate is built
+//! without optimisation, and prepares its input before it starts the clock.
 
 pub mod engine;
 pub mod events;

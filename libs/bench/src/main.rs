@@ -1,4 +1,4 @@
-//! Prints the figures as rows of a Markdown table. `scripts/bench` is the way to run it.
+//! Prints the figures as rows of a Markdown table. Run it with `scripts/bench`.
 
 use std::{env, process::ExitCode, time::Duration};
 
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// False if a bound that must hold does not.
+/// Returns whether every required bound holds.
 async fn run(arguments: &[&str]) -> anyhow::Result<bool> {
     match arguments {
         ["echo", port] => {
@@ -49,7 +49,7 @@ async fn run(arguments: &[&str]) -> anyhow::Result<bool> {
     }
 }
 
-/// All that needs a server, on one directory of data.
+/// Runs all measurements that need a server, on one data directory.
 async fn serve() -> anyhow::Result<bool> {
     let directory = tempfile::tempdir()?;
     let data = directory.path().join("data");
@@ -58,7 +58,8 @@ async fn serve() -> anyhow::Result<bool> {
     let (figures, sent) = ingest::measure(&dev).await?;
     let mut good = show(&figures);
 
-    // The view comes after ingest was measured, and reads what is in the log by now.
+    // The view is created after the ingest measurement, and reads the events that are then in the
+    // log.
     server::apply(&dev, directory.path(), "view.sql", events::VIEW)?;
     caught_up(&dev, sent).await?;
     good &= show(&reads::measure(&dev).await?);

@@ -1,8 +1,8 @@
-//! Point reads through gRPC, beside a bare tonic service.
+//! Measures point reads through gRPC, and the same calls to a bare tonic service.
 //!
-//! The bare service runs in a process of its own, built like the server, and answers the same method
-//! with nothing, so that what is left is what tonic, HTTP/2 and the loopback cost. Both are asked in
-//! turn, round by round, by the same client.
+//! The bare service runs in its own process, built like the server. It answers the same method with
+//! an empty response, so its figure is the cost of tonic, HTTP/2 and the loopback. The same client
+//! calls the two in turn, round by round.
 
 use std::{
     env,
@@ -33,7 +33,7 @@ use crate::{
 const ROUNDS: usize = 7;
 const READS: u64 = 1_000;
 const CONCURRENT: usize = 16;
-/// The minute of event time that all reads ask for.
+/// The window that all reads ask for.
 const WINDOW_MICROS: i64 = 1_577_836_860_000_000;
 
 /// The bare service.
@@ -105,7 +105,7 @@ impl EchoProcess {
 
 impl Drop for EchoProcess {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nothing else to do about it.
+        // If the process has ended already, there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -120,7 +120,7 @@ fn request(read: u64) -> GetRequest {
     }
 }
 
-/// How long each of a round's reads took, in microseconds, and how many found a row.
+/// The latency of each read of a round in microseconds, and the number of reads that found a row.
 async fn round(channel: &Channel, concurrent: usize) -> anyhow::Result<(Vec<f64>, usize)> {
     let calls = (0..READS).map(|read| {
         let mut client = QueryServiceClient::new(channel.clone());
@@ -141,7 +141,7 @@ async fn round(channel: &Channel, concurrent: usize) -> anyhow::Result<(Vec<f64>
     Ok((answers.into_iter().map(|(micros, _)| micros).collect(), found))
 }
 
-/// The server must have the view with the events of [`crate::ingest`] in it.
+/// The server must have the view over the events of [`crate::ingest`].
 pub async fn measure(dev: &Dev) -> anyhow::Result<Vec<Figure>> {
     let echo = EchoProcess::start()?;
     let (bare, server) = (echo.connect().await?, connect(dev.url()).await?);

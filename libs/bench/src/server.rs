@@ -1,4 +1,4 @@
-//! Processes that are measured from outside.
+//! The server process that is measured.
 
 use std::{
     env, fs,
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-/// Longer than any start or stop should take.
+/// The time limit for a start or a stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A `headwater dev` on a directory. It is stopped when dropped.
@@ -19,11 +19,11 @@ pub struct Dev {
     child: Child,
     stderr: BufReader<ChildStderr>,
     url: String,
-    /// From the start of the process until it said that it is ready.
+    /// The time from the start of the process until it reported that it is ready.
     pub ready_after: Duration,
 }
 
-/// The `headwater` command that is measured: `HEADWATER`, or the one built beside this program.
+/// The measured `headwater` command: the variable `HEADWATER`, or the one beside this program.
 pub fn headwater() -> anyhow::Result<PathBuf> {
     let path = match env::var_os("HEADWATER") {
         Some(path) => path.into(),
@@ -37,7 +37,7 @@ pub fn headwater() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A port of 127.0.0.1 that nobody uses.
+/// An unused port of 127.0.0.1.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
@@ -89,14 +89,14 @@ impl Dev {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The most memory that was ever resident, in MiB.
+    /// The peak resident memory in MiB.
     pub fn peak_memory(&self) -> Option<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
     }
 
-    /// Stops as a person would, and waits.
+    /// Stops the server by a signal, as a person would, and waits for its end.
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.terminate()
     }

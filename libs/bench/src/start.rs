@@ -1,4 +1,4 @@
-//! How soon `headwater dev` is ready on existing data.
+//! Measures how soon `headwater dev` is ready on existing data.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
 
 const STARTS: usize = 5;
 
-/// `data` must belong to no running server.
+/// No running server may use `data`.
 pub fn measure(data: &Path) -> anyhow::Result<Vec<Figure>> {
     let mut times = Vec::new();
     for _ in 0..STARTS {

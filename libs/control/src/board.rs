@@ -1,4 +1,4 @@
-//! What the processors report, and how far the log goes.
+//! The fold of the status topic, and the ends of the log.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,17 +21,19 @@ pub fn instance_key(service: &str, instance: &str) -> String {
 
 const INSTANCES: &str = "instance/";
 
-/// The fold of the status topic: the last status of every shard and of every instance. Cheap to clone.
+/// The fold of the status topic: the last status of every shard and of every instance. Cheap to
+/// clone.
 #[derive(Clone, Debug, Default)]
 pub struct StatusBoard {
     shards: BTreeMap<(GenerationId, PartitionId), Arc<ShardStatus>>,
-    /// By key.
+    /// The status of each instance, by [`instance_key`].
     instances: BTreeMap<String, Arc<InstanceStatus>>,
 }
 
 impl StatusBoard {
-    /// Takes a record of the status topic in: a key, and a status unless it was deleted. One that cannot be
-    /// decoded is left out and returned as an error: it is derived, and the next one says it again.
+    /// Folds a record of the status topic: a key, and a status or `None` if it was deleted. A
+    /// status that cannot be decoded is skipped and returned as an error. Statuses are derived, and
+    /// the next one replaces it.
     pub fn fold_record(
         &mut self,
         key: &[u8],
@@ -49,8 +51,8 @@ impl StatusBoard {
         Ok(())
     }
 
-    /// Takes a status in, unless it comes from a former owner of its shard. One whose generation is no id is
-    /// left out.
+    /// Folds a status, unless it comes from a former owner of its shard or its generation is not an
+    /// id.
     pub fn fold(&mut self, status: ShardStatus) {
         let Ok(generation) = status.generation.parse() else { return };
         let shard = (generation, PartitionId(status.partition));
@@ -60,8 +62,8 @@ impl StatusBoard {
         }
     }
 
-    /// Forgets the shard with this [`status_key`], or the instance with this [`instance_key`]: its status was
-    /// deleted.
+    /// Removes the shard with this [`status_key`], or the instance with this [`instance_key`]: its
+    /// status was deleted.
     pub fn forget(&mut self, key: &str) {
         self.instances.remove(key);
         let parsed = key.split_once('/').and_then(|(generation, partition)| {
@@ -76,7 +78,7 @@ impl StatusBoard {
         self.shards.get(&(generation, partition)).map(Arc::as_ref)
     }
 
-    /// The instances of a service that have said so and have not taken it back.
+    /// The instances of a service that have announced themselves and not withdrawn.
     pub fn instances<'a>(&'a self, service: &'a str) -> impl Iterator<Item = &'a InstanceStatus> {
         self.instances.values().map(Arc::as_ref).filter(move |status| status.service == service)
     }
@@ -116,7 +118,7 @@ impl StatusBoard {
     }
 }
 
-/// How far a partition of a stream's topic goes.
+/// The readable offsets of a partition of a stream's topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     /// The oldest offset that can be read.
@@ -125,7 +127,7 @@ pub struct Reach {
     pub end: Offset,
 }
 
-/// The reach of every partition of every stream that matters.
+/// The readable offsets of every partition of the streams that have a view.
 #[derive(Clone, Debug, Default)]
 pub struct LogEnds {
     streams: BTreeMap<Name, BTreeMap<PartitionId, Reach>>,

@@ -1,4 +1,4 @@
-//! What follows from the state and from what the shards report.
+//! Decides the coordinator's next actions from the folded state and the shards' reports.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +17,25 @@ use crate::{
     ReplayEntry, ReplayId, Role, StatusBoard, ViewEntry,
 };
 
-/// A lag that counts as small whatever the rate is, in records.
+/// A lag in records that counts as small at any rate.
 const SMALL_LAG: u64 = 500;
-/// So many seconds of a shard's own work count as a small lag too.
+/// A lag of at most this many seconds of the shard's own rate counts as small too.
 const SMALL_LAG_SECONDS: f64 = 0.2;
 
-/// What the coordinator does next.
+/// An action of the coordinator.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum Action {
-    /// Append this record. Decide again after it: the others may rest on what it changes.
+    /// Append this record and decide again: the other actions may depend on its effect.
     Append(ControlRecord),
-    /// Compare the two generations' checkpoints of this id at the fence, and append `DiffRecorded`. It is
-    /// given again for as long as that has not happened.
+    /// Compare the two generations' checkpoints of this id at the fence, and append `DiffRecorded`.
+    /// This action is returned until that record is in the log.
     Diff { replay_id: ReplayId, checkpoint: CheckpointId },
 }
 
-/// All that can be done now. Two calls with equal arguments give equal actions, and an action that was
-/// carried out is not given again: so a coordinator that lost its memory goes on where it stopped.
+/// All actions that are possible now. Equal arguments give equal actions, and an action that was
+/// carried out is not returned again. So a coordinator that lost its memory continues where it
+/// stopped.
 pub fn decide(
     state: &ControlState,
     board: &StatusBoard,
@@ -118,21 +119,22 @@ pub(crate) fn shard_error(board: &StatusBoard, generation: GenerationId) -> Opti
     failing.next().map(|(partition, status)| format!("partition {partition}: {}", status.error))
 }
 
-/// From where on a shard of the generation that hands over publishes nothing, by the last word of its owner;
-/// `None` until it has said so. A swap rests on it, so whoever takes the shard over is bound by it too.
+/// The position from which a shard of the outgoing generation publishes nothing, from the last
+/// status of its owner; `None` until the owner has reported it. The swap relies on this position,
+/// so a processor that takes the shard over must also publish nothing from there on.
 pub fn muted_at(status: &ShardStatus, swap: &PendingSwap) -> Option<Offset> {
     if status.muted_for == swap.swap_id.as_str() {
         Some(Offset(status.muted_at))
     } else if status.error.is_empty() {
         None
     } else {
-        // It has stopped, so it publishes nothing behind its position: the way back from a generation
-        // that fails must stay open.
+        // A stopped shard publishes nothing beyond its position. It counts as muted, so that a
+        // failing generation can still be replaced.
         Some(Offset(status.position))
     }
 }
 
-/// One open replay and what is known about it.
+/// One open replay with its inputs.
 struct Case<'a> {
     board: &'a StatusBoard,
     ends: &'a LogEnds,
@@ -146,7 +148,7 @@ impl Case<'_> {
         self.board.get(generation.id, partition)
     }
 
-    /// The checkpoint of the present attempt.
+    /// The position of a shard's checkpoint of the current attempt.
     fn checkpoint(&self, generation: GenerationId, partition: PartitionId) -> Option<Offset> {
         let id = self.replay.checkpoint_id();
         self.board
@@ -154,23 +156,23 @@ impl Case<'_> {
             .map(|checkpoint| Offset(checkpoint.position))
     }
 
-    /// Why the replay cannot go on.
+    /// Why the replay cannot continue.
     fn failure(&self) -> Option<String> {
-        // First what the shard's error is the consequence of.
+        // A trimmed log comes first, because it is the cause of the shard's error.
         self.trimmed(self.new).or_else(|| {
             let error = shard_error(self.board, self.new.id)?;
             Some(format!("a shard of the new generation stopped: {error}"))
         })
     }
 
-    /// The records that this generation has yet to read and never can.
+    /// The records that this generation still needs and that the log no longer has.
     fn trimmed(&self, generation: &GenerationEntry) -> Option<String> {
         generation.floor.iter().find_map(|(&partition, &floor)| {
             let status = self.status(generation, partition);
             let position = status.map_or(floor, |status| Offset(status.position)).max(floor);
             let reach = self.ends.get(&generation.stream, partition);
             let start = reach.map(|reach| reach.start).into_iter();
-            // The shard may know before we do.
+            // The shard may report the new start before the coordinator asks the log.
             let start = start.chain(status.map(|status| Offset(status.log_start))).max()?;
             (start > position).then(|| {
                 format!(
@@ -208,8 +210,8 @@ impl Case<'_> {
         Event::AlignRequested(AlignRequested { replay_id: self.replay.id.to_string() })
     }
 
-    /// A live shard that has stopped names no fence. That must not keep the generation which may be the
-    /// cure from ever serving: nothing is compared, and a person decides.
+    /// A stopped live shard names no fence. This must not block the new generation, which may be
+    /// the cure: the diff records that nothing was compared, and a person decides.
     fn incomparable(&self) -> Option<Event> {
         let error = shard_error(self.board, self.old.id)?;
         let note = format!("nothing was compared: the serving generation has stopped in {error}");
@@ -220,7 +222,7 @@ impl Case<'_> {
         }))
     }
 
-    /// ALIGN: names the fence, sees to it that both sides come to it, or asks again.
+    /// ALIGN: names the fence when both sides can reach it, or asks for another attempt.
     fn fence(&self, append: impl Fn(Event) -> Action) -> Option<Action> {
         match &self.replay.fence {
             None => self.name_fence().or_else(|| self.incomparable()).map(append),
@@ -246,7 +248,7 @@ impl Case<'_> {
             let live = self.board.position(self.old.id, partition)?;
             let new = self.board.position(self.new.id, partition)?;
             let at = self.checkpoint(self.old.id, partition)?;
-            // The live shard stopped for its checkpoint before the new one held, which is further.
+            // The live shard took its checkpoint before the new shard held at a later position.
             behind |= at < new;
             reached &= live >= new;
             let floor =
@@ -265,8 +267,8 @@ impl Case<'_> {
         }
     }
 
-    /// Whether a shard can no longer give a checkpoint at the fence: it went past it before it learned of
-    /// it, or lost the one that named it.
+    /// Whether a shard can no longer give a checkpoint at the fence: it went past it before it
+    /// learned of it, or lost the one that named it.
     fn missed(&self, fence: &BTreeMap<PartitionId, Offset>) -> bool {
         fence.iter().any(|(&partition, &at)| {
             let elsewhere = |side: &GenerationEntry| {
@@ -281,7 +283,8 @@ impl Case<'_> {
         })
     }
 
-    /// Whether the replay goes on from HOLD by itself. Only a first time: after that a person decided.
+    /// Whether the replay goes on from HOLD by itself. Only a first time: after that a person
+    /// decided.
     fn promotes(&self) -> bool {
         self.replay.options.promote
             && self.replay.verdict == Some(Verdict::Pass)
@@ -300,7 +303,8 @@ impl Case<'_> {
         })
     }
 
-    /// COMMIT: swaps when every serving shard has muted and every other one has reached that position.
+    /// COMMIT: swaps when every serving shard has muted and every shard of the incoming generation
+    /// has reached that position.
     fn swap(
         &self,
         state: &ControlState,
@@ -326,7 +330,7 @@ impl Case<'_> {
         let mut fence = BTreeMap::new();
         for partition in state.generations().get(&swap.from)?.partitions() {
             let muted_at = self.board.get(swap.from, partition).and_then(|s| muted_at(s, swap))?;
-            // It owns nothing before its window, wherever a restart may have put it.
+            // The shard owns no output before its window, even if a restart put its position there.
             let window = state.generations().get(&swap.from)?.windows.get(&partition)?.last()?.from;
             let floor = *state.generations().get(&swap.to)?.floor.get(&partition)?;
             let at = muted_at.max(window).max(floor);

@@ -1,5 +1,5 @@
-//! One record after the other. A record that cannot follow from those before it is refused, and leaves
-//! the state as it was.
+//! Folds control records one by one. A record that cannot follow from the records before it is
+//! refused and leaves the state unchanged.
 
 macro_rules! ensure {
     ($condition:expr, $($reason:tt)+) => {
@@ -51,7 +51,7 @@ type Positions = BTreeMap<PartitionId, Offset>;
 type Refusal = String;
 
 impl ControlState {
-    /// Takes the record at `offset` in.
+    /// Folds the record at `offset`.
     pub fn fold(&mut self, offset: Offset, record: &ControlRecord) -> Result<(), FoldError> {
         let impossible = |reason| FoldError::Impossible { offset, reason };
         if offset < self.position {
@@ -62,7 +62,7 @@ impl ControlState {
         }
         let event = record.event.as_ref().ok_or(FoldError::Unknown { offset })?;
         let at_ms = record.at_ms;
-        // Each checks everything before it changes anything.
+        // Each function checks everything before it changes anything.
         let effect = match event {
             Event::StreamDeclared(event) => self.stream_declared(event, at_ms),
             Event::ViewCreated(event) => self.view_created(event, at_ms),
@@ -86,7 +86,8 @@ impl ControlState {
         Ok(())
     }
 
-    /// A fence for two generations: every partition once, and none before a floor.
+    /// Checks a fence for two generations: it has every partition once, and no offset before a
+    /// floor.
     fn fence(
         &self,
         fence: &[PartitionOffset],

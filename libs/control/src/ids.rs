@@ -1,4 +1,4 @@
-//! Names of attempts: short enough to type, and never used twice.
+//! Ids of replays and their attempts: short enough to type, and never reused.
 
 use std::{fmt, sync::Arc};
 
@@ -65,8 +65,9 @@ id! {
 }
 
 id! {
-    /// Names what one attempt at ALIGN asks for: the replay and a number, `spend_per_minute-1-a1`. It is
-    /// the last part of the checkpoint's directory, and what `Checkpoint.replay_id` in a status carries.
+    /// Names the checkpoints of one attempt at ALIGN: the replay and a number,
+    /// `spend_per_minute-1-a1`. It is the last part of the checkpoint's directory, and the value of
+    /// `Checkpoint.replay_id` in a status.
     CheckpointId
 }
 

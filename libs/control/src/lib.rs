@@ -1,9 +1,9 @@
 //! The control plane as pure decisions: records in, state and next actions out.
 //!
 //! The control topic is one partition of immutable records. [`ControlState`] is the fold of all of
-//! them, [`StatusBoard`] the fold of what the processors report, and [`decide`] says what follows
-//! from the two. Nothing here does I/O, asks a clock or keeps a secret of its own, so that a
-//! coordinator that died between any two appends folds again, decides again and goes on.
+//! them, [`StatusBoard`] is the fold of the processors' reports, and [`decide`] returns the actions
+//! that follow from the two. This crate does no I/O, reads no clock and keeps no other state. So a
+//! coordinator that died between any two appends folds again, decides again and continues.
 //!
 //! ```text
 //! headwater.control --fold--> ControlState --+
@@ -24,28 +24,40 @@
 //!                                                UNDONE --GenerationRetired--> RETIRED
 //! ```
 //!
-//! In ALIGN the new shards hold where they are, and each live shard takes a checkpoint at its
-//! committed position and so names the fence. The two read the control topic at their own pace: if a
-//! live shard took its checkpoint before the new one held, and the new one is already further, the
-//! fence would lie in its past. Then `AlignRequested` is written again; each is an *attempt* with a
-//! checkpoint id of its own ([`CheckpointId`]), so that an answer to an earlier one is never taken for
-//! an answer to this one. The next attempt is asked for only when every live shard has reached its
-//! new shard, which holds, so that it succeeds.
+//! In ALIGN the new shards hold at their positions. Each live shard takes a checkpoint at its
+//! committed position and so names the fence. The two sides read the control topic at their own
+//! pace: if a live shard took its checkpoint before the new one held, and the new one is already
+//! further, the fence would lie in the new one's past. Then `AlignRequested` is written again. Each
+//! is an *attempt* with a checkpoint id of its own ([`CheckpointId`]), so that an answer to an
+//! earlier attempt is never taken for an answer to this one. The next attempt is requested only
+//! when every live shard has reached its new shard, which holds, so that it succeeds.
 //!
-//! A live shard that has stopped with an error names no fence and cannot say that it is mute. That must
-//! not keep its cure from serving: then the diff says that nothing was compared, a person decides, and a
-//! stopped shard counts as mute from its position on. That binds a processor which takes such a shard over:
-//! [`muted_at`] of the former owner's last status is where it stays mute from, too.
+//! A live shard that has stopped with an error names no fence and cannot report that it is muted.
+//! This must not block the generation that would cure it. So the diff then records that nothing was
+//! compared, a person decides, and a stopped shard counts as muted from its position on. A
+//! processor that takes such a shard over must respect this: it stays muted from the [`muted_at`]
+//! of the former owner's last status.
 //!
 //! # Laws
 //!
-//! 1. The fold is total and deterministic, and refuses a record that cannot follow from the records
-//!    before it; a refused record leaves the state as it was.
+//! 1. The fold is total and deterministic. It refuses a record that cannot follow from the records
+//!    before it, and a refused record leaves the state unchanged.
 //! 2. A view has exactly one serving generation, and the output windows of all its generations tile
 //!    every partition: no gap, no overlap.
-//! 3. Every marker carries the id of its attempt. Readiness is what a shard reports under that id,
-//!    never "it runs" and never a timer.
-//! 4. State is deleted only by a record of its own, after the record that made it superfluous.
+//! 3. Every marker carries the id of its attempt. A shard is ready when it reports so under that
+//!    id, never because it runs or because time has passed.
+//! 4. State is deleted only by a separate record, after the record that made it superfluous.
+//!
+//! # Which file to open
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `state.rs` | [`ControlState`] and what it holds; a shard's duty ([`ShardDuty`]) |
+//! | `fold.rs`, `fold/` | one record after another: `catalog`, `replay`, `swap` |
+//! | `decide.rs` | the coordinator's next [`Action`]s |
+//! | `board.rs` | [`StatusBoard`], the fold of the status topic |
+//! | `progress.rs` | the status of a replay for people |
+//! | `ids.rs` | ids of replays, swaps and checkpoints |
 
 mod board;
 mod decide;
@@ -70,7 +82,7 @@ pub const CONTROL_TOPIC: &str = "headwater.control";
 /// The topic of shard statuses: one partition, compacted by [`status_key`].
 pub const STATUS_TOPIC: &str = "headwater.status";
 
-/// How long a replaced generation stays ready for undo when the operator does not say: 24 hours.
+/// The default time for which a replaced generation is retained for undo: 24 hours.
 pub const DEFAULT_RETAIN_MS: u64 = 24 * 60 * 60 * 1000;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The state of a replay as people and programs see it.
+//! The status of a replay for people and programs.
 
 use headwater_proto::{
     control::v1::{Phase, Replay, Verdict},
@@ -11,10 +11,10 @@ use crate::{
     decide::{aligned, muted_at, shard_error},
 };
 
-/// A live shard that is at most so many records behind follows the end, and its rate is the rate of ingest.
+/// A live shard with at most this lag keeps up with ingest, so its rate is the rate of ingest.
 const FOLLOWS: u64 = 10_000;
 
-/// The message for one replay: its phase, how far it is, and what it waits for.
+/// The status of one replay: its phase, its progress, and what it waits for.
 pub fn replay_status(
     state: &ControlState,
     board: &StatusBoard,
@@ -81,7 +81,7 @@ fn progress(
     };
 }
 
-/// The end of a partition as anybody knows it.
+/// The greatest known end of a partition.
 fn end(
     board: &StatusBoard,
     ends: &LogEnds,

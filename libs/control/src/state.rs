@@ -1,4 +1,4 @@
-//! What the control topic says, folded.
+//! The state that the control topic's records add up to.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,30 +21,30 @@ pub struct ControlState {
 /// A declared stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamEntry {
-    /// The normal form of its definition.
+    /// The normal form of the stream's definition.
     pub sql: String,
     pub declared_at_ms: i64,
 }
 
-/// A view and who serves it.
+/// A view and its generations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ViewEntry {
     pub stream: Name,
-    /// The one generation that answers queries.
+    /// The generation that answers queries.
     pub serving: GenerationId,
-    /// Counts the swaps; the first generation serves with epoch 1.
+    /// Counts the swaps. The first generation serves with epoch 1.
     pub epoch: Epoch,
     /// The generation that the last swap replaced, while it is retained.
     pub previous: Option<GenerationId>,
-    /// The one replay in phases REPLAY to COMMIT.
+    /// The only replay in phases REPLAY to COMMIT.
     pub open_replay: Option<ReplayId>,
-    /// A swap that was asked for and is neither done nor cancelled.
+    /// A requested swap that is neither done nor cancelled.
     pub pending_swap: Option<PendingSwap>,
-    /// How many replays of this view were started.
+    /// The number of replays of this view so far.
     pub replays: u32,
 }
 
-/// A swap that is under way.
+/// A requested swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingSwap {
     pub swap_id: SwapId,
@@ -56,23 +56,24 @@ pub struct PendingSwap {
     pub returns_to: Phase,
 }
 
-/// What a generation is for.
+/// The role of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It answers queries and owns the outputs.
+    /// The generation answers queries and owns the outputs.
     Serving,
-    /// It is built beside the serving one.
+    /// The generation is built beside the serving one.
     Replaying,
-    /// It was replaced and keeps consuming, so that it can come back.
+    /// The generation was replaced and keeps consuming, so that an undo can restore it.
     Retained,
-    /// Its replay was aborted or failed. Nothing runs it; its state may be deleted soon.
+    /// The generation's replay was aborted or failed. No processor runs it, and its state may be
+    /// deleted soon.
     Ended,
-    /// Its state is deleted.
+    /// The generation's state is deleted.
     Retired,
 }
 
 impl Role {
-    /// The word for people and messages.
+    /// The name of the role in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",
@@ -93,14 +94,14 @@ pub struct GenerationEntry {
     pub view_sql: String,
     /// The stream's definition when this generation was built.
     pub stream_sql: String,
-    /// The first offset read. Its keys are all partitions, from zero.
+    /// The first offset to read of each partition. It has every partition.
     pub floor: BTreeMap<PartitionId, Offset>,
     pub engine_version: u32,
     pub role: Role,
     pub created_at_ms: i64,
-    /// When a retained generation may be retired.
+    /// The time at which a retained generation may be retired.
     pub retain_until_ms: Option<i64>,
-    /// How many generations were named before it.
+    /// The number of generations that were named before it.
     pub ordinal: u64,
     pub(crate) windows: BTreeMap<PartitionId, Vec<OutputWindow>>,
 }
@@ -111,7 +112,7 @@ impl GenerationEntry {
     }
 }
 
-/// Records whose outputs a generation owns: from `from`, up to but not including `until`.
+/// The records whose outputs a generation owns: from `from`, up to but not including `until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputWindow {
     pub from: Offset,
@@ -129,28 +130,30 @@ pub struct ReplayEntry {
     /// The generation that the replay builds.
     pub new: GenerationId,
     pub options: ReplayOptions,
-    /// ALIGN lasts until the diff is recorded: whether both sides are at the fence, and DIFF has begun,
-    /// is for the shards to say ([`crate::replay_status`]).
+    /// The phase as the control topic has it. ALIGN lasts until the diff is recorded; only the
+    /// shards' reports tell whether both sides are at the fence and DIFF has begun
+    /// ([`crate::replay_status`]).
     pub phase: Phase,
-    /// How often ALIGN was asked for.
+    /// The number of attempts at ALIGN so far.
     pub attempt: u32,
-    /// The fence of the present attempt.
+    /// The fence of the current attempt.
     pub fence: Option<BTreeMap<PartitionId, Offset>>,
     pub diff: Option<Arc<DiffReport>>,
     pub verdict: Option<Verdict>,
-    /// How many swaps were asked for.
+    /// The number of swaps that were requested.
     pub swaps: u32,
     /// The fence of the last swap.
     pub swap_fence: Option<BTreeMap<PartitionId, Offset>>,
-    /// The control record that started it: later replays have greater ones.
+    /// The offset of the control record that started the replay. Later replays have greater
+    /// offsets.
     pub started: Offset,
     pub started_at_ms: i64,
-    /// Why it ended or was swapped, in somebody's words.
+    /// A person's reason, or an error's text, for the end or the swap.
     pub reason: String,
 }
 
 impl ReplayEntry {
-    /// The id of the checkpoints that the present attempt asks for.
+    /// The id of the checkpoints that the current attempt asks for.
     pub fn checkpoint_id(&self) -> CheckpointId {
         self.id.checkpoint(self.attempt)
     }
@@ -169,7 +172,7 @@ pub fn is_open(phase: Phase) -> bool {
     }
 }
 
-/// What a request did, so that the same request again is answered alike and does nothing.
+/// The effect of a request. The same request again gets the same answer and does nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     StreamDeclared { stream: Name, extended: bool },
@@ -180,45 +183,46 @@ pub enum Effect {
     ReplayEnded { replay: ReplayId },
 }
 
-/// When a shard takes a checkpoint.
+/// The position at which a shard takes a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointAt {
-    /// At its committed position, as soon as it learns of it.
+    /// At the shard's committed position, as soon as the shard learns of it.
     Now,
-    /// When it has committed exactly this position; a shard that is before it runs to it and stops
-    /// there for the checkpoint. A shard that is past it reports nothing and goes on: the coordinator
-    /// sees its position and asks again.
+    /// At exactly this position. A shard before it runs up to it and stops there for the
+    /// checkpoint. A shard past it reports nothing and continues; the coordinator sees its position
+    /// and asks again.
     Exactly(Offset),
 }
 
-/// A checkpoint that a shard shall have.
+/// A checkpoint that a shard must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointDuty {
-    /// Names its directory and its entry in the status (`Checkpoint.replay_id`).
+    /// The name of the checkpoint's directory and of its entry in the status
+    /// (`Checkpoint.replay_id`).
     pub id: CheckpointId,
-    /// Taken once: a shard that has a checkpoint of this id is done with it.
+    /// A shard takes each checkpoint once: if it has one of this id, it is done.
     pub at: CheckpointAt,
 }
 
-/// What a processor must do for a shard.
+/// The duty of a processor for a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShardDuty {
-    /// Read, apply, commit.
+    /// Read, apply and commit records.
     Run {
-        /// Read no record at or beyond this offset for now. A position that is already beyond it stays
-        /// where it is; [`Offset::ZERO`] thus means "read nothing more".
+        /// Read no record at or beyond this offset for now. A position beyond it stays there, so
+        /// [`Offset::ZERO`] means "read nothing more".
         hold_at: Option<Offset>,
-        /// The checkpoints that shall exist. Any other checkpoint of the shard may be deleted, by a
-        /// processor that has folded the control topic to its end since it started: an older state
-        /// does not know of a checkpoint that is needed now.
+        /// The checkpoints that must exist. Any other checkpoint of the shard may be deleted, but
+        /// only by a processor that has folded the control topic to its end since it started: an
+        /// older state may not know a checkpoint that is needed now.
         checkpoints: Vec<CheckpointDuty>,
         /// The serving generation's shard stops publishing at its committed position, and reports
         /// `muted_for` and `muted_at`. It keeps reading.
         muted_for: Option<SwapId>,
     },
-    /// Do not run it, and keep what it has: it ended, or nobody knows it.
+    /// Do not run the shard, and keep its state: its replay ended, or its generation is unknown.
     Stop,
-    /// Delete its state and its checkpoints.
+    /// Delete the shard's state and its checkpoints.
     Delete,
 }
 
@@ -244,7 +248,7 @@ impl ControlState {
         &self.replays
     }
 
-    /// What a request did, if it was carried out.
+    /// The effects of a request, if it was carried out.
     pub fn effects(&self, request_id: &str) -> Option<&[Effect]> {
         self.requests.get(request_id).map(Vec::as_slice)
     }
@@ -274,8 +278,8 @@ impl ControlState {
         })
     }
 
-    /// The parts of a partition whose outputs this generation owns, in order. Over all generations of a
-    /// view they tile the partition from the first generation's floor on.
+    /// The ranges of a partition whose outputs this generation owns, in order. Over all generations
+    /// of a view they tile the partition from the first generation's floor on.
     pub fn output_windows(
         &self,
         generation: GenerationId,
@@ -313,7 +317,7 @@ impl ControlState {
                     hold_at = Some(Offset::ZERO);
                     None
                 }
-                // A retained generation has no part in it.
+                // A retained generation does not take part in the replay.
                 Some(_) | None => None,
             };
             checkpoints.extend(at.map(|at| CheckpointDuty { id: replay.checkpoint_id(), at }));

@@ -1,4 +1,4 @@
-//! Wall time in the hands of a test.
+//! A clock that a test controls.
 
 use std::{
     sync::{
@@ -10,14 +10,14 @@ use std::{
 
 use headwater_types::Clock;
 
-/// A clock that stands still until it is moved. Clones show the same time.
+/// A clock that advances only when a test moves it. Clones show the same time.
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock {
     micros: Arc<AtomicU64>,
 }
 
 impl ManualClock {
-    /// Starts at this time since 1970.
+    /// A clock that starts at this time since 1970.
     pub fn at(now: Duration) -> Self {
         let clock = Self::default();
         clock.set(now);

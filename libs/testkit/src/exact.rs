@@ -1,11 +1,12 @@
-//! Long integers, as one learns them in school, wide enough for any sum of doubles.
+//! Long integers with schoolbook arithmetic, wide enough for any sum of doubles.
 
-/// A double is a whole multiple of 2^-1074 below 2^1024: 2,098 bits. The rest counts addends.
+/// A double is a whole multiple of 2^-1074 below 2^1024, which takes 2,098 bits. The other bits are
+/// room for the number of addends.
 const LIMBS: usize = 36;
-/// The weight of a double's last possible bit.
+/// The exponent of a double's least significant bit.
 const UNIT: i32 = -1074;
 
-/// A whole number in two's complement, the lowest limb first.
+/// An integer in two's complement, the lowest limb first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wide {
     limbs: [u64; LIMBS],
@@ -44,7 +45,7 @@ impl Wide {
         if self.is_negative() { self.negated() } else { self }
     }
 
-    /// Times `factor`; for numbers that stay within the width.
+    /// The product with `factor`, which must fit the width.
     #[must_use]
     pub fn times(self, factor: u64) -> Self {
         let negative = self.is_negative();
@@ -58,7 +59,7 @@ impl Wide {
         if negative { product.negated() } else { product }
     }
 
-    /// Divided by `divisor`, the remainder dropped.
+    /// The quotient by `divisor`, without the remainder.
     #[must_use]
     pub fn divided(self, divisor: u64) -> Self {
         let negative = self.is_negative();
@@ -82,14 +83,15 @@ impl Wide {
         self.limbs[index / 64] >> (index % 64) & 1 == 1
     }
 
-    /// The number times `2^exponent` as the nearest double, ties to even; an infinity beyond them.
+    /// The number times `2^exponent`, rounded to the nearest double, ties to even; infinite if too
+    /// large.
     fn rounded(&self, exponent: i32) -> f64 {
         let negative = self.is_negative();
         let magnitude = self.clone().magnitude();
         let Some(top) = (0..LIMBS * 64).rev().find(|&index| magnitude.bit(index)) else {
             return 0.0;
         };
-        // The lowest bit that a double of this size has.
+        // The least significant bit of a double of this magnitude.
         let lowest = (top as i32 - 52).max(UNIT - exponent).max(0) as usize;
         let mut mantissa: u64 = 0;
         for index in (lowest..=top).rev() {
@@ -117,12 +119,12 @@ impl From<i128> for Wide {
 fn times_power_of_two(value: f64, exponent: i32) -> f64 {
     let half = exponent / 2;
     let power = |exponent: i32| 2f64.powi(exponent.clamp(-1022, 1023));
-    // In steps, none of which leaves the range before the result does.
+    // It multiplies in steps, none of which overflows before the result does.
     if exponent >= 0 {
         value * power(half) * power(exponent - half)
     } else {
         let first = exponent.max(-1022);
-        // What is left, at most 52, divides a mantissa that has as many zeros at its end.
+        // The remaining exponent is at most 52, and the mantissa has that many zeros at its end.
         value * power(first) * power(exponent - first)
     }
 }
@@ -165,7 +167,7 @@ impl DoubleSum {
         }
     }
 
-    /// The nearest double; zero is positive.
+    /// The nearest double. Zero is positive.
     pub fn value(&self) -> f64 {
         self.special().unwrap_or_else(|| self.units.rounded(UNIT))
     }

@@ -9,10 +9,10 @@ use std::{
 use flate2::read::GzDecoder;
 use headwater_types::{Column, DataType, Name, StreamDefinition};
 
-/// How many events the file has.
+/// The number of events in the file.
 pub const COUNT: usize = 27_004;
 
-/// Where the file is.
+/// The path of the file.
 pub fn path() -> PathBuf {
     let example = "../../examples/flights/flights-2013-01.ndjson.gz";
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(example)
@@ -23,7 +23,7 @@ pub fn lines() -> io::Result<Vec<String>> {
     BufReader::new(GzDecoder::new(File::open(path())?)).lines().collect()
 }
 
-/// What describes them, keyed by origin. Event time is `scheduled`.
+/// The stream of these events, keyed by origin. Event time is `scheduled`.
 pub fn stream(partitions: u32, watermark_delay_micros: i64) -> StreamDefinition {
     let text = DataType::Varchar;
     let column =

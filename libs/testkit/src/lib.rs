@@ -1,4 +1,5 @@
-//! What tests need: a clock, a log with faults, seeded events, real events, and an oracle. Never part of a binary.
+//! Tools for tests: a clock, a log with faults, seeded events, real events, and an oracle. No
+//! binary contains this crate.
 //!
 //! | module | what it gives |
 //! | --- | --- |
@@ -9,9 +10,11 @@
 //! | [`reference`] | what a view must contain, computed naively from the records |
 //! | [`exact`] | sums without rounding, as schoolbook arithmetic on long integers |
 //!
-//! The oracle is worth something only while it shares nothing with what it judges. So there is no
-//! engine code here, nor may there be: JSON is read by serde_json, dates by chrono, and every value that
-//! went into a row is kept until the row is asked for. It is slow and should be easy to believe.
+//! # Law
+//!
+//! The oracle shares no code with the crates that it judges. So this crate contains no engine code:
+//! serde_json parses JSON, chrono parses dates, and the oracle keeps every value of a row until the
+//! row is read. It is slow, and simple enough to be believed.
 
 pub mod clock;
 pub mod events;

@@ -1,8 +1,8 @@
-//! What a view must contain, computed naively.
+//! The oracle: computes naively what a view must contain.
 //!
-//! A [`View`] is described by closures over decoded events. [`View::run`] takes the records of one
-//! partition one at a time, in order, and keeps every value that went into a row; [`merge`] puts the
-//! partitions' rows together and computes the aggregates, once, with exact arithmetic.
+//! A [`View`] consists of closures over decoded events. [`View::run`] takes the records of one
+//! partition one at a time, in order, and keeps every value that went into a row. [`merge`]
+//! combines the partitions' rows and computes the aggregates once, with exact arithmetic.
 //!
 //! ```
 //! use headwater_testkit::{Datum, Function, View, flights, reference};
@@ -17,125 +17,19 @@
 //! assert!(reference::merge(&view, &[partition]).is_empty());
 //! ```
 
+mod datum;
 mod decode;
 mod finish;
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use headwater_types::{EventTime, Offset, StreamDefinition, Tallies};
 
 use crate::events::Record;
+pub use datum::{Datum, Evaluated, Function};
 pub use decode::Event;
 
-/// One value.
-#[derive(Clone, Debug)]
-pub enum Datum {
-    Null,
-    Boolean(bool),
-    /// INTEGER and BIGINT.
-    Integer(i64),
-    Double(f64),
-    /// `units / 10^scale`.
-    Decimal {
-        units: i128,
-        scale: u8,
-    },
-    Text(String),
-    /// Microseconds since 1970.
-    Timestamp(i64),
-}
-
-impl Datum {
-    pub fn is_null(&self) -> bool {
-        matches!(self, Self::Null)
-    }
-
-    /// A whole number; `None` for NULL and other types.
-    pub fn integer(&self) -> Option<i64> {
-        if let Self::Integer(value) = self { Some(*value) } else { None }
-    }
-
-    pub fn double(&self) -> Option<f64> {
-        if let Self::Double(value) = self { Some(*value) } else { None }
-    }
-
-    pub fn text(&self) -> Option<&str> {
-        if let Self::Text(value) = self { Some(value) } else { None }
-    }
-
-    fn rank(&self) -> u8 {
-        match self {
-            Self::Null => 0,
-            Self::Boolean(_) => 1,
-            Self::Integer(_) => 2,
-            Self::Double(_) => 3,
-            Self::Decimal { .. } => 4,
-            Self::Text(_) => 5,
-            Self::Timestamp(_) => 6,
-        }
-    }
-}
-
-/// One zero, and one NaN above all numbers.
-fn canonical(value: f64) -> f64 {
-    if value == 0.0 {
-        0.0
-    } else if value.is_nan() {
-        f64::NAN.abs()
-    } else {
-        value
-    }
-}
-
-/// As GROUP BY sees values: NULL equals NULL and comes first, -0.0 equals 0.0, NaN equals NaN.
-impl Ord for Datum {
-    fn cmp(&self, other: &Self) -> Ordering {
-        match (self, other) {
-            (Self::Boolean(a), Self::Boolean(b)) => a.cmp(b),
-            (Self::Integer(a), Self::Integer(b)) | (Self::Timestamp(a), Self::Timestamp(b)) => {
-                a.cmp(b)
-            }
-            (Self::Double(a), Self::Double(b)) => canonical(*a).total_cmp(&canonical(*b)),
-            (Self::Decimal { units: a, scale }, Self::Decimal { units: b, scale: other })
-                if scale == other =>
-            {
-                a.cmp(b)
-            }
-            (Self::Decimal { scale, .. }, Self::Decimal { scale: other, .. }) => scale.cmp(other),
-            (Self::Text(a), Self::Text(b)) => a.cmp(b),
-            (_, _) => self.rank().cmp(&other.rank()),
-        }
-    }
-}
-
-impl PartialOrd for Datum {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Datum {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Datum {}
-
-/// The value of an expression, or why it has none.
-pub type Evaluated = Result<Datum, String>;
 type Expression = Box<dyn Fn(&Event) -> Evaluated + Send + Sync>;
-
-/// An aggregate function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Function {
-    CountStar,
-    Count,
-    Sum,
-    Min,
-    Max,
-    Avg,
-}
 
 struct Aggregate {
     function: Function,
@@ -155,7 +49,7 @@ pub struct View {
     retention: Option<i64>,
 }
 
-/// What one partition makes of a view.
+/// The result of one partition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Partition {
     pub rows: BTreeMap<Vec<Datum>, Row>,
@@ -164,11 +58,11 @@ pub struct Partition {
     pub watermark: Option<i64>,
     pub max_event_time: Option<i64>,
     pub position: Offset,
-    /// What was late or could not be processed, in order.
+    /// The late and the refused records, in order.
     pub refused: Vec<(Offset, Stage)>,
 }
 
-/// Where a record was refused.
+/// The stage at which a record was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Decode,
@@ -178,7 +72,7 @@ pub enum Stage {
     Late,
 }
 
-/// The values that went into one row, by aggregate.
+/// The values of one row, by aggregate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The window's end, or the greatest event time.
@@ -201,7 +95,7 @@ impl View {
         }
     }
 
-    /// The columns that the view reads; other columns are not looked at. Event time always is.
+    /// The columns that the view reads. Other columns are not decoded, except for the event time.
     #[must_use]
     pub fn wanting(mut self, columns: &[&str]) -> Self {
         let index = |name: &&str| match self.stream.column(name) {
@@ -282,7 +176,7 @@ impl View {
         self
     }
 
-    /// What the records of one partition make, in their order.
+    /// Applies the records of one partition in their order.
     pub fn run<'r>(&self, records: impl IntoIterator<Item = &'r Record>) -> Partition {
         let mut partition = Partition::default();
         for record in records {
@@ -309,7 +203,7 @@ impl View {
         partition
     }
 
-    /// `Ok(false)`: the filter left it out.
+    /// Applies one record. Returns `false` if the filter left it out.
     fn apply(&self, record: &Record, partition: &mut Partition) -> Result<bool, Stage> {
         let value = record.value.as_deref().ok_or(Stage::Decode)?;
         let event = Event::decode(&self.stream, &self.wanted, value).map_err(|fault| {
@@ -377,14 +271,14 @@ impl View {
         }
     }
 
-    /// Rows of this time and earlier have expired.
+    /// The horizon: rows with this time or an earlier one have expired.
     fn horizon(&self, watermark: Option<i64>) -> Option<i64> {
         Some(watermark? - self.retention?)
     }
 }
 
 impl Aggregate {
-    /// What the event adds; `None` if the aggregate's filter leaves it out.
+    /// The value that the event adds; `None` if the aggregate's filter leaves the event out.
     fn value(&self, event: &Event) -> Result<Option<Datum>, String> {
         if let Some(filter) = &self.filter
             && filter(event)? != Datum::Boolean(true)
@@ -397,8 +291,8 @@ impl Aggregate {
     }
 }
 
-/// The rows that a reader sees: partial rows of one key put together, aggregates computed, expired rows
-/// left out. `Err` is an aggregate beyond the range of its type.
+/// The rows that a reader sees: partial rows of one key are combined, aggregates computed, and
+/// expired rows left out. An error is an aggregate that does not fit its type.
 pub fn merge(view: &View, partitions: &[Partition]) -> BTreeMap<Vec<Datum>, Vec<Evaluated>> {
     let mut all: BTreeMap<Vec<Datum>, Vec<Vec<Datum>>> = BTreeMap::new();
     for partition in partitions {

@@ -4,27 +4,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::Offset;
 
-/// Changes whenever the engine would store other bytes or compute another result for the same
-/// definition and records. It is part of every generation's digest, so that state written by one
-/// engine is never continued by another.
+/// The version of the engine's results. It must change whenever the engine would store other bytes
+/// or compute another result for the same definition and records. It is part of every generation's
+/// digest, so that no engine continues state written by another one.
 pub const ENGINE_VERSION: u32 = 1;
 
-/// The name of one build of a view: a digest of all that decides its content. Never reused.
+/// The id of one build of a view: a digest of everything that decides its content. Never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GenerationId([u8; 8]);
 
-/// What a generation's name is a digest of.
+/// The inputs of a generation's digest.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerationInputs<'a> {
     /// The normal form of the stream's definition.
     pub stream_sql: &'a str,
     /// The normal form of the view's definition.
     pub view_sql: &'a str,
-    /// The first offset that is read, by partition.
+    /// The first offset to read, by partition.
     pub floor: &'a [Offset],
-    /// How many generations the catalog has named before: the same definition, built again, is
-    /// another generation.
+    /// The number of generations that the catalog has named before. A second build of the same
+    /// definition is another generation.
     pub ordinal: u64,
 }
 
@@ -46,7 +46,7 @@ impl GenerationInputs<'_> {
     }
 }
 
-/// The text is no generation id.
+/// The text is not a generation id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{0:?} is not a generation id: it has 16 hexadecimal digits, as `headwater get generations` prints them"

@@ -2,13 +2,13 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// The name of a stream, view or topic: what is legal for a Kafka topic, so that any of them can be
-/// one. 1 to 200 of `a-z A-Z 0-9 . _ -`, not `.` or `..`.
+/// The name of a stream, view or topic. Every name is a legal name of a Kafka topic: 1 to 200 of
+/// `a-z A-Z 0-9 . _ -`, not `.` or `..`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(Arc<str>);
 
-/// The text is no name.
+/// The text is not a name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a name: use 1 to 200 letters, digits, '.', '_' or '-'")]
 pub struct InvalidName(String);

@@ -18,8 +18,8 @@ macro_rules! number {
 }
 
 number! {
-    /// The place of a record in its partition. As a *position* it is the next offset to be read or
-    /// written, so that "offset 0" means "nothing yet".
+    /// The position of a record in its partition. As a *position* of a reader or writer it is the
+    /// next offset to be read or written, so that offset 0 means "nothing yet".
     Offset(u64)
 }
 

@@ -1,4 +1,4 @@
-//! Columns and types of a stream.
+//! The columns and types of a stream.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub enum DataType {
         scale: u8,
     },
     Varchar,
-    /// UTC, in microseconds. JSON carries RFC 3339 text or epoch milliseconds.
+    /// UTC, in microseconds. In JSON it is RFC 3339 text or epoch milliseconds.
     Timestamp,
 }
 
@@ -47,22 +47,22 @@ pub struct Column {
     pub nullable: bool,
 }
 
-/// A topic with a declared schema: what `CREATE STREAM` says.
+/// A topic with a declared schema, as `CREATE STREAM` defines it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamDefinition {
     pub name: Name,
     /// The normal form of the statement: equal text means equal meaning.
     pub sql: String,
     pub columns: Vec<Column>,
-    /// Index of the event-time column, always a NOT NULL `TIMESTAMP`.
+    /// The index of the event-time column, always a NOT NULL `TIMESTAMP`.
     pub event_time: usize,
-    /// How far the watermark stays behind the greatest event time, in microseconds.
+    /// The distance of the watermark behind the greatest event time, in microseconds.
     pub watermark_delay_micros: i64,
     pub topic: Name,
     pub partitions: u32,
-    /// Index of the column by which records are spread over partitions.
+    /// The index of the column by which records are partitioned.
     pub key: Option<usize>,
-    /// How far an event time may lie ahead of its record's timestamp, in microseconds.
+    /// The limit of how far an event time may lie ahead of its record's timestamp, in microseconds.
     pub max_future_micros: i64,
 }
 
@@ -71,9 +71,10 @@ impl StreamDefinition {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    /// The topic that keeps what a view of this stream could not use.
+    /// The topic of the records that a view of this stream could not use.
     pub fn dead_letter_topic(&self) -> Name {
-        // A legal name stays legal with a legal suffix; the parser bounds its length.
+        // The parser limits the length of a stream's name, so the name with the suffix is legal
+        // too.
         Name::new(format!("{}.dead-letters", self.name)).unwrap_or_else(|_| self.name.clone())
     }
 }

@@ -1,4 +1,4 @@
-//! What became of every record that was read.
+//! Counts of the records that a shard has read, by outcome.
 
 use std::ops::AddAssign;
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 /// Counts each record that a shard has read in exactly one field (law 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tallies {
-    /// It changed a row.
+    /// The record changed a row.
     pub applied: u64,
-    /// The view's WHERE left it out.
+    /// The view's WHERE left the record out.
     pub filtered: u64,
-    /// It came behind the watermark by more than the allowed lateness.
+    /// The record was behind the watermark by more than the allowed lateness.
     pub late: u64,
-    /// It repeats an event that was already counted.
+    /// The record repeats an event that was already counted.
     pub duplicate: u64,
-    /// It could not be processed and went to the dead letters.
+    /// The record could not be processed and went to the dead letters.
     pub dead_lettered: u64,
 }
 

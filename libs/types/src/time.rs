@@ -1,6 +1,6 @@
-//! Event time, and the clock that is handed in wherever wall time is needed.
+//! Event time, and the clock that callers hand in for wall time.
 //!
-//! Nothing that decides what a row contains may ask a clock (law 2): event time comes from the
+//! Code that decides the content of a row must not read a clock (law 2): event time comes from the
 //! record. The [`Clock`] serves deadlines, progress and the audit trail.
 
 use std::{fmt, time::Duration};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct EventTime(pub i64);
 
 impl EventTime {
-    /// Before every event: the watermark of a partition that has delivered none.
+    /// A time before every event: the watermark of a partition that has delivered none.
     pub const MIN: Self = Self(i64::MIN);
 
     pub const fn from_millis(millis: i64) -> Self {
@@ -28,7 +28,7 @@ impl EventTime {
     }
 }
 
-/// RFC 3339 in UTC with as many decimals as are needed: `2013-01-01T10:15:00Z`.
+/// Prints RFC 3339 in UTC with as many decimals as needed: `2013-01-01T10:15:00Z`.
 impl fmt::Display for EventTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.div_euclid(1_000_000);
@@ -60,7 +60,7 @@ const fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + (month <= 2) as i64, month, day)
 }
 
-/// Wall time, handed in so that tests and replays own it.
+/// Wall time. Callers hand it in, so that tests and replays control it.
 pub trait Clock: Send + Sync + 'static {
     /// Time since 1970-01-01T00:00:00Z.
     fn now(&self) -> Duration;

@@ -1,12 +1,12 @@
-//! What `ingest` hands out and `query --after` waits for.
+//! The token that `ingest` returns and `query --after` waits for.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use crate::{Name, Offset, PartitionId};
 
-/// "These events": a stream and, per partition, the position after the last of them.
+/// Names a set of events: a stream and, per partition, the position after the last event.
 ///
-/// Its text is `stream@partition:position,…`, short enough for a command line and readable in a log.
+/// Its text is `stream@partition:position,…`, short enough for a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub stream: Name,
@@ -18,13 +18,13 @@ impl Token {
         Self { stream, positions: BTreeMap::new() }
     }
 
-    /// Covers the record at `offset` too.
+    /// Adds the record at `offset`.
     pub fn cover(&mut self, partition: PartitionId, offset: Offset) {
         let position = self.positions.entry(partition).or_default();
         *position = (*position).max(offset.next());
     }
 
-    /// Covers all that `other` covers. The two must name one stream.
+    /// Adds all events of `other`, which must name the same stream.
     pub fn join(&mut self, other: &Self) {
         for (&partition, &position) in &other.positions {
             let own = self.positions.entry(partition).or_default();
@@ -43,7 +43,7 @@ impl fmt::Display for Token {
     }
 }
 
-/// The text is no token.
+/// The text is not a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a token: pass the text that ingest returned, like orders@0:17,3:42")]
 pub struct InvalidToken(String);

@@ -1,4 +1,4 @@
-//! Streams, views and the generations that build them.
+//! Folds the records about streams, views and their generations.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! A replay from ALIGN to HOLD, and its end without a swap.
+//! Folds the records of a replay from ALIGN to HOLD, and of its end without a swap.
 
 use std::sync::Arc;
 

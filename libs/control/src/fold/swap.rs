@@ -1,4 +1,5 @@
-//! Swaps: asked for, done or taken back. Reads and outputs change hands in [`ControlState::swapped`] alone.
+//! Folds the records of swaps: requested, done or cancelled. Only [`ControlState::swapped`] changes
+//! which generation serves reads and owns outputs.
 
 use headwater_proto::control::v1::{self as proto, Phase};
 

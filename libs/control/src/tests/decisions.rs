@@ -92,7 +92,7 @@ fn a_live_shard_that_has_stopped_keeps_no_replay_from_a_persons_decision() {
     state.fold(state.position(), &record(decision[0].clone())).unwrap();
     assert_eq!(decided(&state, &board, &ends(0, 10), 0), []);
 
-    // The stopped shard cannot say that it is mute, and need not.
+    // The stopped shard cannot report that it is muted, and need not.
     state.fold(state.position(), &record(swap_requested("v-1", 1, 0, 1, false))).unwrap();
     assert_eq!(decided(&state, &board, &ends(0, 10), 0), [], "the other one has to");
     let mut muted = board.clone();
@@ -124,7 +124,7 @@ fn input_that_was_trimmed_before_it_was_read_fails_the_replay_and_names_the_reco
 #[test]
 fn a_shard_that_stops_at_trimmed_input_fails_the_replay_with_the_records_and_live_goes_on() {
     let mut state = replaying();
-    // The shard learns of it before the coordinator asks the log, and stops.
+    // The shard learns of the trim before the coordinator asks the log, and stops.
     let overtaken =
         ShardStatus { log_start: 90, error: "offset 70 is trimmed".into(), ..status(1, 1, 70) };
     let board = board([status(0, 0, 95), status(0, 1, 95), status(1, 0, 95), overtaken]);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{CheckpointAt, CheckpointDuty, Effect, FoldError, ShardDuty};
 
-/// To the HOLD of the first replay, from generation 0 to generation 1.
+/// The records up to HOLD of the first replay, from generation 0 to generation 1.
 fn held() -> Vec<Event> {
     vec![
         stream_declared(),
@@ -231,7 +231,7 @@ fn a_newer_replay_keeps_what_an_older_one_retains() {
     assert_eq!(state.find_replay("v-1").unwrap().id.as_str(), "v-1");
 }
 
-/// Any event over few names, so that many of them are nearly possible.
+/// Any event over few names, so that many are nearly valid.
 fn any_event() -> impl Strategy<Value = Event> {
     let replay = prop::sample::select(vec!["v-1", "v-2", "v-3"]);
     let offsets = [0_u64..40, 0_u64..40];
@@ -255,7 +255,8 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Law 1: total, deterministic, and all or nothing; law 2 after every record that is taken.
+    /// Law 1: the fold is total and deterministic, and takes a record whole or not at all. Law 2
+    /// holds after every record that is taken.
     #[test]
     fn no_sequence_of_records_breaks_the_fold(
         start in 0..9_usize,

@@ -1,4 +1,4 @@
-//! The fold, the decisions, and the protocol as a whole in simulation.
+//! Tests of the fold, the decisions, and the whole protocol in simulation.
 
 mod decisions;
 mod folding;
@@ -143,7 +143,7 @@ pub(crate) fn folded(events: impl IntoIterator<Item = Event>) -> ControlState {
     state
 }
 
-/// Law 2: one generation of a view serves, and the windows of all tile every partition.
+/// Law 2: one generation of a view serves, and the windows of all generations tile every partition.
 pub(crate) fn check_laws(state: &ControlState) {
     for (name, entry) in state.views() {
         let of_view: Vec<_> =

@@ -15,7 +15,7 @@ enum Step {
     RestartCoordinator,
     Operate(u32),
     Wait,
-    /// Some shards do their part, and the coordinator looks: what happens most of the time.
+    /// The usual step: some shards work, and the coordinator decides.
     Round(u16, u64),
 }
 
@@ -49,7 +49,7 @@ fn take(world: &mut World, step: Step) {
             world.decide();
         }
         Step::RestartCoordinator => world.restart_coordinator(),
-        // Starting, promoting and undoing are likelier than aborting.
+        // Start, promote and undo are more likely than abort.
         Step::Operate(verb) => world.operate(if verb == 6 { 3 } else { verb % 3 }),
         Step::Wait => world.now_ms += 100,
         Step::Round(shards, records) => {
@@ -69,8 +69,9 @@ fn take(world: &mut World, step: Step) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(250))]
 
-    /// Whatever the pace of shards, statuses and coordinator, and whoever dies when: every comparison is
-    /// made at one fence, every swap with the new shards at it, and what was begun comes to its end.
+    /// At any pace of shards, statuses and coordinator, and with any crashes: every comparison is
+    /// made at one fence, every swap has the new shards at its fence, and everything that was
+    /// started ends.
     #[test]
     fn the_protocol_reaches_its_end_under_any_interleaving(
         promote in any::<bool>(),
@@ -88,7 +89,7 @@ proptest! {
                 "{} is stuck in {:?}", replay.id, replay.phase
             );
         }
-        // No record may be written twice: only a repeated ALIGN is another attempt.
+        // No record may be written twice. Only a repeated ALIGN is another attempt.
         for record in &world.control {
             if matches!(record.event, Some(Event::AlignRequested(_))) {
                 continue;
@@ -99,7 +100,7 @@ proptest! {
     }
 }
 
-/// Runs promote, undo and promote again to the end, and calls `before` before each decision.
+/// Runs promote, undo and promote again to the end. Calls `before` before each decision.
 fn full_story(mut before: impl FnMut(&mut World, usize)) -> World {
     let mut world = World::new(false);
     let mut decisions = 0;
@@ -108,8 +109,8 @@ fn full_story(mut before: impl FnMut(&mut World, usize)) -> World {
         for round in 0..30 {
             world.ends = world.ends.map(|end| end + 7);
             for key in world.keys() {
-                // The old generation is slower than the new one at first, so that ALIGN has its race and
-                // undo has to wait.
+                // The old generation is slower than the new one at first, so that ALIGN needs a
+                // second attempt and undo has to wait.
                 world.see(key, 1);
                 world.work(key, if key.0 == id(0) && round < 12 { 3 } else { 1_000 });
                 world.report(key);
@@ -165,7 +166,8 @@ fn a_live_shard_behind_the_new_one_is_asked_again_once_it_has_caught_up() {
         world.read_statuses(usize::MAX);
         world.decide()
     };
-    // The new shards are at the end, the live ones at 10: their checkpoints cannot be fences.
+    // The new shards are at the end and the live ones at 10, so the live checkpoints cannot be
+    // fences.
     assert!(round(&mut world, 10));
     for _ in 0..10 {
         round(&mut world, 10);

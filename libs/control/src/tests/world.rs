@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) struct Shard {
-    /// What this shard's processor has read of the control topic.
+    /// The part of the control topic that this shard's processor has read.
     view: ControlState,
     pub(super) position: u64,
     checkpoints: BTreeMap<CheckpointId, u64>,
@@ -23,12 +23,12 @@ pub(super) struct Shard {
 
 pub(super) struct World {
     pub(super) control: Vec<ControlRecord>,
-    /// The fold of all of it.
+    /// The fold of the whole topic.
     pub(super) truth: ControlState,
     statuses: Vec<ShardStatus>,
     pub(super) ends: [u64; PARTITIONS as usize],
     pub(super) shards: BTreeMap<(GenerationId, PartitionId), Shard>,
-    /// What the coordinator knows.
+    /// The state that the coordinator has folded.
     state: ControlState,
     board: StatusBoard,
     read: usize,
@@ -98,7 +98,8 @@ impl World {
         }
     }
 
-    /// A processor does what its view of the control topic asks for, and reads up to `records`.
+    /// A processor carries out its duty by the records that it has read, and reads up to `records`
+    /// events.
     pub(super) fn work(&mut self, key: (GenerationId, PartitionId), records: u64) {
         let end = self.ends[key.1.0 as usize];
         let shard = self.shards.get_mut(&key).unwrap();
@@ -154,7 +155,7 @@ impl World {
         });
     }
 
-    /// The processor starts again: it forgets what it did and folds the control topic to its end.
+    /// The processor restarts: it loses its memory and folds the control topic to its end.
     pub(super) fn restart_shard(&mut self, key: (GenerationId, PartitionId)) {
         let shard = self.shards.get_mut(&key).unwrap();
         shard.view = self.truth.clone();
@@ -179,7 +180,7 @@ impl World {
         self.read = self.statuses.len().min(self.read.saturating_add(count));
     }
 
-    /// Carries out the first thing to do, if any.
+    /// Carries out the first action, if any.
     pub(super) fn decide(&mut self) -> bool {
         let mut ends = LogEnds::default();
         for partition in partitions() {
@@ -202,7 +203,7 @@ impl World {
         true
     }
 
-    /// Both sides really have a checkpoint at the fence in every partition.
+    /// Asserts that both sides have a checkpoint at the fence in every partition.
     fn check_alignment(&self, replay: &ReplayEntry, checkpoint: &CheckpointId) {
         for (&partition, fence) in replay.fence.as_ref().unwrap() {
             for side in [replay.old, replay.new] {
@@ -212,7 +213,7 @@ impl World {
         }
     }
 
-    /// What a person may do, as the coordinator's API allows it.
+    /// Runs an operator's verb if the coordinator's API would allow it.
     pub(super) fn operate(&mut self, verb: u32) {
         let entry = self.truth.views()[&view()].clone();
         let newest = self.truth.find_replay("v").cloned();
@@ -271,7 +272,7 @@ impl World {
         }
     }
 
-    /// Nothing fails any more and nothing new is read or asked: all that was begun comes to its end.
+    /// Without further failures, input or requests, everything that was started must end.
     pub(super) fn settle(&mut self) {
         for _ in 0..60 {
             for key in self.keys() {

@@ -1,8 +1,8 @@
-//! One event after the other.
+//! Generates single events.
 
 use headwater_types::{Column, DataType, EventTime, StreamDefinition};
 
-use super::{Mix, Random};
+use super::{mix::Mix, random::Random};
 
 pub(super) struct Values<'a> {
     stream: &'a StreamDefinition,
@@ -19,7 +19,7 @@ pub(super) struct Made {
 const WORDS: &[&str] =
     &["JFK", "LGA", "EWR", "click", "purchase", "view", "NZ", "a longer piece of text", ""];
 
-/// JSON strings, as they stand in a record.
+/// JSON strings in their encoded form.
 const EXTREME_TEXTS: &[&str] = &[
     r#""\u0000""#,
     r#""\ud83d\ude00 \"quoted\" \\ \/ \b\f\n\r\t""#,
@@ -108,7 +108,7 @@ impl<'a> Values<'a> {
         Made { timestamp_ms, key, value: Some(value) }
     }
 
-    /// Reorders the members and adds some that are no columns.
+    /// Reorders the members and adds some that name no column.
     fn stir(&mut self, members: &mut Vec<(String, String)>) {
         for index in (1..members.len()).rev() {
             let other = self.random.below(index as u64 + 1) as usize;
@@ -226,7 +226,7 @@ impl<'a> Values<'a> {
         (*self.random.pick(from)).to_owned()
     }
 
-    /// Makes the bytes something else than a JSON object.
+    /// Damages the bytes so that they are not a JSON object.
     fn damage(&mut self, value: &mut Vec<u8>) {
         let at = self.random.below(value.len() as u64) as usize;
         match self.random.below(6) {
@@ -244,7 +244,7 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Spelt in one way only, so that equal keys share a partition.
+/// A key value in one spelling, so that equal keys share a partition.
 fn key_json(column: &Column, number: u64) -> String {
     match column.data_type {
         DataType::Boolean => number.is_multiple_of(2).to_string(),

@@ -1,4 +1,4 @@
-//! Events as serde_json, chrono and pencil and paper read them.
+//! Decodes events with serde_json, chrono and schoolbook arithmetic.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use headwater_types::{DataType, StreamDefinition};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::Datum;
+use super::datum::Datum;
 
-/// An event with the columns that are wanted of it.
+/// An event with its wanted columns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     columns: Vec<(String, Datum)>,
@@ -16,10 +16,10 @@ pub struct Event {
     pub time: i64,
 }
 
-/// Why a value is no event.
+/// Why a value is not an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Index of the column that is wrong; `None` when the record as a whole is.
+    /// The index of the wrong column; `None` if the record as a whole is wrong.
     pub column: Option<usize>,
     pub reason: String,
 }
@@ -30,7 +30,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The members of an object in their order, repeated ones too.
+/// The members of an object in order, repeated ones included.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -54,7 +54,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// serde_json passes over strings that it ignores without looking at surrogates.
+/// Checks all strings: serde_json does not check the surrogates of strings that it ignores.
 fn strings_are_text(json: &str) -> Result<(), serde_json::Error> {
     let mut rest = json;
     while let Some(start) = rest.find('"') {
@@ -68,7 +68,7 @@ fn strings_are_text(json: &str) -> Result<(), serde_json::Error> {
     Ok(())
 }
 
-/// Levels of nesting, the outermost object being the first.
+/// The depth of nesting, where the outermost object is the first level.
 fn depth(json: &str) -> usize {
     let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
     for byte in json.bytes() {
@@ -86,7 +86,7 @@ fn depth(json: &str) -> usize {
 }
 
 impl Event {
-    /// Reads the wanted columns, given as indices into the stream's, and the event time.
+    /// Decodes the wanted columns, given as indices of the stream's columns, and the event time.
     pub fn decode(
         stream: &StreamDefinition,
         wanted: &[usize],
@@ -188,7 +188,7 @@ fn datum(data_type: DataType, json: &str) -> Result<Datum, String> {
     }
 }
 
-/// The number times `10^scale`, which must be whole: by moving the point through its digits.
+/// The number times `10^scale`, which must be whole, by moving the point through the digits.
 fn units(json: &str, scale: i64) -> Result<i128, String> {
     let unfit =
         || format!("{json} has more than {scale} digits behind the point, or too many before it");
@@ -199,7 +199,7 @@ fn units(json: &str, scale: i64) -> Result<i128, String> {
     if digits.bytes().all(|digit| digit == b'0') {
         return Ok(0);
     }
-    // An exponent that is no i64 moves the point farther than any digits reach.
+    // An exponent beyond i64 moves the point farther than any digits reach.
     let mut zeros = exponent.parse::<i64>().map_err(|_| unfit())?.clamp(-1 << 40, 1 << 40) + scale
         - fraction.len() as i64;
     while zeros < 0 && digits.ends_with('0') {
@@ -216,7 +216,7 @@ fn units(json: &str, scale: i64) -> Result<i128, String> {
 }
 
 fn rfc_3339(text: &str) -> Option<i128> {
-    // chrono wants the case and the separator of RFC 3339's grammar at their strictest, and cuts at nanoseconds.
+    // chrono requires upper case and `T`, and cuts at nanoseconds.
     let well_formed = text.len() >= 20 && text.is_ascii();
     let shape = |at: usize, any: &[u8]| any.contains(&text.as_bytes()[at]);
     if !well_formed || !shape(10, b"Tt ") || !shape(13, b":") || !shape(16, b":") {
@@ -225,7 +225,8 @@ fn rfc_3339(text: &str) -> Option<i128> {
     let time = chrono::DateTime::parse_from_rfc3339(text).ok()?;
     let mut micros = i128::from(time.timestamp_micros());
     if &text[17..19] == "60" {
-        // chrono adds a second to 59.x; the same instant begins the next second.
+        // chrono represents a leap second as 59.x plus a second. That instant is the start of the
+        // next second.
         micros = micros.div_euclid(1_000_000) * 1_000_000;
         if micros.rem_euclid(86_400_000_000) != 0 {
             return None;

@@ -1,9 +1,9 @@
-//! Aggregates, from all their values at once.
+//! Computes aggregates from all their values at once.
 
-use super::{Datum, Evaluated, Function};
+use super::datum::{Datum, Evaluated, Function};
 use crate::exact::{DoubleSum, Wide};
 
-/// Digits that an average of decimals has more than its argument.
+/// The number of digits that an average of decimals has in addition to its argument's scale.
 const MORE_DIGITS: u8 = 4;
 const MAX_DIGITS: u8 = 38;
 

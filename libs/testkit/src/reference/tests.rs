@@ -26,7 +26,7 @@ fn stream() -> StreamDefinition {
     }
 }
 
-/// Records a second of log time apart, from JSON with times in milliseconds.
+/// Records whose timestamps are a second apart, from JSON with times in milliseconds.
 fn records(values: &[&str]) -> Vec<Record> {
     let record = |(offset, value): (usize, &&str)| Record {
         offset: Offset(offset as u64),
