@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: sees to it that this machine can build Headwater, and run containers where that is wanted,
-# or says exactly what to install. It installs by apt where it may do so without asking.
+# The other scripts source this file. It checks that this machine can build Headwater and, where a script asks for it, run
+# containers. It installs what is missing with apt where nobody has to be asked, and otherwise prints the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/headwater"
-# One target directory outside the clone and one profile for everything: RocksDB and DataFusion are
-# compiled once, and a second clone finds them compiled.
+# One target directory outside the clone and one profile for everything: RocksDB and DataFusion are compiled once, and a
+# second clone finds them compiled.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 
-# RocksDB and librdkafka are compiled from source: these are what that takes.
+# RocksDB and librdkafka are compiled from source, which takes these packages.
 needed_packages=(g++ make cmake pkg-config libclang-dev libssl-dev libcurl4-openssl-dev zlib1g-dev)
 
 has_libclang() {
@@ -24,7 +24,7 @@ has_libclang() {
     [ -d /opt/homebrew/opt/llvm/lib ] || [ -d /usr/local/opt/llvm/lib ]; }
 }
 
-# Leaves in `as_root` what a command of the administrator starts with; fails where a person would be asked.
+# Leaves in `as_root` the prefix of a command that needs root; fails where a person would be asked for a password.
 as_root=()
 may_install() {
   command -v apt-get >/dev/null || return 1
@@ -33,7 +33,7 @@ may_install() {
   as_root=(sudo)
 }
 
-# install_packages NAME...: by apt, which `may_install` has allowed.
+# install_packages NAME...: installs with apt. Call `may_install` first.
 install_packages() {
   say "installing $* with apt"
   "${as_root[@]}" apt-get update -qq
@@ -73,27 +73,39 @@ prepare() {
   fi
 }
 
-# Builds every binary and leaves the path of the `headwater` command in $HEADWATER. All at once and never one package alone:
-# then, as for the tests, every dependency has the features that the whole workspace wants, and none is compiled twice.
+# Builds every binary and leaves the path of the `headwater` command in $HEADWATER. It builds the whole workspace, never one
+# package: then each dependency has the features that the tests build it with, and none is compiled twice.
 build_headwater() {
   if [ -n "${HEADWATER:-}" ]; then return 0; fi
   if [ -d "$CARGO_TARGET_DIR/debug/deps" ]; then
     say "building"
   else
-    say "building; the first time takes 10 to 20 minutes on 2 cores, nearly all of it RocksDB, librdkafka and DataFusion"
+    say "building; the first build takes about 20 minutes on 2 cores, most of it for RocksDB, librdkafka and DataFusion"
   fi
   cargo build --locked --workspace --bins --quiet
   HEADWATER="$CARGO_TARGET_DIR/debug/headwater"
 }
 
-# A Docker engine answers. (The client alone always answers, hence the question for the server's version.)
+# run_tests ARGUMENT...: runs cargo test on the whole workspace, also after a test has failed. Then it lists what failed and
+# what was skipped, and ends with a line of totals. The whole workspace is selected even for one test, so that shared
+# dependencies keep the features that they were built with.
+run_tests() {
+  local output code=0
+  output=$(mktemp "${TMPDIR:-/tmp}/headwater-tests.XXXXXX")
+  cargo test --locked --workspace --no-fail-fast "$@" 2>&1 | tee "$output" || code=$?
+  awk -f scripts/test-summary.awk "$output" || [ "$code" -ne 0 ] || code=1
+  rm -f "$output"
+  return "$code"
+}
+
+# Succeeds if a Docker engine answers. The client answers without an engine, so the question is for the server's version.
 engine_answers() {
   command -v docker >/dev/null || return 1
   [ -n "$(timeout 20 docker version --format '{{.Server.Version}}' 2>/dev/null)" ]
 }
 
-# Sees to it that a Docker engine answers: installs and starts Debian's where nobody has to be asked. What is missing is left
-# in `engine_trouble`.
+# Starts a Docker engine unless one answers, and installs Debian's where nobody has to be asked. On failure `engine_trouble`
+# says why.
 engine_trouble=''
 start_engine() {
   engine_answers && return 0
@@ -102,7 +114,7 @@ start_engine() {
       engine_trouble="install Docker and start it"
       return 1
     fi
-    # The mounts of the kernel's control groups, where no init system has made them.
+    # cgroupfs-mount mounts the kernel's control groups where no init system has done it.
     install_packages docker.io cgroupfs-mount iptables
     engine_answers && return 0
   fi
@@ -117,8 +129,8 @@ start_engine() {
     systemctl start docker </dev/null >"$log" 2>&1 || true
   else
     mountpoint -q /sys/fs/cgroup || ! command -v cgroupfs-mount >/dev/null || cgroupfs-mount
-    # In a session of its own and with no descriptor of ours: it outlives this script, and whoever reads
-    # this script's output sees it end.
+    # The engine outlives this script. It gets its own session and none of our descriptors, so that a reader of this
+    # script's output sees the output end.
     setsid dockerd </dev/null >"$log" 2>&1 &
     disown
   fi
@@ -132,8 +144,8 @@ start_engine() {
   return 1
 }
 
-# Containers for the tests: the engine runs and the images are there, or the reason why not is said once.
-# Where HEADWATER_REQUIRE_DOCKER=1, that is a failure, here and in every test.
+# Makes the images for the tests with containers, if an engine answers; else says once that these tests are skipped.
+# With HEADWATER_REQUIRE_DOCKER=1 a missing engine is a failure, here and in every test.
 prepare_containers() {
   if [ "$1" = start ] || [ "${HEADWATER_REQUIRE_DOCKER:-0}" = 1 ]; then
     start_engine || true
@@ -143,6 +155,6 @@ prepare_containers() {
   elif [ "${HEADWATER_REQUIRE_DOCKER:-0}" = 1 ]; then
     fail "no Docker engine: ${engine_trouble:-none answers}"
   else
-    say "SKIPPED (no Docker engine): the tests with containers${engine_trouble:+; $engine_trouble}"
+    say "no Docker engine: the tests with containers will be skipped${engine_trouble:+; $engine_trouble}"
   fi
 }
