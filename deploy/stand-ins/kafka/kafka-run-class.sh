@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every tool of Kafka is a Java class; this runs the one that its name stands for, or, under its own name, its first argument.
+# Every tool of Kafka is a Java class. This script runs the class that its name stands for or, under its own name, the class
+# in its first argument.
 set -euo pipefail
 
 log=/opt/kafka/config/tools-log4j2.yaml
@@ -39,7 +40,7 @@ esac
 # The files of the configuration directory exist once the broker has been started.
 [ -r "$log" ] || log=/etc/kafka/docker/$(basename "$log")
 
-# Classes as share-classes left them. A Java that cannot use the file, or another path, says nothing and reads the jars.
+# Java reads its classes from the file that share-classes left. If it cannot use the file, it reads the jars and says nothing.
 shared='-Xlog:cds=off -Xlog:cds+dynamic=off'
 if [ -n "${ARCHIVE_CLASSES:-}" ]; then
   shared="-XX:ArchiveClassesAtExit=$archive $shared"
@@ -47,7 +48,7 @@ elif [ -r "$archive" ]; then
   shared="-XX:SharedArchiveFile=$archive -Xshare:auto $shared"
 fi
 
-# Unquoted on purpose: these hold several options each.
+# Unquoted on purpose: each of these holds several options.
 # shellcheck disable=SC2086
 exec java $heap $shared -Djava.awt.headless=true -Dlog4j2.configurationFile="$log" -Dkafka.logs.dir=/opt/kafka/logs \
   ${KAFKA_JVM_PERFORMANCE_OPTS:-} ${KAFKA_JMX_OPTS:-} ${KAFKA_OPTS:-} -cp '/opt/kafka/libs/*' "$class" "$@"

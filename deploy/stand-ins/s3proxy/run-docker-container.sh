@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts S3Proxy with the settings that the environment states: S3PROXY_AUTHORIZATION is s3proxy.authorization,
-# JCLOUDS_FILESYSTEM_BASEDIR is jclouds.filesystem.basedir, and so on for those that tests use.
+# Starts S3Proxy with settings from the environment: S3PROXY_AUTHORIZATION is s3proxy.authorization,
+# JCLOUDS_FILESYSTEM_BASEDIR is jclouds.filesystem.basedir, and so on for the settings that tests use.
 set -eu
 mkdir -p "$JCLOUDS_FILESYSTEM_BASEDIR"
 properties=$(mktemp)
@@ -15,6 +15,6 @@ jclouds.identity=unused
 jclouds.credential=unused
 jclouds.filesystem.basedir=$JCLOUDS_FILESYSTEM_BASEDIR
 END
-# $S3PROXY_JAVA_OPTS is a list of words.
+# $S3PROXY_JAVA_OPTS holds several options.
 # shellcheck disable=SC2086
 exec java ${S3PROXY_JAVA_OPTS:-} -DLOG_LEVEL="$LOG_LEVEL" -cp '/opt/s3proxy:/opt/s3proxy/libs/*' org.gaul.s3proxy.Main --properties "$properties"
