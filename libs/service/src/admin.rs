@@ -1,4 +1,4 @@
-//! What operators and their machines ask over HTTP.
+//! The HTTP routes for operators and probes: `/healthz`, `/readyz`, `/metrics`.
 
 use std::fmt::Write as _;
 
@@ -11,8 +11,8 @@ use axum::{
 
 use crate::{Health, Metrics, metrics};
 
-/// `/healthz` (the process answers), `/readyz` (200 if every condition holds, else 503 with the reasons)
-/// and `/metrics` (OpenMetrics text).
+/// `/healthz` answers while the process lives, `/readyz` with 200 if every condition holds and else
+/// with 503 and the reasons, `/metrics` with OpenMetrics text.
 pub fn admin_router(health: &Health, metrics: &Metrics) -> Router {
     let (health, metrics) = (health.clone(), metrics.clone());
     Router::new()
@@ -26,7 +26,7 @@ pub fn admin_router(health: &Health, metrics: &Metrics) -> Router {
         )
 }
 
-/// One line per condition, so that `curl` shows at once what is missing.
+/// Has one line per condition, so that `curl` shows what is missing.
 fn readiness(health: &Health) -> impl IntoResponse + use<> {
     let conditions = health.conditions();
     let ready = conditions.iter().all(|(_, reason)| reason.is_none());

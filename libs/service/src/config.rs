@@ -1,11 +1,12 @@
-//! Settings in layers: defaults, then a TOML file, then `HEADWATER_…` of the environment, then flags.
+//! Settings in layers: defaults, then a TOML file, then `HEADWATER_…` of the environment, then
+//! flags.
 //!
-//! A later layer wins, key by key. A key that no layer may have is an error that names the key and where
-//! it stands, so that a misspelt setting never means "default". In the environment two underscores lead
-//! into a section and one is a hyphen: `HEADWATER_INGEST__MAX_EVENT` is `max-event` in `[ingest]`.
+//! A later layer wins, key by key. An unknown key is an error that names the key and the layer, so
+//! that a misspelt setting never means "default". In the environment two underscores lead into a
+//! section and one stands for a hyphen: `HEADWATER_INGEST__MAX_EVENT` is `max-event` in `[ingest]`.
 //!
-//! Settings are data: stores, clocks and clients are passed separately. A file that we ship states every
-//! default, and a test compares it with [`defaults`].
+//! Settings are data: stores, clocks and clients are passed separately. A settings file that we
+//! ship states every default, and a test compares it with [`defaults`].
 
 use std::{fs, io, path::PathBuf};
 
@@ -23,7 +24,7 @@ pub use size::ByteSize;
 
 const PREFIX: &str = "HEADWATER_";
 
-/// Variables with our prefix that are no settings: flags of the command line have them.
+/// Variables with our prefix that are not settings: they stand for flags of the command line.
 const FLAGS: [&str; 8] = [
     "HEADWATER_CONFIG",
     "HEADWATER_DATA",
@@ -71,7 +72,7 @@ impl Error {
     }
 }
 
-/// Where settings come from.
+/// The layers that settings come from.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     file: Option<PathBuf>,
@@ -83,14 +84,14 @@ pub struct Layers {
 
 #[derive(Clone, Debug)]
 struct Flag {
-    // As the person typed it, for messages.
+    // The flag as the person typed it, for messages.
     spelling: String,
     key: Vec<String>,
     value: String,
 }
 
 impl Layers {
-    /// Only the defaults.
+    /// The defaults alone.
     pub fn new() -> Self {
         Self::default()
     }
@@ -101,17 +102,17 @@ impl Layers {
         self
     }
 
-    /// Variables; those without the prefix are not ours. Pass [`settings_in`] the environment, or a test's
-    /// own.
+    /// Adds variables; those without our prefix are skipped. Filter the process's environment with
+    /// [`settings_in`] first.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment.extend(variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)));
-        // Their order is the system's whim, and `A__B` must come after `A`.
+        // The system gives them in any order, and `A__B` must come after `A`.
         self.environment.sort();
         self
     }
 
-    /// A flag that sets `key` (`ingest.max-event`), unless it was not given.
+    /// Adds a flag that sets `key` (`ingest.max-event`); with `None` the flag was not given.
     #[must_use]
     pub fn flag(mut self, spelling: &str, key: &str, value: Option<impl ToString>) -> Self {
         if let Some(value) = value {
@@ -121,27 +122,28 @@ impl Layers {
         self
     }
 
-    /// Keys that others read from the same file and environment; they are skipped, not refused.
-    /// Programs that share one file name each other's sections here.
+    /// Names keys that other programs read from the same file and environment: they are skipped,
+    /// not refused.
     #[must_use]
     pub fn foreign<'a>(mut self, keys: impl IntoIterator<Item = &'a str>) -> Self {
         self.foreign.extend(keys.into_iter().map(str::to_owned));
         self
     }
 
-    /// A table within a section whose keys have dots of their own. In a file they may be written as they are,
-    /// quoted or not, or with hyphens as in the environment: it is one key, so that a later layer wins.
+    /// Names a table within a section whose keys have dots. A file may write such a key with its
+    /// dots, quoted or not, or with hyphens as in the environment. All spellings are one key, so
+    /// that a later layer wins.
     #[must_use]
     pub fn flat(mut self, section: &str, table: &str) -> Self {
         self.flat.push((section.into(), table.into()));
         self
     }
 
-    /// Puts the layers on top of each other.
+    /// Reads the settings, each layer over the one before.
     ///
     /// # Errors
     ///
-    /// The first layer that has an unknown key or a value that does not fit.
+    /// A layer has an unknown key, or a value that does not fit.
     pub fn load<C>(&self) -> Result<C, Error>
     where
         C: Serialize + DeserializeOwned + Default,
@@ -149,7 +151,7 @@ impl Layers {
         self.load_as(defaults::<C>()?, Shape::new(None, &self.foreign))
     }
 
-    /// As [`Layers::load`], for a program whose settings are one section of a shared file: `[name]`.
+    /// As [`Layers::load`], for a program whose settings are the section `[name]` of a shared file.
     ///
     /// # Errors
     ///
@@ -172,7 +174,7 @@ impl Layers {
             let wrong = |detail| Error::File { path: path.clone(), detail };
             let text = fs::read_to_string(path)
                 .map_err(|source| Error::Unreadable { path: path.clone(), source })?;
-            // Once straight from the text, because then the message shows the line.
+            // The text alone is read first, because then an error shows the line.
             shape.read_text(&text).map_err(wrong)?;
             let mut layer: Table =
                 toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
@@ -206,14 +208,14 @@ impl Layers {
     }
 }
 
-/// The variables that may be settings: those of the command line's flags are none.
+/// The variables that may be settings, without those that stand for flags of the command line.
 pub fn settings_in(
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> impl Iterator<Item = (String, String)> {
     variables.into_iter().filter(|(name, _)| !FLAGS.contains(&name.as_str()))
 }
 
-/// The default settings as the table that a shipped file has to equal.
+/// The default settings as a table. A settings file that we ship has to equal it.
 ///
 /// # Errors
 ///
@@ -250,10 +252,10 @@ fn merge(into: &mut Table, layer: Table) {
     }
 }
 
-/// Sets one key from text and reads the whole again, so that what is refused is this key.
+/// Sets one key from text and reads the whole table again, so that an error is about this key.
 ///
-/// The text has no type: it is taken as text where the default is text, else as a TOML value, and
-/// otherwise as the other of the two.
+/// The text has no type. It is tried as text and as a TOML value: as text first where the default
+/// is text.
 fn set<C: DeserializeOwned>(
     shape: Shape<'_, C>,
     table: &mut Table,

@@ -6,21 +6,21 @@ use std::{
 
 use headwater_types::Remedy;
 
-/// The layout that this version writes. Raised when an older version could no longer read it.
+/// The layout that this version writes. It is raised when older versions can no longer read it.
 const FORMAT: u32 = 1;
 
-/// Enough that no two directories ever have the same name.
+/// With so many random bytes no two directories have the same identity.
 const ID_BYTES: usize = 8;
 
 /// A directory that belongs to this process for as long as this value lives.
 ///
-/// `FORMAT` in it says which layout it has, `LOCK` which process has it, and `DIRECTORY` tells it from all
-/// others: processes that read it say the same name to others.
+/// Its file `FORMAT` has the version of the layout, `LOCK` the process that owns it, and
+/// `DIRECTORY` its identity, which processes that read the directory tell to others.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     id: String,
-    // Held open: the lock ends with the process however that ends, so there is nothing to clean up.
+    // The system releases the lock when the process ends, however it ends.
     _lock: File,
 }
 
@@ -60,12 +60,12 @@ impl DataDirError {
 }
 
 impl DataDir {
-    /// Takes the directory, and creates it if there is none.
+    /// Locks the directory, and creates it if there is none.
     ///
     /// # Errors
     ///
-    /// Another process has it, a newer version wrote it, it holds something else, or the file system
-    /// refuses.
+    /// Another process has it, a newer version wrote it, it holds files that are not ours, or the
+    /// file system refuses.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
         let path = path.into();
         let io = |source| DataDirError::Io { path: path.clone(), source };
@@ -101,7 +101,7 @@ impl DataDir {
         Ok(Self { path, id, _lock: lock })
     }
 
-    /// Made at random when the directory was created, and never changed.
+    /// The identity of the directory: made at random when it was created, and never changed.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -115,7 +115,7 @@ impl DataDir {
 ///
 /// # Errors
 ///
-/// A newer version wrote the directory, it is somebody else's, or it cannot be read.
+/// A newer version wrote the directory, its files are not ours, or it cannot be read.
 pub fn directory_id(path: &Path) -> Result<Option<String>, DataDirError> {
     match fs::read_to_string(path.join("FORMAT")) {
         Ok(text) => check(path, &text)?,
@@ -154,7 +154,7 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            // The owner may be between taking the lock and writing its number.
+            // The owner may have taken the lock and not written its number yet.
             let _ = file.read_to_string(&mut text);
             let pid = if text.trim().is_empty() { "(unknown)" } else { text.trim() };
             return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.to_owned() });
@@ -178,7 +178,7 @@ fn check(path: &Path, text: &str) -> Result<(), DataDirError> {
     }
 }
 
-/// Whole or not at all: a crash in between leaves no such file, and the next start writes it again.
+/// Writes a file completely or not at all. After a crash the next start writes it again.
 fn write_whole(path: &Path, name: &str, line: &str) -> io::Result<()> {
     let new = path.join(format!("{name}.new"));
     let mut file = File::create(&new)?;
@@ -192,7 +192,7 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Something that we would not have put into a directory without FORMAT.
+/// A file that Headwater does not put into a directory before FORMAT.
 fn stranger(path: &Path) -> io::Result<Option<String>> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(DataDir::open(&one).unwrap().id(), id, "after a restart");
         assert_ne!(DataDir::open(&two).unwrap().id(), id);
 
-        // One of an earlier version has no name, and a crash may leave half of one.
+        // A directory of an earlier version has no identity, and a crash may leave half of a file.
         fs::remove_file(two.join("DIRECTORY")).unwrap();
         fs::write(two.join("DIRECTORY.new"), "ab").unwrap();
         assert_eq!(directory_id(&two).unwrap(), None);

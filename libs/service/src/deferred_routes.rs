@@ -1,4 +1,5 @@
-//! Services that are not there yet: until they are, who calls them is told so and tries again.
+//! Routes of a service that is still starting. Until the service has started, every call gets the
+//! answer that it should be tried again, with the conditions that the process waits for.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -15,14 +16,14 @@ use tower::ServiceExt as _;
 
 use crate::Health;
 
-/// The routes of one protocol, that come when the service has started.
+/// The routes of one protocol, which are set when the service has started.
 #[derive(Clone)]
-pub(crate) struct Late {
+pub(crate) struct DeferredRoutes {
     health: Health,
     router: Arc<RwLock<Option<Router>>>,
 }
 
-impl Late {
+impl DeferredRoutes {
     pub(crate) fn new(health: &Health) -> Self {
         Self { health: health.clone(), router: Arc::default() }
     }
@@ -31,30 +32,31 @@ impl Late {
         *self.router.write() = Some(router);
     }
 
-    /// A gRPC server's routes; what has not come yet is `UNAVAILABLE`.
+    /// The routes of a gRPC server. Until they are set, a call is answered with `UNAVAILABLE`.
     pub(crate) fn grpc(&self) -> RoutesBuilder {
-        let late = self.clone();
+        let routes = self.clone();
         Router::new()
             .fallback(move |request: Request| {
-                let late = late.clone();
+                let routes = routes.clone();
                 async move {
-                    late.answer(request, |why| Status::unavailable(why).into_http::<Body>()).await
+                    let refuse = |why: String| Status::unavailable(why).into_http::<Body>();
+                    routes.answer(request, refuse).await
                 }
             })
             .into()
     }
 
-    /// An HTTP server's routes; what has not come yet is 503.
+    /// The routes of an HTTP server. Until they are set, a request is answered with 503.
     pub(crate) fn http(&self) -> Router {
-        let late = self.clone();
+        let routes = self.clone();
         Router::new().fallback(move |request: Request| {
-            let late = late.clone();
+            let routes = routes.clone();
             async move {
-                late.answer(request, |why| {
+                let refuse = |why: String| {
                     (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], why + "\n")
                         .into_response()
-                })
-                .await
+                };
+                routes.answer(request, refuse).await
             }
         })
     }

@@ -15,7 +15,7 @@ use headwater_types::{Name, Offset, PartitionId, Remedy};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::{Health, Node, OnFailure, Shutdown, outage::Outage, remedy::chain};
+use crate::{Health, Node, OnFailure, Shutdown, error_chain::error_chain, outage::Outage};
 
 /// Both topics have one partition.
 const ONLY: PartitionId = PartitionId(0);
@@ -23,6 +23,7 @@ const ONLY: PartitionId = PartitionId(0);
 const READ_BYTES: usize = 1 << 20;
 /// How long a read waits at the end, and so how late a follower sees that it shall stop.
 const WAIT: Duration = Duration::from_millis(100);
+
 /// Why the control plane cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -329,7 +330,7 @@ impl Source {
                         Error::Log { source: headwater_log::Error::Unavailable(_), .. }
                     );
                 let report = if reported { Outage::note } else { Outage::failed };
-                report(outage, &chain(&error));
+                report(outage, &error_chain(&error));
                 sleep(outage.wait(), shutdown);
                 Ok(())
             }

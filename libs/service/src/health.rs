@@ -7,7 +7,10 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use crate::{OnFailure, Tasks, process::LOG};
+use crate::{OnFailure, Tasks};
+
+/// The name of the condition that the log can be reached.
+pub(crate) const LOG: &str = "log";
 
 /// Whether the process can serve: ready when every named [`Condition`] holds.
 ///
@@ -18,7 +21,7 @@ pub struct Health {
     unmet: Arc<watch::Sender<BTreeMap<String, Option<String>>>>,
 }
 
-/// One condition for being ready, held by whoever knows.
+/// One condition for being ready. The part of the process that knows its state holds it.
 #[derive(Clone)]
 pub struct Condition {
     name: String,
@@ -34,17 +37,18 @@ impl Condition {
         self.set(None, true);
     }
 
-    /// `reason` is for a person: what is missing, and for what it waits.
+    /// `reason` tells a person what is missing, and what it waits for.
     pub fn not_ready(&self, reason: impl Into<String>) {
         self.set(Some(reason.into()), true);
     }
 
-    /// As the two above, for who logs the change itself.
+    /// As [`Condition::ready`] or [`Condition::not_ready`], for a caller that logs the change
+    /// itself.
     pub(crate) fn set_quietly(&self, reason: Option<String>) {
         self.set(reason, false);
     }
 
-    /// The condition no longer matters: what it spoke for has ended.
+    /// Removes the condition: the part of the process that it spoke for has ended.
     pub fn remove(self) {
         self.health.unmet.send_modify(|conditions| {
             conditions.remove(&self.name);
@@ -72,7 +76,7 @@ impl Health {
         Self { unmet: Arc::new(watch::Sender::new(BTreeMap::new())) }
     }
 
-    /// Adds a condition that does not hold yet, because it is "starting".
+    /// Adds a condition that does not hold yet; its reason is "starting".
     #[must_use]
     pub fn condition(&self, name: impl Into<String>) -> Condition {
         let name = name.into();
@@ -82,7 +86,7 @@ impl Health {
         Condition { name, health: self.clone() }
     }
 
-    /// Removes all conditions but these: who held the others has ended.
+    /// Removes all conditions but these: the parts of the process that held the others have ended.
     pub(crate) fn keep(&self, names: &[&str]) {
         self.unmet.send_modify(|conditions| {
             conditions.retain(|name, _| names.contains(&name.as_str()));
@@ -98,8 +102,8 @@ impl Health {
         self.unmet.borrow().iter().map(|(name, reason)| (name.clone(), reason.clone())).collect()
     }
 
-    /// Whether the log as a whole cannot be reached. Then that was said, once for the process, and whoever
-    /// waits for the log has nothing to add.
+    /// Whether the log as a whole cannot be reached. The process has logged that once, so tasks
+    /// that wait for the log need not log it again.
     pub fn log_is_away(&self) -> bool {
         self.unmet.borrow().get(LOG).is_some_and(Option::is_some)
     }
@@ -114,9 +118,9 @@ impl Health {
             .await;
     }
 
-    /// The standard gRPC health service, kept current by a task. `services` are the full names of the
-    /// services that this server offers (`headwater.ingest.v1.IngestService`); the empty name stands
-    /// for the whole server, and is always there.
+    /// The standard gRPC health service, and a task that keeps it current. `services` are the full
+    /// names of the services that this server offers (`headwater.ingest.v1.IngestService`). The
+    /// empty name, which is always there, stands for the whole server.
     pub fn serve(&self, tasks: &Tasks, services: &[&str]) -> HealthServer<HealthService> {
         let reporter = HealthReporter::new();
         let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));

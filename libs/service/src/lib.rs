@@ -1,28 +1,31 @@
-//! What Headwater's binaries do alike, so that each service is only its duty.
+//! What all of Headwater's binaries need besides their duty: settings, tasks, health, servers,
+//! shutdown.
 //!
 //! | to | use |
 //! | --- | --- |
-//! | run something for as long as the process lives | [`Tasks`]: named, supervised, waited for at the end |
-//! | say that the process can or cannot serve | [`Health`]: named conditions behind gRPC health, `/healthz` and `/readyz` |
+//! | write a service's `main.rs` | [`service_main`], `run.rs`: arguments, settings, exit code |
+//! | see a process from start to end | `process.rs`: listen, connect, start, serve, drain |
+//! | be run by a process | [`Service`] |
+//! | serve gRPC and HTTP, and end in time | [`Servers`]; `deferred_routes.rs` while it starts |
+//! | run something as long as the process lives | [`Tasks`]: named, supervised, awaited |
+//! | tell whether the process can serve | [`Health`]: conditions behind gRPC health and `/readyz` |
 //! | count and measure | [`Metrics`]: one registry, every name begins with `headwater_` |
 //! | read settings | [`config`]: defaults, then a file, then the environment, then flags |
 //! | own a directory | [`DataDir`]: one process at a time, one format |
 //! | log and trace | [`telemetry`] |
-//! | try something again until it works | [`Outage`]: grows the waits, and says it once |
+//! | try something again until it works | [`Outage`]: growing waits, one log line per outage |
 //! | answer with an error | [`status`], [`exit_code`] |
 //! | follow the control plane | [`follow`] |
-//! | be run by a process | [`Service`] |
-//! | write a service's `main.rs` | [`service_main`] |
-//! | serve gRPC and HTTP, and end in time | [`Servers`] |
 //!
-//! [`Node`] bundles what every service needs to start; it is handed down, never looked up.
+//! [`Node`] bundles what every service needs to start. It is handed down, never looked up.
 
 pub mod admin;
 pub mod config;
 mod data_dir;
+mod deferred_routes;
+mod error_chain;
 pub mod follow;
 mod health;
-mod late;
 mod metrics;
 mod node;
 mod outage;
@@ -33,6 +36,7 @@ mod serve;
 mod service;
 mod settings;
 mod shutdown;
+mod task_failure;
 mod tasks;
 pub mod telemetry;
 
@@ -48,4 +52,5 @@ pub use serve::{GRACE, Served, Servers};
 pub use service::{Data, Service};
 pub use settings::{BINARY_SECTIONS, CheckpointsConfig, OWN_SECTIONS, ServerConfig};
 pub use shutdown::Shutdown;
-pub use tasks::{Backoff, Failure, OnFailure, StopReport, Tasks};
+pub use task_failure::TaskFailure;
+pub use tasks::{Backoff, OnFailure, StopReport, Tasks};

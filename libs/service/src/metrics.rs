@@ -8,55 +8,57 @@ use prometheus_client::{
 
 /// The process's metrics, as `/metrics` shows them. Cheap to clone; all clones are one registry.
 ///
-/// Every name begins with `headwater_`, then the service (`headwater_ingest_events_total`). Units are
+/// Every name begins with `headwater_` and the service (`headwater_ingest_events_total`). Units are
 /// base units and part of the name: `_seconds`, `_bytes`.
 #[derive(Clone)]
 pub struct Metrics {
-    shared: Arc<Shared>,
+    state: Arc<MetricsState>,
 }
 
-struct Shared {
+struct MetricsState {
     registry: Mutex<Registry>,
     before_encode: Mutex<Vec<Box<dyn Fn() + Send>>>,
 }
 
-/// What `/metrics` answers with.
+/// The content type of the answer to `/metrics`.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 impl Metrics {
     pub fn new() -> Self {
         let registry = Mutex::new(Registry::with_prefix("headwater"));
-        Self { shared: Arc::new(Shared { registry, before_encode: Mutex::default() }) }
+        Self { state: Arc::new(MetricsState { registry, before_encode: Mutex::default() }) }
     }
 
     /// Adds a metric and hands it back: keep the returned clone and change that.
     ///
-    /// `name` is without the `headwater_` prefix, and without `_total` for a counter; both are added.
-    /// `help` has no full stop at its end; one is added.
+    /// Give `name` without the `headwater_` prefix and a counter's `_total`, and `help` without a
+    /// full stop at its end: all three are added.
     pub fn register<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
-        self.shared.registry.lock().register(name, help, metric.clone());
+        self.state.registry.lock().register(name, help, metric.clone());
         metric
     }
 
-    /// Calls `refresh` before each answer, for gauges that are cheaper to ask than to keep current.
+    /// Calls `refresh` before each answer, for gauges that are cheaper to compute than to keep
+    /// current.
     pub fn before_encode(&self, refresh: impl Fn() + Send + 'static) {
-        self.shared.before_encode.lock().push(Box::new(refresh));
+        self.state.before_encode.lock().push(Box::new(refresh));
     }
 
-    /// Forgets all metrics: who registered them has ended, and its successor registers its own.
+    /// Forgets all metrics: the service that registered them has ended, and the next one registers
+    /// its own.
     pub(crate) fn clear(&self) {
-        self.shared.before_encode.lock().clear();
-        *self.shared.registry.lock() = Registry::with_prefix("headwater");
+        self.state.before_encode.lock().clear();
+        *self.state.registry.lock() = Registry::with_prefix("headwater");
     }
 
     /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
-        for refresh in &*self.shared.before_encode.lock() {
+        for refresh in &*self.state.before_encode.lock() {
             refresh();
         }
         let mut text = String::new();
-        // Writing to a string cannot fail; what is there is better than nothing.
-        let _ = text::encode(&mut text, &self.shared.registry.lock());
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut text, &self.state.registry.lock());
         text
     }
 }

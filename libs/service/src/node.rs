@@ -5,31 +5,31 @@ use headwater_types::{Clock, SystemClock};
 
 use crate::{Health, Metrics, Tasks};
 
-/// What every service needs to start. In `headwater dev` one node carries all four services.
+/// What every service needs to start. In `headwater dev` all four services share one node.
 #[derive(Clone)]
 pub struct Node {
     pub log: Arc<dyn Log>,
-    /// Shares the partitions out among processes.
+    /// Assigns partitions to processes.
     pub membership: Arc<dyn Membership>,
     pub tasks: Tasks,
     pub metrics: Metrics,
     pub health: Health,
     pub clock: Arc<dyn Clock>,
-    /// The directory that this process owns; see [`crate::DataDir`].
+    /// The data directory of this process; see [`crate::DataDir`].
     pub data: PathBuf,
-    /// Tells this process from others in logs, statuses and paths; a legal file name.
+    /// The name of this process in logs, statuses and paths. It is a legal file name.
     pub instance: String,
-    /// Names the data directory: processes that share it say the same.
+    /// The identity of the data directory, the same in all processes that share it.
     pub directory: String,
-    /// The URL of the store that keeps checkpoints for other machines; `None`: they stay on this disk.
+    /// The URL of the store for checkpoints; `None`: checkpoints stay on this disk.
     pub checkpoints: Option<String>,
-    /// The address at which other instances reach this one's gRPC services; `None`: there are no others.
+    /// The URL at which other instances reach this one; `None`: there are no other instances.
     pub advertise: Option<String>,
 }
 
 impl Node {
-    /// A node on the current runtime and the machine's clock, with nothing running yet.
-    /// It has the log, and all partitions, for itself.
+    /// A node on the current runtime and the machine's clock. No other process has partitions of
+    /// the log.
     pub fn new(log: Arc<dyn Log>, data: impl Into<PathBuf>, instance: impl Into<String>) -> Self {
         let instance = instance.into();
         Self {

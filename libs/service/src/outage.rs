@@ -1,29 +1,30 @@
 use std::time::{Duration, Instant};
 
-/// Tells of an outage once, and once that it is over, however often something is tried meanwhile.
+/// Logs an outage once when it begins and once when it ends, however often something is tried
+/// meanwhile, and says how long to wait before the next try.
 #[derive(Debug)]
 pub struct Outage {
     what: String,
     since: Option<Instant>,
-    /// What was said of it, without its numbers.
-    said: Vec<String>,
+    /// The kinds of reasons that were logged.
+    logged: Vec<String>,
     failures: u32,
 }
 
-/// Waits between two tries: doubled each time.
+/// Waits between two tries: from `FIRST`, doubled each time, up to `LONGEST`.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Reasons that are told apart in one outage; further ones are not said.
+/// Kinds of reasons that are logged in one outage; further kinds are not.
 const REASONS: usize = 3;
 
 impl Outage {
-    /// `what` is the subject of both lines: "the control topic".
+    /// `what` is the subject of both log lines: "the control topic".
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), since: None, said: Vec::new(), failures: 0 }
+        Self { what: what.into(), since: None, logged: Vec::new(), failures: 0 }
     }
 
-    /// It failed. Returns whether that is news, and then has said it.
+    /// Notes a failure, and logs it if its kind is new in this outage. Returns whether it is new.
     pub fn failed(&mut self, reason: &str) -> bool {
         let news = self.note(reason);
         if news {
@@ -32,14 +33,14 @@ impl Outage {
         news
     }
 
-    /// As [`Outage::failed`], for what others have said already.
+    /// As [`Outage::failed`], without a log line: something else has logged the outage.
     pub fn note(&mut self, reason: &str) -> bool {
         self.since.get_or_insert_with(Instant::now);
         self.failures = self.failures.saturating_add(1);
         let kind = kind(reason);
-        let news = self.said.len() < REASONS && !self.said.contains(&kind);
+        let news = self.logged.len() < REASONS && !self.logged.contains(&kind);
         if news {
-            self.said.push(kind);
+            self.logged.push(kind);
         }
         news
     }
@@ -49,17 +50,18 @@ impl Outage {
         FIRST.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(LONGEST)
     }
 
-    /// It works.
+    /// Notes a success, which ends an outage.
     pub fn over(&mut self) {
         if let Some(since) = self.since.take() {
             let seconds = since.elapsed().as_secs_f64();
             tracing::info!(what = self.what, seconds, "is back");
-            (self.said, self.failures) = (Vec::new(), 0);
+            (self.logged, self.failures) = (Vec::new(), 0);
         }
     }
 }
 
-/// The same for the same trouble: network libraries put times and counts into their messages.
+/// The kind of a reason: its text without numbers, because network libraries put times and counts
+/// into their messages.
 fn kind(reason: &str) -> String {
     let reason = reason.split(" (after ").next().unwrap_or_default();
     reason.chars().filter(|c| !c.is_ascii_digit()).collect()
@@ -79,12 +81,12 @@ mod tests {
 
         assert!(fail("refused (after 3ms in state CONNECT)").0);
         assert!(!fail("refused (after 7ms in state CONNECT, 30 identical error(s) suppressed)").0);
-        let said = ('a'..'k').filter(|letter| fail(&letter.to_string()).0).count();
-        assert_eq!(said, 1, "what is said of one outage is bounded");
+        let logged = ('a'..'k').filter(|letter| fail(&letter.to_string()).0).count();
+        assert_eq!(logged, 1, "what is logged of one outage is bounded");
 
         outage.over();
 
-        assert!(outage.failed("gone"), "a new outage is said again");
+        assert!(outage.failed("gone"), "a new outage is logged again");
         assert_eq!(outage.wait().as_millis(), 250);
     }
 }

@@ -1,13 +1,18 @@
-//! One service in a process of its own, from its first listener to its last line.
+//! One service in a process of its own, from its listeners to the last line that it prints.
 //!
 //! ```text
-//! listen ──► connect to the log ──► start the service ──► serve ──► signal ──► drain ──► flush ──► end
-//!   alive, not ready ─────────────────────────────────────┤ ready ├─ not ready ─────────────────────┤
+//! listen ──► connect ──► start the service ──► serve ──► signal ──► drain ──► flush ──► end
+//!   alive, not ready ──────────────────────────┤ ready ├─ not ready ─────────────────────┤
 //! ```
 //!
-//! The servers answer from the first moment, so that whoever watches the process sees that it is alive and
-//! why it is not ready. A log that cannot be reached is no reason to end: it is waited for. What only a
-//! person can mend is: a process that is restarted for ever tells nobody what is wrong.
+//! The servers answer from the first moment, so that probes see that the process is alive and why
+//! it is not ready. While the log cannot be reached the process waits for it. The process ends only
+//! for a fault that a person must correct: a process that is restarted for ever tells nobody what
+//! is wrong.
+//!
+//! The order of [`run`]: servers with [`DeferredRoutes`], the log ([`RemoteLog`]), the start of the
+//! service ([`StartLoop`]), serving, and then the shutdown: drain the servers, flush and close the
+//! log.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,70 +29,77 @@ use tokio::{
 use tonic::service::Routes;
 
 use crate::{
-    Condition, Health, Metrics, Node, Service, Shutdown, StopReport, Tasks, exit_code, follow,
-    late::Late,
+    Condition, Health, Metrics, Node, Service, Shutdown, StopReport, TaskFailure, Tasks,
+    deferred_routes::DeferredRoutes,
+    error_chain::error_chain,
+    exit_code, follow,
+    health::LOG,
     outage::Outage,
     remedy_of,
     serve::{Served, Servers},
     settings::Settings,
 };
 
-/// How long a log that has not answered yet is waited for before it is asked for something.
-const FIRST_CONTACT: Duration = Duration::from_secs(15);
+/// How long a start waits for the log to say that it can be reached, before it asks the log
+/// something.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long the tasks of a start that failed may take to end.
-const AFTER_FAILED_START: Duration = Duration::from_secs(5);
+const FAILED_START_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is always left for the log to write what it holds.
-const FLUSH: Duration = Duration::from_secs(1);
+/// The log has at least this long to write what it holds.
+const MIN_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the log may take to be taken down.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the destruction of the log's clients may take.
+const LOG_DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Is told whether the log can be reached, and else why not.
-pub(crate) type Told = Box<dyn Fn(Result<(), String>) + Send + Sync>;
+/// The name of the condition of the process itself, beside the log's and those of the service.
+const PROCESS: &str = "process";
+
+/// Is called when the log becomes reachable, or with the reason why it is not.
+pub(crate) type ReachabilityCallback = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 
 /// A log over a network, as its process sees it.
 pub(crate) struct RemoteLog {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) membership: Arc<dyn Membership>,
-    pub(crate) on_reachable: Box<dyn FnOnce(Told) + Send>,
-    /// Writes what it holds, within the time given.
+    pub(crate) on_reachable: Box<dyn FnOnce(ReachabilityCallback) + Send>,
+    /// Writes what the log holds, within the time given.
     pub(crate) close: Box<dyn FnOnce(Duration) + Send>,
 }
 
 impl RemoteLog {
-    /// Kafka. Waits for no broker: an error is one of the settings.
+    /// Makes the log on Kafka, without waiting for a broker. An error is a fault in the settings.
     pub(crate) fn kafka(config: &KafkaConfig, client: &str) -> Result<Self, headwater_log::Error> {
         let kafka = KafkaLog::connect(config, client)?;
         let (watched, closed) = (kafka.clone(), kafka.clone());
         Ok(Self {
             log: kafka.clone(),
             membership: kafka,
-            on_reachable: Box::new(move |told| watched.on_reachable(told)),
+            on_reachable: Box::new(move |callback| watched.on_reachable(callback)),
             close: Box::new(move |deadline| closed.close(deadline)),
         })
     }
 }
 
-/// Where a process is.
-pub(crate) struct Place {
+/// What the process has of its machine before it connects to anything.
+pub(crate) struct LocalResources {
     pub(crate) data: PathBuf,
     /// See [`Node::directory`].
     pub(crate) directory: String,
-    /// gRPC and HTTP.
+    /// The listeners of gRPC and of HTTP.
     pub(crate) listeners: (TcpListener, TcpListener),
 }
 
 /// How a process ended.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Outcome {
+pub(crate) struct ProcessExit {
     pub(crate) code: u8,
-    /// What a person is told.
+    /// The last line, for a person.
     pub(crate) line: String,
 }
 
-impl Outcome {
+impl ProcessExit {
     fn failed(remedy: Option<Remedy>, line: String) -> Self {
         Self { code: remedy.map_or(1, exit_code), line }
     }
@@ -96,12 +108,12 @@ impl Outcome {
 /// Runs the service until `stop` or a failure.
 pub(crate) async fn run<S: Service>(
     settings: Settings<S::Config>,
-    place: Place,
+    local: LocalResources,
     stop: &Shutdown,
     connect: impl FnOnce(&KafkaConfig, &str) -> Result<RemoteLog, headwater_log::Error>,
-) -> Outcome {
+) -> ProcessExit {
     let Settings { common, own } = settings;
-    let Place { data, directory, listeners } = place;
+    let LocalResources { data, directory, listeners } = local;
     let instance = common.server.instance();
     let (health, metrics) = (Health::new(), Metrics::new());
     let process = health.condition(PROCESS);
@@ -110,18 +122,18 @@ pub(crate) async fn run<S: Service>(
     log_condition.set_quietly(Some(format!("connecting to {servers}")));
 
     let server_tasks = Tasks::on(Handle::current(), Shutdown::new());
-    let (grpc, http) = (Late::new(&health), Late::new(&health));
+    let (grpc, http) = (DeferredRoutes::new(&health), DeferredRoutes::new(&health));
     let served = Served { grpc: grpc.grpc(), services: S::GRPC.to_vec(), http: http.http() };
     let servers_up = match Servers::start(&server_tasks, listeners, &health, &metrics, served) {
         Ok(servers) => servers,
-        Err(error) => return Outcome::failed(None, format!("cannot serve: {error:#}")),
+        Err(error) => return ProcessExit::failed(None, format!("cannot serve: {error:#}")),
     };
     let client = format!("headwater-{}-{instance}", S::NAME);
     let remote = match connect(&common.kafka, &client) {
         Ok(remote) => remote,
         Err(error) => {
-            let line = format!("[kafka] cannot be used: {}", crate::remedy::chain(&error));
-            return Outcome::failed(Some(Remedy::Correct), line);
+            let line = format!("[kafka] cannot be used: {}", error_chain(&error));
+            return ProcessExit::failed(Some(Remedy::Correct), line);
         }
     };
     let reachable = watch_log(remote.on_reachable, log_condition);
@@ -140,7 +152,7 @@ pub(crate) async fn run<S: Service>(
         checkpoints: common.checkpoints.url.clone(),
         advertise: Some(common.server.advertised()),
     };
-    let start = Start { process: &process, reachable, stop, servers: &server_tasks };
+    let start = StartLoop { process: &process, reachable, stop, servers: &server_tasks };
     let (started, work) = start.run::<S>(own, node).await;
     let (service, refused) = match started {
         Ok(service) => (service, None),
@@ -152,40 +164,37 @@ pub(crate) async fn run<S: Service>(
         grpc.set(routes.routes().prepare().into_axum_router());
         http.set(service.http());
         process.ready();
-        serve::<S>(&health, [stop, &work.shutdown(), &server_tasks.shutdown()]).await;
+        serve_until_stopped::<S>(&health, [stop, &work.shutdown(), &server_tasks.shutdown()]).await;
     }
 
     let draining = Instant::now();
     process.not_ready("shutting down");
     let deadline = common.server.stop_deadline;
     let mut report = servers_up.drain(&work, deadline).await;
-    let account = service.as_ref().and_then(S::account);
+    let summary = service.as_ref().and_then(S::summary);
     drop(service);
-    let left = deadline.saturating_sub(draining.elapsed()).max(FLUSH);
+    let left = deadline.saturating_sub(draining.elapsed()).max(MIN_FLUSH_TIMEOUT);
     let close = remote.close;
     let closing = tokio::task::spawn_blocking(move || close(left));
-    if timeout(left + FLUSH, closing).await.is_err() {
+    if timeout(left + MIN_FLUSH_TIMEOUT, closing).await.is_err() {
         report.still_running.push("log".into());
     }
-    // Clients of brokers that are away take long to destroy, and the process ends anyway.
-    let _ = timeout(left.min(FAREWELL), tokio::task::spawn_blocking(move || drop(log))).await;
+    // A client whose brokers are away takes long to destroy, and the process ends anyway.
+    let _ =
+        timeout(left.min(LOG_DROP_TIMEOUT), tokio::task::spawn_blocking(move || drop(log))).await;
     match refused {
-        Some(error) => Outcome::failed(remedy_of(&error), format!("cannot start: {error:#}")),
-        None => outcome(&report, draining.elapsed(), deadline, account),
+        Some(error) => ProcessExit::failed(remedy_of(&error), format!("cannot start: {error:#}")),
+        None => exit_of(&report, draining.elapsed(), deadline, summary),
     }
 }
 
-/// Conditions of the process itself, beside those of the service.
-const PROCESS: &str = "process";
-pub(crate) const LOG: &str = "log";
-
-/// Waits for the end, and says when everything is ready.
-async fn serve<S: Service>(health: &Health, [stop, work, servers]: [&Shutdown; 3]) {
-    let mut said = false;
+/// Waits until one of these shuts down. Prints a line when everything is ready for the first time.
+async fn serve_until_stopped<S: Service>(health: &Health, [stop, work, servers]: [&Shutdown; 3]) {
+    let mut printed = false;
     loop {
         tokio::select! {
-            () = health.wait_ready(), if !said => {
-                said = true;
+            () = health.wait_ready(), if !printed => {
+                printed = true;
                 eprintln!("headwater-{}: ready", S::NAME);
             }
             () = stop.cancelled() => return,
@@ -195,36 +204,38 @@ async fn serve<S: Service>(health: &Health, [stop, work, servers]: [&Shutdown; 3
     }
 }
 
-fn outcome(
+fn exit_of(
     report: &StopReport,
     took: Duration,
     deadline: Duration,
-    account: Option<String>,
-) -> Outcome {
+    summary: Option<String>,
+) -> ProcessExit {
     if let Some(failure) = &report.failure {
-        return Outcome::failed(failure.remedy, failure.to_string());
+        return ProcessExit::failed(failure.remedy, failure.to_string());
     }
-    let account = account.map(|account| format!("; {account}")).unwrap_or_default();
+    let summary = summary.map(|summary| format!("; {summary}")).unwrap_or_default();
     if report.still_running.is_empty() {
-        let line = format!("stopped in {:.1} s{account}", took.as_secs_f64());
-        return Outcome { code: 0, line };
+        let line = format!("stopped in {:.1} s{summary}", took.as_secs_f64());
+        return ProcessExit { code: 0, line };
     }
     let running = report.still_running.join(", ");
-    Outcome::failed(None, format!("did not stop within {deadline:?}: {running}{account}"))
+    ProcessExit::failed(None, format!("did not stop within {deadline:?}: {running}{summary}"))
 }
 
-/// Keeps the condition of the log, and says once that it is away and once that it is back.
+/// Keeps the condition of the log current, and logs each outage once when it begins and once when
+/// it ends.
 fn watch_log(
-    on_reachable: Box<dyn FnOnce(Told) + Send>,
+    on_reachable: Box<dyn FnOnce(ReachabilityCallback) + Send>,
     condition: Condition,
 ) -> watch::Receiver<Option<bool>> {
     let (sender, reachable) = watch::channel(None);
     let outage = Mutex::new(Outage::new("Kafka"));
-    on_reachable(Box::new(move |told| {
-        // Held for the whole of it, so that two calls at a time cannot say the opposite of each other.
+    on_reachable(Box::new(move |reached| {
+        // The lock is held to the end, so that two calls at a time cannot leave contradictory
+        // states.
         let mut outage = outage.lock();
-        sender.send_replace(Some(told.is_ok()));
-        match told {
+        sender.send_replace(Some(reached.is_ok()));
+        match reached {
             Ok(()) => {
                 outage.over();
                 condition.set_quietly(None);
@@ -239,17 +250,18 @@ fn watch_log(
     reachable
 }
 
-/// The start of a service, tried until it succeeds or a person is needed.
-struct Start<'a> {
+/// Starts a service, again and again until it succeeds or a person is needed.
+struct StartLoop<'a> {
     process: &'a Condition,
-    /// `None` until the log has said so for the first time.
+    /// Whether the log can be reached; `None` until that is known.
     reachable: watch::Receiver<Option<bool>>,
     stop: &'a Shutdown,
     servers: &'a Tasks,
 }
 
-impl Start<'_> {
-    /// The service, unless the process is to end; and the tasks to be waited for in any case.
+impl StartLoop<'_> {
+    /// Returns the service, or `None` if the process must end; and the tasks to wait for in any
+    /// case.
     async fn run<S: Service>(
         self,
         config: S::Config,
@@ -261,11 +273,11 @@ impl Start<'_> {
             node.tasks = Tasks::on(Handle::current(), Shutdown::new());
             let tasks = node.tasks.clone();
             let started = tokio::select! {
-                started = attempt::<S>(&mut reachable, config.clone(), &node) => started,
+                started = start_once::<S>(&mut reachable, config.clone(), &node) => started,
                 () = stop.cancelled() => return (Ok(None), tasks),
                 () = servers.wait() => return (Ok(None), tasks),
                 () = tasks.wait() => match tasks.failure() {
-                    Some(failure) => Err(failed(failure)),
+                    Some(failure) => Err(start_error(failure)),
                     None => return (Ok(None), tasks),
                 },
             };
@@ -276,12 +288,12 @@ impl Start<'_> {
             if remedy_of(&error) != Some(Remedy::Retry) {
                 return (Err(error), tasks);
             }
-            // The next attempt begins from nothing.
-            tasks.stop(AFTER_FAILED_START).await;
+            // The next start must find nothing of this one.
+            tasks.stop(FAILED_START_STOP_TIMEOUT).await;
             node.health.keep(&[PROCESS, LOG]);
             node.metrics.clear();
             let reason = format!("{error:#}");
-            // Of a log that is away enough is said.
+            // `watch_log` has logged already that the log is away.
             let away = *reachable.borrow() == Some(false);
             let news = if away { outage.note(&reason) } else { outage.failed(&reason) };
             if news {
@@ -295,22 +307,22 @@ impl Start<'_> {
     }
 }
 
-async fn attempt<S: Service>(
+async fn start_once<S: Service>(
     reachable: &mut watch::Receiver<Option<bool>>,
     config: S::Config,
     node: &Node,
 ) -> anyhow::Result<S> {
-    // A log that says that it is away need not be asked; one that says nothing has to be.
+    // The log may not say anything by itself: after the timeout it is asked.
     let there = reachable.wait_for(|reachable| *reachable == Some(true));
-    let _ = timeout(FIRST_CONTACT, there).await;
+    let _ = timeout(CONNECT_TIMEOUT, there).await;
     follow::create_topics(&*node.log).await?;
     S::start(config, node).await
 }
 
-/// A failure of a task as an error with the remedy that it had.
-fn failed(failure: crate::Failure) -> anyhow::Error {
+/// The failure of a task as the error of a start.
+fn start_error(failure: TaskFailure) -> anyhow::Error {
     match failure.remedy {
-        // What failed has been tried again by its own rules: whoever started it decides no more.
+        // The task was restarted by its own rule already, so the start is not tried again for it.
         Some(Remedy::Retry) | None => anyhow::anyhow!(failure.to_string()),
         Some(Remedy::Correct | Remedy::StandDown | Remedy::Repair) => anyhow::Error::new(failure),
     }

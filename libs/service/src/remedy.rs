@@ -5,7 +5,7 @@ use std::fmt::Display;
 use headwater_types::Remedy;
 use tonic::{Code, Status};
 
-use crate::{DataDirError, Failure, config, follow};
+use crate::{DataDirError, config, error_chain::error_chain, follow, task_failure::TaskFailure};
 
 /// The gRPC status of an error.
 ///
@@ -25,12 +25,12 @@ pub fn status(remedy: Remedy, message: impl Display) -> Status {
     Status::new(code, message.to_string())
 }
 
-/// The status of an error of the log, with the causes that it has.
+/// The status of an error of the log. Its message has the causes too.
 pub fn log_status(error: &headwater_log::Error) -> Status {
-    status(error.remedy(), chain(error))
+    status(error.remedy(), error_chain(error))
 }
 
-/// The exit code of a process that ends with an error: 1 failed, 2 wrong usage or definition, 3 not
+/// The exit code of a process that ends with an error: 1 failed; 2 wrong usage or definition; 3 not
 /// available now.
 pub fn exit_code(remedy: Remedy) -> u8 {
     match remedy {
@@ -40,7 +40,8 @@ pub fn exit_code(remedy: Remedy) -> u8 {
     }
 }
 
-/// Why a service does not start, by a library that this one does not know, and what would help.
+/// Why a service does not start, and what would help. A service makes one from an error of a
+/// library that this crate does not know.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refusal {
@@ -48,29 +49,17 @@ pub struct Refusal {
     pub remedy: Remedy,
 }
 
-/// The remedy of the outermost cause that has one; `None` if nobody knows.
+/// The remedy of the outermost cause that has one; `None` if no cause has one.
 pub fn remedy_of(error: &anyhow::Error) -> Option<Remedy> {
     error.chain().find_map(|cause| {
         let log = cause.downcast_ref::<headwater_log::Error>().map(headwater_log::Error::remedy);
         let follow = || cause.downcast_ref::<follow::Error>().map(follow::Error::remedy);
         let data = || cause.downcast_ref::<DataDirError>().map(DataDirError::remedy);
         let config = || cause.downcast_ref::<config::Error>().map(config::Error::remedy);
-        let failure = || cause.downcast_ref::<Failure>().and_then(|failure| failure.remedy);
+        let failure = || cause.downcast_ref::<TaskFailure>().and_then(|failure| failure.remedy);
         let refusal = || cause.downcast_ref::<Refusal>().map(|refusal| refusal.remedy);
         log.or_else(follow).or_else(data).or_else(config).or_else(failure).or_else(refusal)
     })
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -101,16 +90,5 @@ mod tests {
         for (error, expected) in cases {
             assert_eq!(remedy_of(&error), expected, "{error:#}");
         }
-    }
-
-    #[test]
-    fn causes_are_told_with_their_error() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("the log is unavailable")]
-        struct Outer(#[source] std::io::Error);
-        assert_eq!(
-            chain(&Outer(std::io::Error::other("no space"))),
-            "the log is unavailable: no space"
-        );
     }
 }

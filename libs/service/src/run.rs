@@ -14,17 +14,18 @@ use tokio::net::TcpListener;
 use crate::{
     Data, DataDir, Service, Tasks,
     config::{Layers, settings_in},
-    directory_id, exit_code,
-    process::{self, Place, RemoteLog},
-    remedy::chain,
+    directory_id,
+    error_chain::error_chain,
+    exit_code,
+    process::{self, LocalResources, RemoteLog},
     settings::{Error, Settings},
     telemetry,
 };
 
-/// How long a health check waits for the answer.
+/// How long a health check waits for its answer.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The whole `main` of a service's own binary: `main.rs` is
+/// The `main` of a service's own binary. Its `main.rs` is
 ///
 /// ```ignore
 /// fn main() -> std::process::ExitCode {
@@ -32,26 +33,26 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// }
 /// ```
 ///
-/// Reads and checks all settings (`--config FILE`, `HEADWATER_…`, `--set KEY=VALUE`) and runs the service on
-/// Kafka until a signal. `--check-config` and `--print-config` end before that; `--health-check` asks the
-/// process that runs with the same settings.
+/// It reads and checks all settings (`--config FILE`, `HEADWATER_…`, `--set KEY=VALUE`) and runs
+/// the service on Kafka until a signal. With `--check-config` or `--print-config` it ends before
+/// that. With `--health-check` it asks the process that runs with the same settings.
 ///
-/// Exit codes: 0 done; 1 failed, or not stopped within the deadline; 2 wrong settings, or a topic of ours
-/// that somebody made wrongly; 3 not available now.
+/// Exit codes: 0 done; 1 failed, or not stopped within the deadline; 2 wrong settings, or a topic
+/// of Headwater's own that somebody has created with other settings; 3 not available now.
 pub fn service_main<S: Service>() -> ExitCode {
-    let (code, text) = match read::<S>(std::env::args_os(), std::env::vars()) {
-        Todo::Say(code, text) => (code, text),
-        Todo::HealthCheck(http) => match health_check(http) {
+    let (code, text) = match parse::<S>(std::env::args_os(), std::env::vars()) {
+        Invocation::Print(code, text) => (code, text),
+        Invocation::HealthCheck(http) => match health_check(http) {
             Ok(text) => (0, text),
             Err(text) => (1, text),
         },
-        Todo::Run(settings) => {
+        Invocation::Run(settings) => {
             let (code, line) = run::<S>(*settings);
             eprintln!("headwater-{}: {line}", S::NAME);
             return ExitCode::from(code);
         }
     };
-    // Nobody is left to tell if the terminal is gone.
+    // If the terminal is gone, nobody is left to tell.
     let _ = if code == 0 {
         stdout().write_all(text.as_bytes())
     } else {
@@ -60,24 +61,24 @@ pub fn service_main<S: Service>() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// What the command line asks for.
-enum Todo<C> {
-    /// Print this, and end with this code.
-    Say(u8, String),
+/// What the command line asks the binary to do.
+enum Invocation<C> {
+    /// Prints this text, and ends with this code.
+    Print(u8, String),
     HealthCheck(SocketAddr),
     Run(Box<Settings<C>>),
 }
 
-fn read<S: Service>(
+fn parse<S: Service>(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> Todo<S::Config> {
+) -> Invocation<S::Config> {
     let matches = match command::<S>().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        // Help and version are no errors: clap says so by its exit code.
+        // clap reports help and version as errors with exit code 0.
         Err(error) => {
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
-            return Todo::Say(code, error.render().to_string());
+            return Invocation::Print(code, error.render().to_string());
         }
     };
     let asks_health = matches.get_flag("health-check");
@@ -85,25 +86,30 @@ fn read<S: Service>(
         .and_then(|layers| Settings::<S::Config>::load::<S>(&layers));
     let settings = match loaded {
         Ok(settings) => settings,
-        // To whoever checks health, every failure is the same.
-        Err(error) if asks_health => return Todo::Say(1, format!("error: {}\n", chain(&error))),
+        // A health check knows only healthy (0) and unhealthy (1).
+        Err(error) if asks_health => {
+            return Invocation::Print(1, format!("error: {}\n", error_chain(&error)));
+        }
         Err(error) => {
-            return Todo::Say(exit_code(Remedy::Correct), format!("error: {}\n", chain(&error)));
+            return Invocation::Print(
+                exit_code(Remedy::Correct),
+                format!("error: {}\n", error_chain(&error)),
+            );
         }
     };
     if asks_health {
-        return Todo::HealthCheck(settings.common.server.http);
+        return Invocation::HealthCheck(settings.common.server.http);
     }
     if matches.get_flag("check-config") {
-        return Todo::Say(0, "configuration is fine\n".into());
+        return Invocation::Print(0, "configuration is fine\n".into());
     }
     if matches.get_flag("print-config") {
         return match settings.print::<S>() {
-            Ok(text) => Todo::Say(0, text),
-            Err(error) => Todo::Say(exit_code(error.remedy()), format!("error: {error}\n")),
+            Ok(text) => Invocation::Print(0, text),
+            Err(error) => Invocation::Print(exit_code(error.remedy()), format!("error: {error}\n")),
         };
     }
-    Todo::Run(Box::new(settings))
+    Invocation::Run(Box::new(settings))
 }
 
 fn layers<S: Service>(
@@ -120,7 +126,7 @@ fn layers<S: Service>(
                 "--set {pair}: write KEY=VALUE, such as --set {name}.KEY=VALUE"
             )));
         };
-        // The names of librdkafka's settings have dots of their own.
+        // The names of librdkafka's settings have dots, which do not lead into sections.
         let key_path = match key.strip_prefix("kafka.settings.") {
             Some(setting) => format!("kafka.settings.{}", setting.replace('.', "-")),
             None => key.to_owned(),
@@ -168,9 +174,9 @@ fn command<S: Service>() -> Command {
         )
 }
 
-/// Asks `/readyz`: the answer, which is an error unless it is 200.
+/// Asks `/readyz`. The answer is an error unless its status is 200.
 fn health_check(http: SocketAddr) -> Result<String, String> {
-    // Who listens on all addresses is found on the loopback.
+    // A server that listens on all addresses is reached on the loopback.
     let mut address = http;
     if http.ip().is_unspecified() {
         address.set_ip(match http.ip() {
@@ -188,7 +194,7 @@ fn ask(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
     stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-    // HTTP/1.0: the answer is not chunked, and the server closes the connection after it.
+    // In HTTP/1.0 the answer is not chunked, and the server closes the connection after it.
     stream.write_all(format!("GET /readyz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(64 << 10).read_to_end(&mut answer)?;
@@ -201,7 +207,7 @@ fn run<S: Service>(settings: Settings<S::Config>) -> (u8, String) {
         Err(error) => return (1, format!("cannot start threads: {error}")),
     };
     let ended = runtime.block_on(run_until_signal::<S>(settings));
-    // What still blocks after the deadline must not hold the process.
+    // A thread that still blocks after the deadline must not keep the process alive.
     runtime.shutdown_background();
     ended
 }
@@ -211,13 +217,13 @@ async fn run_until_signal<S: Service>(settings: Settings<S::Config>) -> (u8, Str
     let server = settings.common.server.clone();
     let telemetry = match telemetry::init(&settings.common.telemetry, S::NAME, &server.instance()) {
         Ok(telemetry) => telemetry,
-        Err(error) => return correct(chain(&error)),
+        Err(error) => return correct(error_chain(&error)),
     };
-    // Taken before anything else: a second process must not touch the first one's files.
-    let directory = match Directory::take(S::DATA, &server.data) {
+    // The directory is locked first: a second process must not touch the files of the first.
+    let directory = match DataDirectory::take(S::DATA, &server.data) {
         Ok(directory) => directory,
         Err(error) => {
-            return (exit_code(error.remedy()), format!("server.data: {}", chain(&error)));
+            return (exit_code(error.remedy()), format!("server.data: {}", error_chain(&error)));
         }
     };
     let (grpc, http) = match (
@@ -238,23 +244,24 @@ async fn run_until_signal<S: Service>(settings: Settings<S::Config>) -> (u8, Str
         server.http,
         settings.common.kafka.bootstrap_servers
     );
-    let place =
-        Place { data: server.data, directory: directory.id.clone(), listeners: (grpc, http) };
-    let outcome = process::run::<S>(settings, place, &signals.shutdown(), RemoteLog::kafka).await;
-    // It blocks, and nothing else is left to do.
+    let directory_id = directory.id.clone();
+    let local =
+        LocalResources { data: server.data, directory: directory_id, listeners: (grpc, http) };
+    let exit = process::run::<S>(settings, local, &signals.shutdown(), RemoteLog::kafka).await;
+    // `Telemetry::shutdown` blocks.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     drop(directory);
-    (outcome.code, outcome.line)
+    (exit.code, exit.line)
 }
 
-/// What a process has of its data directory.
-struct Directory {
+/// The data directory of a process, as its service uses it.
+struct DataDirectory {
     id: String,
-    // For as long as the process lives.
+    // Held for as long as the process lives.
     _lock: Option<DataDir>,
 }
 
-impl Directory {
+impl DataDirectory {
     fn take(data: Data, path: &std::path::Path) -> Result<Self, crate::DataDirError> {
         match data {
             Data::Owns => {

@@ -1,8 +1,8 @@
-//! The two servers of a process, gRPC and HTTP, and how they end.
+//! The two servers of a process, gRPC and HTTP, and how they shut down.
 //!
-//! A client may ignore that a server is going: it keeps its connection, and the server would wait for it
-//! until the deadline of the whole shutdown. So the servers have [`GRACE`] once everything else has ended,
-//! and then their connections are cut.
+//! A client may keep its connection open although the server has asked it to leave, and the server
+//! would wait for it until the deadline of the whole shutdown. So the connections are cut [`GRACE`]
+//! after all other work of the process has ended.
 
 use std::{
     io,
@@ -27,22 +27,22 @@ use tonic::{
 
 use crate::{Health, Metrics, StopReport, Tasks, admin_router};
 
-/// How long clients may take to leave after the last of the process's own work has ended.
+/// How long clients may take to leave after the process's other work has ended.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// How long a connection that was cut may take to be gone.
+/// How long the servers may take to end after their connections were cut.
 const AFTER_CUT: Duration = Duration::from_secs(2);
 
-/// The share of the deadline after which what waits for others is asked to give up.
+/// The share of the deadline after which tasks are asked to stop waiting for others.
 const URGE_AFTER: f64 = 0.75;
 
-/// What the process serves.
+/// The routes and services of a process.
 pub struct Served {
-    /// The services, without health and reflection.
+    /// The gRPC services, without health and reflection.
     pub grpc: RoutesBuilder,
     /// Full names of the services, for the health service.
     pub services: Vec<&'static str>,
-    /// Without `/healthz`, `/readyz` and `/metrics`.
+    /// The HTTP routes, without `/healthz`, `/readyz` and `/metrics`.
     pub http: Router,
 }
 
@@ -53,12 +53,12 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Serves on both listeners until `tasks` are told to end. gRPC health and reflection are added, and so
-    /// are `/healthz`, `/readyz` and `/metrics`.
+    /// Serves on both listeners until the shutdown of `tasks`. Adds gRPC health and reflection, and
+    /// `/healthz`, `/readyz` and `/metrics`.
     ///
     /// # Errors
     ///
-    /// The descriptors that were compiled in are damaged.
+    /// The compiled-in descriptors are damaged.
     pub fn start(
         tasks: &Tasks,
         (grpc, http): (TcpListener, TcpListener),
@@ -85,8 +85,8 @@ impl Servers {
         Ok(Self { tasks: tasks.clone(), cut })
     }
 
-    /// Ends `work` and the servers, at most by the deadline: first what was accepted is finished, then
-    /// clients that did not leave lose their connections.
+    /// Ends `work` and then the servers, by the deadline. Accepted requests are finished first;
+    /// then the connections of clients that did not leave are cut.
     pub async fn drain(&self, work: &Tasks, deadline: Duration) -> StopReport {
         let started = Instant::now();
         self.tasks.shutdown().begin();
@@ -98,7 +98,7 @@ impl Servers {
         let mut report = work.stop(deadline).await;
         urging.abort();
         let left = deadline.saturating_sub(started.elapsed());
-        // Nothing of the process needs the clients any more; what they still read may be read to its end.
+        // Clients may still read their last answers.
         let polite = self.tasks.wait_idle(left.min(GRACE)).await;
         if !polite {
             tracing::info!("cutting the connections of clients that did not leave");
@@ -133,7 +133,7 @@ fn futures_stream(
     )
 }
 
-/// Listens for connections that can be cut.
+/// A listener whose connections can be cut.
 struct Listener {
     listener: TcpListener,
     cut: CancellationToken,
@@ -153,7 +153,7 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// A connection that ends when it is told to, whatever its client does.
+/// A connection that ends when it is cut, whatever its client does.
 struct Connection {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -161,12 +161,12 @@ struct Connection {
 
 impl Connection {
     fn new(stream: TcpStream, cut: &CancellationToken) -> Self {
-        // Small answers must not wait for more to send; where that cannot be set they only come later.
+        // Small answers must not wait for more data. Where this cannot be set they only come later.
         let _ = stream.set_nodelay(true);
         Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
     }
 
-    /// Also wakes the task when the connection is cut.
+    /// Fails if the connection was cut; else the task is woken when it is.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(context) {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),

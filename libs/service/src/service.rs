@@ -1,4 +1,4 @@
-//! What a service is to the process that runs it.
+//! The interface between a service and the process that runs it.
 
 use std::time::Duration;
 
@@ -8,56 +8,56 @@ use tonic::service::RoutesBuilder;
 
 use crate::Node;
 
-/// What a service does with the data directory of its process.
+/// How a service uses the data directory of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Data {
-    /// It keeps something there, and nobody else may: the directory is created and locked.
+    /// The service writes there, and no other process may: the directory is created and locked.
     Owns,
-    /// It reads what another process keeps there, if there is something.
+    /// The service reads what another process has written there, if there is something.
     Reads,
-    /// It needs none.
+    /// The service needs no directory.
     Unused,
 }
 
 /// One of the four services, as [`crate::service_main`] and `headwater dev` run it.
 pub trait Service: Sized + Send + Sync + 'static {
-    /// Its section in the settings, and its binary's name after `headwater-`.
+    /// The name of its section in the settings, and of its binary after `headwater-`.
     const NAME: &'static str;
-    /// What it does, in a line.
+    /// What the service does, in a line.
     const ABOUT: &'static str;
-    /// Full names of its gRPC services.
+    /// The full names of its gRPC services.
     const GRPC: &'static [&'static str];
-    /// What it does with the data directory.
+    /// How the service uses the data directory.
     const DATA: Data;
 
-    /// Its section.
+    /// Its section in the settings.
     type Config: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static;
 
-    /// Whether the settings fit together; an error names the key and the remedy.
+    /// Refuses settings that do not fit together. The error names the key and the remedy.
     fn check(config: &Self::Config) -> anyhow::Result<()>;
 
-    /// Whether they fit the log's groups, which may give a process's partitions to others once it has stood still
-    /// for so long.
+    /// Refuses settings that do not fit the log's consumer groups. A group may give the partitions
+    /// of a process to others once it has heard nothing of the process for `silence`.
     fn check_silence(_config: &Self::Config, _silence: Duration) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// Starts it. An error of the log among the causes decides whether this is tried again.
+    /// Starts the service. After an error whose remedy is to retry, the start is tried again.
     fn start(
         config: Self::Config,
         node: &Node,
     ) -> impl Future<Output = anyhow::Result<Self>> + Send;
 
-    /// Adds its gRPC services.
+    /// Adds the gRPC services to a server.
     fn add_to(&self, routes: &mut RoutesBuilder);
 
-    /// What it serves over HTTP.
+    /// The routes that the service has over HTTP.
     fn http(&self) -> Router {
         Router::new()
     }
 
-    /// What it has done, in a few words for the last line of the process.
-    fn account(&self) -> Option<String> {
+    /// What the service has done, in a few words for the last line of the process.
+    fn summary(&self) -> Option<String> {
         None
     }
 }

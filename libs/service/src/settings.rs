@@ -1,4 +1,4 @@
-//! What the binary of a service reads: the sections that all have, and its own.
+//! The settings of a service's binary: the sections that all binaries have, and its own.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -13,37 +13,40 @@ use toml::{Table, Value};
 
 use crate::{Service, config, config::Layers, telemetry::TelemetryConfig};
 
-/// The sections that the four services have in a shared file, each its own.
+/// The sections of the four services in a shared file, one per service.
 pub const OWN_SECTIONS: [&str; 4] = ["coordinator", "ingest", "processor", "query"];
 
-/// The sections that all binaries read, and that `headwater dev`, which has flags and no broker, skips.
+/// The sections that all binaries read and `headwater dev` skips: it has flags, and no broker.
 pub const BINARY_SECTIONS: [&str; 3] = ["kafka", "server", "checkpoints"];
 
-/// `[server]`: where the process listens, what it is called and where it keeps things.
+/// `[server]`: addresses, name and data directory of the process.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerConfig {
-    /// Address of gRPC. `0.0.0.0` in a container; there is no encryption, so elsewhere put a proxy before it.
+    /// Address of gRPC. In a container use `0.0.0.0`. Connections are not encrypted: outside a
+    /// trusted network put a proxy before it.
     #[schemars(with = "String")]
     pub listen: SocketAddr,
 
-    /// Address of HTTP: `/healthz`, `/readyz`, `/metrics`, and events in where the service takes them.
+    /// Address of HTTP: `/healthz`, `/readyz`, `/metrics`, and on ingest the route that takes
+    /// events.
     #[schemars(with = "String")]
     pub http: SocketAddr,
 
-    /// The URL at which other instances reach gRPC, such as `http://query-1:7400`. Without it that is
-    /// `listen`, with the host's name if it listens on all addresses.
+    /// The URL at which other instances reach gRPC, such as `http://query-1:7400`. Without it,
+    /// others use `listen`, with the host's name if `listen` is all addresses.
     pub advertise: Option<String>,
 
-    /// Tells this instance from others in logs, metrics and statuses. Without it that is the host's name:
-    /// two instances of a service on one host need a name each.
+    /// The name of this instance in logs, metrics and statuses. Without it, the host's name is
+    /// used: two instances of a service on one host need a name each.
     pub instance: Option<String>,
 
-    /// Directory for state. The processor and the coordinator lock theirs; the query service reads that of a
-    /// processor beside it; ingest needs none.
+    /// Directory for state. The processor and the coordinator lock theirs. The query service reads
+    /// the directory of a processor on the same machine. Ingest needs none.
     pub data: PathBuf,
 
-    /// How long shutdown may take. What was accepted is finished within it, or reported as not done.
+    /// How long shutdown may take. Requests that were accepted are finished within it, or reported
+    /// as not done.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub stop_deadline: Duration,
@@ -95,12 +98,12 @@ impl ServerConfig {
         Ok(())
     }
 
-    /// The name of this instance.
+    /// The name of this instance: as set, or else the host's.
     pub(crate) fn instance(&self) -> String {
         self.instance.clone().unwrap_or_else(host_name)
     }
 
-    /// Where others reach gRPC.
+    /// The URL at which other instances reach gRPC.
     pub(crate) fn advertised(&self) -> String {
         match &self.advertise {
             Some(url) => url.clone(),
@@ -125,16 +128,17 @@ fn host_name() -> String {
     if is_name(name) { name.to_owned() } else { "headwater".to_owned() }
 }
 
-/// `[checkpoints]`: where shards leave copies of themselves for other machines.
+/// `[checkpoints]`: the store that keeps checkpoints of shards for other machines.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CheckpointsConfig {
-    /// `s3://bucket/prefix`, or `file:///directory` that all processors and the coordinator see. Credentials come
-    /// from the usual variables (`AWS_ACCESS_KEY_ID`, …): [checkpoints.md](checkpoints.md).
+    /// URL of the store: `s3://bucket/prefix`, or `file:///directory` on a disk that all processors
+    /// and the coordinator share. Credentials come from the usual variables (`AWS_ACCESS_KEY_ID`,
+    /// …): [checkpoints.md](checkpoints.md).
     ///
-    /// * **With it** a shard that moves to another machine goes on from its last checkpoint.
-    /// * **Without it** it begins again at the start of the stream, and all processors must be on one machine
-    ///   with the coordinator for a replay to be compared.
+    /// * **With a store**, a shard that moves to another machine goes on from its last checkpoint.
+    /// * **Without one**, it begins again at the start of the stream, and a replay can only be
+    ///   compared if all processors are on the coordinator's machine.
     pub url: Option<String>,
 }
 
@@ -162,7 +166,7 @@ impl CheckpointsConfig {
     }
 }
 
-/// The sections that every binary has.
+/// The sections that every binary reads.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Common {
@@ -172,21 +176,21 @@ pub(crate) struct Common {
     pub(crate) checkpoints: CheckpointsConfig,
 }
 
-/// All that one binary reads.
+/// All settings of one binary.
 #[derive(Clone)]
 pub(crate) struct Settings<C> {
     pub(crate) common: Common,
     pub(crate) own: C,
 }
 
-/// Why the settings cannot be used. All of it is to be corrected by whoever wrote them.
+/// Why the settings cannot be used. The remedy is always to correct them.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Layers(#[from] config::Error),
     #[error(transparent)]
     Telemetry(#[from] crate::telemetry::Error),
-    /// Names the key and the remedy.
+    /// The message names the key and the remedy.
     #[error("{0}")]
     Refused(String),
 }
@@ -213,7 +217,7 @@ impl<C: Serialize + DeserializeOwned + Default> Settings<C> {
         Ok(Self { common, own })
     }
 
-    /// As TOML, without what nobody else may read.
+    /// The settings as TOML, with secrets replaced by `***`.
     pub(crate) fn print<S: Service<Config = C>>(&self) -> Result<String, config::Error> {
         let mut table = config::table_of(&self.common)?;
         table.insert(S::NAME.to_owned(), Value::Table(config::table_of(&self.own)?));

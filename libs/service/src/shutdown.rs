@@ -1,6 +1,6 @@
 use tokio_util::sync::CancellationToken;
 
-/// "Finish what you accepted, take nothing new, and return." Every task gets one; clones say the same.
+/// The signal to finish accepted work, take nothing new, and return. Every task gets a clone.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     begun: CancellationToken,
@@ -12,17 +12,17 @@ impl Shutdown {
         Self::default()
     }
 
-    /// For threads: ask between two pieces of work.
+    /// Whether shutdown has begun. A thread asks this between two pieces of work.
     pub fn is_cancelled(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// For tasks: resolves when shutdown begins, at once if it has begun.
+    /// Resolves when shutdown begins; at once if it has begun.
     pub async fn cancelled(&self) {
         self.begun.cancelled().await;
     }
 
-    /// As [`Shutdown::cancelled`], without a borrow: what servers take as their signal.
+    /// As [`Shutdown::cancelled`], without a borrow, as servers want it.
     pub fn cancelled_owned(&self) -> impl Future<Output = ()> + Send + 'static {
         self.begun.clone().cancelled_owned()
     }
@@ -32,18 +32,19 @@ impl Shutdown {
         self.begun.cancel();
     }
 
-    /// Resolves when most of the time for shutdown is over: whoever waits for others, such as for a log that
-    /// does not answer, now gives up and says so, while there is still somebody to say it to.
+    /// Resolves when most of the time for shutdown is over. A task that waits for others, such as
+    /// for a log that does not answer, gives up then and tells its clients, while they can still be
+    /// told.
     pub async fn urged(&self) {
         self.urged.cancelled().await;
     }
 
-    /// Asks for what is not done yet to be given up.
+    /// Asks tasks to give up what they wait for.
     pub fn urge(&self) {
         self.urged.cancel();
     }
 
-    /// A part of the process that can also end on its own, earlier than the whole.
+    /// The signal of a part of the process, which can also shut down earlier than the whole.
     #[must_use]
     pub fn child(&self) -> Self {
         Self { begun: self.begun.child_token(), urged: self.urged.child_token() }

@@ -11,11 +11,10 @@ use std::{
     time::Duration,
 };
 
-use headwater_types::Remedy;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
-use crate::Shutdown;
+use crate::{Shutdown, remedy::remedy_of, task_failure::TaskFailure};
 
 #[cfg(test)]
 mod tests;
@@ -38,8 +37,8 @@ impl OnFailure {
     }
 }
 
-/// Waits between restarts: doubled each time from `first` up to `longest`; a run that lasts longer than
-/// `longest` starts over.
+/// Waits between restarts: from `first`, doubled each time, up to `longest`. After a run that
+/// lasted longer than `longest` the waits begin at `first` again.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     pub first: Duration,
@@ -58,35 +57,13 @@ impl Backoff {
     }
 }
 
-/// The failure that ended the process.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{task} failed: {reason}")]
-pub struct Failure {
-    pub task: String,
-    /// The whole chain of causes, in one line.
-    pub reason: String,
-    /// What would help, if a cause says so.
-    pub remedy: Option<Remedy>,
-}
-
-impl Failure {
-    fn of(task: &str, error: &anyhow::Error) -> Self {
-        let (reason, remedy) = (format!("{error:#}"), crate::remedy_of(error));
-        Self { task: task.to_owned(), reason, remedy }
-    }
-
-    fn panicked(task: &str, panic: &(dyn Any + Send)) -> Self {
-        Self { task: task.to_owned(), reason: panic_reason(panic), remedy: None }
-    }
-}
-
-/// How a shutdown went.
+/// How a shutdown ended.
 #[derive(Clone, Debug, Default)]
 pub struct StopReport {
     /// Tasks that had not ended at the deadline.
     pub still_running: Vec<String>,
     /// Why shutdown began, if a task's failure was the reason.
-    pub failure: Option<Failure>,
+    pub failure: Option<TaskFailure>,
 }
 
 impl StopReport {
@@ -98,29 +75,29 @@ impl StopReport {
 /// The tasks and threads of a process. Cheap to clone; all clones are one set.
 #[derive(Clone)]
 pub struct Tasks {
-    shared: Arc<Shared>,
+    set: Arc<TaskSet>,
 }
 
-struct Shared {
+struct TaskSet {
     handle: Handle,
     shutdown: Shutdown,
     next: AtomicU64,
     running: Mutex<BTreeMap<u64, String>>,
     count: watch::Sender<usize>,
-    failure: Mutex<Option<Failure>>,
+    failure: Mutex<Option<TaskFailure>>,
 }
 
-/// Takes a task off the list, however it ended.
-struct Listed {
-    shared: Arc<Shared>,
+/// A task in the list of those that run. Dropping it removes the task, however the task ended.
+struct RunningEntry {
+    set: Arc<TaskSet>,
     id: u64,
 }
 
-impl Drop for Listed {
+impl Drop for RunningEntry {
     fn drop(&mut self) {
-        let mut running = self.shared.running.lock();
+        let mut running = self.set.running.lock();
         running.remove(&self.id);
-        self.shared.count.send_replace(running.len());
+        self.set.count.send_replace(running.len());
     }
 }
 
@@ -136,7 +113,7 @@ impl Tasks {
 
     /// Tasks on this runtime that end with this shutdown.
     pub fn on(handle: Handle, shutdown: Shutdown) -> Self {
-        let shared = Shared {
+        let set = TaskSet {
             handle,
             shutdown,
             next: AtomicU64::new(0),
@@ -144,54 +121,51 @@ impl Tasks {
             count: watch::Sender::new(0),
             failure: Mutex::default(),
         };
-        Self { shared: Arc::new(shared) }
+        Self { set: Arc::new(set) }
     }
 
-    /// The token that every task gets, for what runs beside tasks (servers, streams).
+    /// The signal that every task gets, for servers and streams that run beside the tasks.
     pub fn shutdown(&self) -> Shutdown {
-        self.shared.shutdown.clone()
+        self.set.shutdown.clone()
     }
 
-    /// Runs `run` as a task; it is called again for each restart.
+    /// Runs `run` as a task, and calls it again for each restart.
     pub fn spawn<F, R>(&self, name: impl Into<String>, on_failure: OnFailure, mut run: F)
     where
         F: FnMut(Shutdown) -> R + Send + 'static,
         R: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let name = name.into();
-        let (shared, listed) = (self.shared.clone(), self.list(&name));
+        let (set, entry) = (self.set.clone(), self.list(&name));
         let supervise = async move {
-            let _listed = listed;
+            let _entry = entry;
             let mut failures = 0;
             loop {
                 let started = tokio::time::Instant::now();
-                // A task of its own, so that a panic is a failure and not the end of its supervisor; the
+                // The future is a task of its own: a panic in it must not end this supervisor. The
                 // call that makes the future may panic too.
-                let future = catch_unwind(AssertUnwindSafe(|| run(shared.shutdown.clone())));
+                let future = catch_unwind(AssertUnwindSafe(|| run(set.shutdown.clone())));
                 let outcome = match future {
-                    Ok(future) => shared.handle.spawn(future).await,
+                    Ok(future) => set.handle.spawn(future).await,
                     Err(panic) => Ok(Err(anyhow::anyhow!(panic_reason(&*panic)))),
                 };
                 let failure = match outcome {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => Failure::of(&name, &error),
-                    Err(error) if error.is_panic() => {
-                        Failure::panicked(&name, &*error.into_panic())
-                    }
+                    Ok(Err(error)) => failed_with(&name, &error),
+                    Err(error) if error.is_panic() => panicked(&name, &*error.into_panic()),
                     Err(_) => return,
                 };
-                let Some(wait) =
-                    shared.failed(failure, on_failure, started.elapsed(), &mut failures)
+                let Some(wait) = set.failed(failure, on_failure, started.elapsed(), &mut failures)
                 else {
                     return;
                 };
                 tokio::select! {
-                    () = shared.shutdown.cancelled() => return,
+                    () = set.shutdown.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                 }
             }
         };
-        self.shared.handle.spawn(supervise);
+        self.set.handle.spawn(supervise);
     }
 
     /// Runs a future that cannot be restarted; its failure stops the process.
@@ -211,35 +185,34 @@ impl Tasks {
         });
     }
 
-    /// Runs `run` on a thread of its own, for work that blocks or computes; it is called again for each
-    /// restart, and asks its [`Shutdown`] between two pieces of work.
+    /// Runs `run` on a thread of its own, for work that blocks or computes, and calls it again for
+    /// each restart. `run` must ask its [`Shutdown`] between two pieces of work.
     pub fn spawn_thread<F>(&self, name: impl Into<String>, on_failure: OnFailure, mut run: F)
     where
         F: FnMut(Shutdown) -> anyhow::Result<()> + Send + 'static,
     {
         let name = name.into();
-        let (shared, listed) = (self.shared.clone(), self.list(&name));
+        let (set, entry) = (self.set.clone(), self.list(&name));
         let thread_name = name.clone();
         let body = move || {
-            let _listed = listed;
-            // Threads may start tasks and wait for asynchronous answers.
-            let _runtime = shared.handle.enter();
+            let _entry = entry;
+            // A thread may start tasks and wait for asynchronous answers.
+            let _runtime = set.handle.enter();
             let mut failures = 0;
             loop {
                 let started = std::time::Instant::now();
-                let outcome = catch_unwind(AssertUnwindSafe(|| run(shared.shutdown.clone())));
+                let outcome = catch_unwind(AssertUnwindSafe(|| run(set.shutdown.clone())));
                 let failure = match outcome {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => Failure::of(&name, &error),
-                    Err(panic) => Failure::panicked(&name, &*panic),
+                    Ok(Err(error)) => failed_with(&name, &error),
+                    Err(panic) => panicked(&name, &*panic),
                 };
-                let Some(wait) =
-                    shared.failed(failure, on_failure, started.elapsed(), &mut failures)
+                let Some(wait) = set.failed(failure, on_failure, started.elapsed(), &mut failures)
                 else {
                     return;
                 };
-                let ended = shared.handle.block_on(async {
-                    tokio::time::timeout(wait, shared.shutdown.cancelled()).await.is_ok()
+                let ended = set.handle.block_on(async {
+                    tokio::time::timeout(wait, set.shutdown.cancelled()).await.is_ok()
                 });
                 if ended {
                     return;
@@ -248,7 +221,7 @@ impl Tasks {
         };
         if let Err(error) = std::thread::Builder::new().name(thread_name.clone()).spawn(body) {
             let reason = format!("its thread could not be started: {error}");
-            self.shared.stop_for(Failure { task: thread_name, reason, remedy: None });
+            self.set.stop_for(TaskFailure { task: thread_name, reason, remedy: None });
         }
     }
 
@@ -264,20 +237,21 @@ impl Tasks {
         });
     }
 
-    /// Begins shutdown at the first SIGTERM or SIGINT; the second one ends the process at once, as an
-    /// impatient operator expects.
+    /// Begins shutdown at the first SIGTERM or SIGINT. The second signal ends the process at once,
+    /// as an impatient operator expects.
     ///
     /// # Errors
     ///
     /// The system refuses signal handlers.
     pub fn stop_on_signals(&self) -> std::io::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
-        let _runtime = self.shared.handle.enter();
+        let _runtime = self.set.handle.enter();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = self.shutdown();
-        // Not listed: it waits for a signal for ever, and nobody has to wait for it.
-        self.shared.handle.spawn(async move {
+        // This task is not listed: it waits for signals for ever, and shutdown must not wait for
+        // it.
+        self.set.handle.spawn(async move {
             let mut next = async || {
                 tokio::select! {
                     _ = terminate.recv() => ("SIGTERM", 143),
@@ -294,31 +268,31 @@ impl Tasks {
         Ok(())
     }
 
-    /// Names of what runs now.
+    /// The names of the tasks that run now.
     pub fn running(&self) -> Vec<String> {
-        self.shared.running.lock().values().cloned().collect()
+        self.set.running.lock().values().cloned().collect()
     }
 
-    /// The failure for which shutdown began, if that was the reason.
-    pub fn failure(&self) -> Option<Failure> {
-        self.shared.failure.lock().clone()
+    /// The failure for which shutdown began; `None` if something else was the reason.
+    pub fn failure(&self) -> Option<TaskFailure> {
+        self.set.failure.lock().clone()
     }
 
     /// Waits until shutdown has begun, by a signal, a failure or [`Tasks::stop`].
     pub async fn wait(&self) {
-        self.shared.shutdown.cancelled().await;
+        self.set.shutdown.cancelled().await;
     }
 
-    /// Waits until no task runs, at most so long, and says whether that came about.
+    /// Waits until no task runs, for `longest` at most. Returns whether no task runs.
     pub async fn wait_idle(&self, longest: Duration) -> bool {
-        let mut count = self.shared.count.subscribe();
+        let mut count = self.set.count.subscribe();
         tokio::time::timeout(longest, count.wait_for(|&count| count == 0)).await.is_ok()
     }
 
     /// Begins shutdown and waits until all tasks have ended, at most `deadline`.
     pub async fn stop(&self, deadline: Duration) -> StopReport {
-        self.shared.shutdown.begin();
-        // Whether it ended or timed out is what `running` says.
+        self.set.shutdown.begin();
+        // A timeout shows in `running`.
         let _ = self.wait_idle(deadline).await;
         let report = StopReport { still_running: self.running(), failure: self.failure() };
         if !report.still_running.is_empty() {
@@ -327,12 +301,12 @@ impl Tasks {
         report
     }
 
-    fn list(&self, name: &str) -> Listed {
-        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let mut running = self.shared.running.lock();
+    fn list(&self, name: &str) -> RunningEntry {
+        let id = self.set.next.fetch_add(1, Ordering::Relaxed);
+        let mut running = self.set.running.lock();
         running.insert(id, name.to_owned());
-        self.shared.count.send_replace(running.len());
-        Listed { shared: self.shared.clone(), id }
+        self.set.count.send_replace(running.len());
+        RunningEntry { set: self.set.clone(), id }
     }
 }
 
@@ -342,16 +316,16 @@ impl Default for Tasks {
     }
 }
 
-impl Shared {
-    /// Decides what follows a failure: `Some` wait before the next run, or `None` to end.
+impl TaskSet {
+    /// Handles a failure. Returns how long to wait before the next run; `None`: the task ends.
     fn failed(
         &self,
-        failure: Failure,
+        failure: TaskFailure,
         on_failure: OnFailure,
         ran: Duration,
         failures: &mut u32,
     ) -> Option<Duration> {
-        let Failure { task, reason, remedy: _ } = &failure;
+        let TaskFailure { task, reason, remedy: _ } = &failure;
         if self.shutdown.is_cancelled() {
             tracing::warn!(task, reason, "task failed during shutdown");
             return None;
@@ -373,11 +347,20 @@ impl Shared {
         }
     }
 
-    fn stop_for(&self, failure: Failure) {
+    fn stop_for(&self, failure: TaskFailure) {
         tracing::error!(task = failure.task, reason = failure.reason, "task failed, shutting down");
         self.failure.lock().get_or_insert(failure);
         self.shutdown.begin();
     }
+}
+
+fn failed_with(task: &str, error: &anyhow::Error) -> TaskFailure {
+    let (reason, remedy) = (format!("{error:#}"), remedy_of(error));
+    TaskFailure { task: task.to_owned(), reason, remedy }
+}
+
+fn panicked(task: &str, panic: &(dyn Any + Send)) -> TaskFailure {
+    TaskFailure { task: task.to_owned(), reason: panic_reason(panic), remedy: None }
 }
 
 fn panic_reason(panic: &(dyn Any + Send)) -> String {

@@ -1,4 +1,4 @@
-//! Logs to stderr, and traces to a collector if one is configured.
+//! Log lines to stderr, and traces to a collector if one is configured.
 
 use std::time::Duration;
 
@@ -11,32 +11,33 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines for people.
     #[default]
     Text,
-    /// One object per line, for machines.
+    /// One JSON object per line, for machines.
     Json,
 }
 
-/// `[telemetry]`: what the process tells about itself.
+/// `[telemetry]`: log lines and traces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TelemetryConfig {
-    /// Which log lines are written, in the syntax of `RUST_LOG`: a level, then exceptions by target.
+    /// Which log lines are written, in the syntax of `RUST_LOG`: a level, then exceptions by
+    /// target.
     ///
-    /// `debug` is for hunting one fault; on a busy node it costs throughput.
+    /// `debug` is for finding one fault; on a busy node it costs throughput.
     pub log: String,
 
     pub log_format: LogFormat,
 
-    /// The OTLP endpoint (gRPC) of a trace collector, such as `http://127.0.0.1:4317`. Without one no
-    /// exporter is started and spans cost next to nothing.
+    /// The OTLP endpoint (gRPC) of a trace collector, such as `http://127.0.0.1:4317`. Without one,
+    /// no exporter is started and spans cost next to nothing.
     pub otlp_endpoint: Option<String>,
 }
 
@@ -46,12 +47,12 @@ impl Default for TelemetryConfig {
     }
 }
 
-/// What a level alone does not turn on: the client of object stores has a line for each try of each request, while
-/// what comes of them is told, and told once, by whoever sent them.
+/// Added to every filter that does not name `object_store`: that client logs each try of each
+/// request, while the caller logs the outcome once.
 const QUIET: &str = "object_store=warn";
 
 impl TelemetryConfig {
-    /// What [`init`] would refuse, without starting anything.
+    /// Refuses what [`init`] would refuse, without starting anything.
     ///
     /// # Errors
     ///
@@ -93,7 +94,7 @@ pub enum Error {
     Started,
 }
 
-/// Keeps telemetry going; flush it at the end with [`Telemetry::shutdown`].
+/// Telemetry while it runs. Flush it at the end with [`Telemetry::shutdown`].
 #[derive(Debug)]
 #[must_use = "traces that are still buffered are lost unless `shutdown` is called"]
 pub struct Telemetry {
@@ -106,8 +107,8 @@ impl Telemetry {
         self.provider.is_some()
     }
 
-    /// Sends what is buffered, for a few seconds at most. Blocks: call it where nothing else is left to
-    /// do, or from a thread that may block.
+    /// Sends buffered traces, for a few seconds at most. It blocks: call it from a thread that may,
+    /// or when nothing else is left to do.
     pub fn shutdown(self) {
         if let Some(provider) = self.provider
             && let Err(error) = provider.shutdown_with_timeout(Duration::from_secs(5))
@@ -119,8 +120,8 @@ impl Telemetry {
 
 /// Starts logging, and the export of traces if an endpoint is configured, for the whole process.
 ///
-/// `service` and `instance` are `service.name` and `service.instance.id` of the traces. Call it inside
-/// a tokio runtime when an endpoint is configured.
+/// `service` and `instance` become `service.name` and `service.instance.id` of the traces. If an
+/// endpoint is configured, call this inside a tokio runtime.
 ///
 /// # Errors
 ///
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_of_object_stores_is_heard_of_only_by_those_who_name_it() {
+    fn the_object_store_client_logs_only_warnings_unless_the_filter_names_it() {
         let filter = |log: &str| {
             let config = TelemetryConfig { log: log.into(), ..TelemetryConfig::default() };
             config.filter().unwrap().to_string()

@@ -29,7 +29,7 @@ impl Service for Processor {
         self.add_to(routes);
     }
 
-    fn account(&self) -> Option<String> {
+    fn summary(&self) -> Option<String> {
         self.account()
     }
 }

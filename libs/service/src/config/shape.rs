@@ -1,4 +1,4 @@
-//! Which part of a shared file is read as which type.
+//! Reads a type from a whole settings file, or from one section of a file that programs share.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,8 +9,8 @@ use serde::de::{
 };
 use toml::Table;
 
-/// Reads a `C` from a whole table, or from one section that then is the only one, and skips what is
-/// foreign.
+/// Reads a `C` from a whole table, or from the one section that is allowed besides foreign keys.
+/// Foreign keys are skipped.
 pub(super) struct Shape<'a, C> {
     section: Option<&'a str>,
     foreign: &'a [String],
@@ -34,8 +34,8 @@ impl<'a, C: DeserializeOwned> Shape<'a, C> {
         self.deserialize(table.clone()).map_err(|error| line(&error))
     }
 
-    /// As [`Shape::read`]; what it refuses is shown in its line. An absent section is its default only
-    /// in a table that has been merged, so here it is passed over.
+    /// Checks the text of a file, as [`Shape::read`] does a table; an error shows the line. A file
+    /// may lack our section: only the table that it is merged into must have it.
     pub(super) fn read_text(self, text: &str) -> Result<(), String> {
         let table: Table = toml::from_str(text).map_err(|error| line(&error))?;
         if self.section.is_some_and(|section| !table.contains_key(section)) {
@@ -51,7 +51,7 @@ impl<'a, C: DeserializeOwned> Shape<'a, C> {
     }
 }
 
-/// The message, with the line of the file that it is about, unless there is a secret in it.
+/// The message of an error with the line of the file, unless the line has a secret.
 fn line(error: &toml::de::Error) -> String {
     let text = error.to_string();
     let shows_secret = |line: &str| {

@@ -2,7 +2,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A number of bytes: `"16 MiB"` in settings and messages; a bare number is bytes.
+/// A number of bytes. Settings and messages write `"16 MiB"`; a number without a unit is bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, schemars::JsonSchema)]
 #[schemars(with = "String")]
 pub struct ByteSize(pub u64);
@@ -22,13 +22,13 @@ impl ByteSize {
         Self(n << 30)
     }
 
-    /// As a length in memory; at most what this machine can address.
+    /// The number as a length in memory, limited to what this machine can address.
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
 
-/// In the greatest unit that divides it, so that it reads back as it was.
+/// Prints in the greatest unit that divides the number, so that it reads back unchanged.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fits = |&(_, unit): &(&str, u64)| self.0 != 0 && self.0.is_multiple_of(unit);
@@ -37,7 +37,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// The text is no size.
+/// The text is not a size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a size: write a whole number and B, KiB, MiB or GiB, such as \"16 MiB\"")]
 pub struct InvalidByteSize(String);

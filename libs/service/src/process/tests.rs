@@ -27,15 +27,15 @@ use crate::{Data, OnFailure, follow::ControlView, settings::Common};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What the service does.
+/// How the tested service behaves.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Config {
-    /// So many starts fail as if the log were moving.
+    /// This many starts fail as if a broker were moving.
     flaky: u32,
-    /// A task of it is fenced.
+    /// A task of the service is fenced.
     fenced: bool,
-    /// A task of it does not end.
+    /// A task of the service does not end.
     deaf: bool,
     #[serde(skip)]
     starts: Arc<AtomicU32>,
@@ -83,20 +83,20 @@ impl Service for Tested {
         axum::Router::new().route("/own", axum::routing::get(async || "mine"))
     }
 
-    fn account(&self) -> Option<String> {
+    fn summary(&self) -> Option<String> {
         Some("3 events".into())
     }
 }
 
-/// A process on a log that does what the test wants.
+/// A process on a log whose faults the test chooses.
 struct Process {
     log: Arc<FaultyLog>,
-    told: Arc<Mutex<Option<Told>>>,
+    callback: Arc<Mutex<Option<ReachabilityCallback>>>,
     flushed: Arc<AtomicBool>,
     stop: Shutdown,
     grpc: SocketAddr,
     http: SocketAddr,
-    ended: JoinHandle<Outcome>,
+    ended: JoinHandle<ProcessExit>,
 }
 
 impl Process {
@@ -111,30 +111,30 @@ impl Process {
         common.server.stop_deadline = stop_deadline;
         common.server.instance = Some("one".into());
         let settings = Settings { common, own: config };
-        let place = Place { data: "unused".into(), directory: String::new(), listeners };
-        let (told, flushed) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
-        let (tell, flush, fake) = (told.clone(), flushed.clone(), log.clone());
+        let local = LocalResources { data: "unused".into(), directory: String::new(), listeners };
+        let (callback, flushed) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
+        let (registered, flush, fake) = (callback.clone(), flushed.clone(), log.clone());
         let connect = move |_: &KafkaConfig, client: &str| {
             assert_eq!(client, "headwater-tested-one");
             Ok(RemoteLog {
                 log: fake.clone(),
                 membership: Arc::new(Alone::new(fake)),
-                on_reachable: Box::new(move |told| *tell.lock() = Some(told)),
+                on_reachable: Box::new(move |callback| *registered.lock() = Some(callback)),
                 close: Box::new(move |_| flush.store(true, SeqCst)),
             })
         };
         let stop = Shutdown::new();
         let stopped = stop.clone();
         let ended = Handle::current()
-            .spawn(async move { run::<Tested>(settings, place, &stopped, connect).await });
-        Self { log, told, flushed, stop, grpc, http, ended }
+            .spawn(async move { run::<Tested>(settings, local, &stopped, connect).await });
+        Self { log, callback, flushed, stop, grpc, http, ended }
     }
 
     fn tell(&self, reachable: Result<(), String>) {
-        self.told.lock().as_ref().expect("it has asked to be told")(reachable);
+        self.callback.lock().as_ref().expect("a callback is registered")(reachable);
     }
 
-    async fn end(self) -> (Outcome, bool) {
+    async fn end(self) -> (ProcessExit, bool) {
         let outcome = timeout(SOON, self.ended).await.expect("it ends").unwrap();
         (outcome, self.flushed.load(SeqCst))
     }
@@ -143,7 +143,7 @@ impl Process {
         get(self.http, path).await
     }
 
-    /// Waits until it answers so.
+    /// Waits until the path is answered with this status and a text that has this part.
     async fn until(&self, path: &str, status: u16, text: &str) {
         let mut last = String::new();
         let found = timeout(SOON, async {
@@ -159,7 +159,7 @@ impl Process {
         assert!(found.await.is_ok(), "{path} never was {status} {text:?}, at last: {last}");
     }
 
-    /// The code with which a call of the service is answered.
+    /// Calls the service; the code and message of the answer.
     async fn call(&self) -> (Code, String) {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
         let mut client = CatalogServiceClient::new(endpoint.connect().await.unwrap());
@@ -212,7 +212,7 @@ async fn a_process_is_alive_while_the_log_is_away_and_ready_when_it_is_there() {
     assert_eq!(process.call().await.0, Code::Unimplemented, "the service answers itself now");
     assert_eq!(process.health().await, ServingStatus::Serving);
 
-    // Gone again, and back: no reason to end.
+    // The log goes away again and comes back; the process does not end.
     process.log.away.store(true, SeqCst);
     process.tell(Err("refused".into()));
     process.until("/readyz", 503, "log: refused").await;
@@ -222,7 +222,7 @@ async fn a_process_is_alive_while_the_log_is_away_and_ready_when_it_is_there() {
     process.until("/readyz", 200, "ready").await;
 
     process.stop.begin();
-    let (Outcome { code, line }, flushed) = process.end().await;
+    let (ProcessExit { code, line }, flushed) = process.end().await;
     assert_eq!(code, 0, "{line}");
     assert!(line.starts_with("stopped in ") && line.ends_with(" s; 3 events"), "{line}");
     assert!(flushed, "what the log holds is written before the end");
@@ -271,7 +271,7 @@ async fn a_topic_of_ours_with_wrong_settings_ends_the_process_with_what_is_wrong
     process.until("/readyz", 503, "connecting").await;
     process.tell(Ok(()));
 
-    let (Outcome { code, line }, _) = process.end().await;
+    let (ProcessExit { code, line }, _) = process.end().await;
 
     assert_eq!(code, 2, "{line}");
     assert!(line.starts_with("cannot start: topic headwater.control"), "{line}");
@@ -285,7 +285,7 @@ async fn a_service_that_is_fenced_ends_the_process_with_1_and_says_why() {
     process.until("/readyz", 503, "").await;
     process.tell(Ok(()));
 
-    let (Outcome { code, line }, flushed) = process.end().await;
+    let (ProcessExit { code, line }, flushed) = process.end().await;
 
     assert_eq!(
         (code, line.as_str()),
@@ -303,7 +303,7 @@ async fn a_deadline_that_passes_is_a_failure_that_names_what_still_ran() {
     process.until("/readyz", 200, "ready").await;
     process.stop.begin();
 
-    let (Outcome { code, line }, _) = process.end().await;
+    let (ProcessExit { code, line }, _) = process.end().await;
 
     assert_eq!((code, line.as_str()), (1, "did not stop within 1s: deaf; 3 events"));
 }

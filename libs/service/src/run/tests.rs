@@ -35,17 +35,17 @@ impl Service for Ingest {
     fn add_to(&self, _: &mut RoutesBuilder) {}
 }
 
-fn read_with(arguments: &[&str], environment: &[(&str, &str)]) -> Todo<Config> {
+fn parse_with(arguments: &[&str], environment: &[(&str, &str)]) -> Invocation<Config> {
     let arguments = ["headwater-ingest"].iter().chain(arguments).map(OsString::from);
     let environment =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    read::<Ingest>(arguments, environment)
+    parse::<Ingest>(arguments, environment)
 }
 
-fn said(todo: Todo<Config>) -> (u8, String) {
-    match todo {
-        Todo::Say(code, text) => (code, text),
-        Todo::HealthCheck(_) | Todo::Run(_) => panic!("it says nothing"),
+fn printed(invocation: Invocation<Config>) -> (u8, String) {
+    match invocation {
+        Invocation::Print(code, text) => (code, text),
+        Invocation::HealthCheck(_) | Invocation::Run(_) => panic!("it prints nothing"),
     }
 }
 
@@ -69,7 +69,7 @@ fn one_file_serves_all_binaries_and_each_reads_its_part() {
     ];
     let arguments = ["--config", file.path().to_str().unwrap(), "--set", "ingest.max-events=6"];
 
-    let Todo::Run(settings) = read_with(&arguments, &environment) else { panic!("it runs") };
+    let Invocation::Run(settings) = parse_with(&arguments, &environment) else { panic!("it runs") };
 
     assert_eq!(settings.own, Config { max_events: 6 });
     let common = &settings.common;
@@ -82,7 +82,10 @@ fn one_file_serves_all_binaries_and_each_reads_its_part() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_remedy_and_exits_with_2() {
-    assert_eq!(said(read_with(&["--check-config"], &[])), (0, "configuration is fine\n".into()));
+    assert_eq!(
+        printed(parse_with(&["--check-config"], &[])),
+        (0, "configuration is fine\n".into())
+    );
     let cases: [(&[&str], &str); 9] = [
         (&["--set", "ingest.max-event=5"], "--set ingest.max-event: unknown field `max-event`"),
         (&["--set", "ingest.max-events=13"], "choose another number"),
@@ -97,7 +100,7 @@ fn what_is_wrong_is_named_with_its_remedy_and_exits_with_2() {
     for (arguments, expected) in cases {
         for flag in [None, Some("--check-config"), Some("--print-config")] {
             let arguments: Vec<_> = arguments.iter().copied().chain(flag).collect();
-            let (code, text) = said(read_with(&arguments, &[]));
+            let (code, text) = printed(parse_with(&arguments, &[]));
             assert_eq!(code, 2, "{text}");
             assert!(
                 text.starts_with("error: ") && text.contains(expected),
@@ -105,7 +108,7 @@ fn what_is_wrong_is_named_with_its_remedy_and_exits_with_2() {
             );
         }
     }
-    assert_eq!(said(read_with(&["--check-config", "--print-config"], &[])).0, 2);
+    assert_eq!(printed(parse_with(&["--check-config", "--print-config"], &[])).0, 2);
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn printed_settings_can_be_read_again_and_keep_secrets_to_themselves() {
         "kafka.settings.sasl.username=alice",
     ];
 
-    let (code, text) = said(read_with(&arguments, &environment));
+    let (code, text) = printed(parse_with(&arguments, &environment));
 
     assert_eq!(code, 0, "{text}");
     assert!(!text.contains("hunter2"), "{text}");
@@ -136,7 +139,7 @@ fn printed_settings_can_be_read_again_and_keep_secrets_to_themselves() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &text).unwrap();
     let arguments = ["--print-config", "--config", file.path().to_str().unwrap()];
-    assert_eq!(said(read_with(&arguments, &[])), (0, text));
+    assert_eq!(printed(parse_with(&arguments, &[])), (0, text));
 }
 
 #[test]
@@ -152,9 +155,9 @@ fn a_setting_of_librdkafka_is_one_however_a_file_spells_it() {
         std::fs::write(file.path(), text).unwrap();
         let arguments = ["--print-config", "--config", file.path().to_str().unwrap()];
         let environment = [("HEADWATER_KAFKA__SETTINGS__SASL_USERNAME", "environment")];
-        let (code, alone) = said(read_with(&arguments, &[]));
+        let (code, alone) = printed(parse_with(&arguments, &[]));
         assert!(code == 0 && alone.contains("sasl-username = \"file\""), "{text}: {alone}");
-        let (code, above) = said(read_with(&arguments, &environment));
+        let (code, above) = printed(parse_with(&arguments, &environment));
         assert!(code == 0 && above.contains("sasl-username = \"environment\""), "{text}: {above}");
         assert!(!above.contains("\"file\""), "{text}: {above}");
     }
@@ -170,7 +173,7 @@ fn a_line_with_a_secret_is_not_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let arguments = ["--check-config", "--config", file.path().to_str().unwrap()];
-        let (code, said) = said(read_with(&arguments, &[]));
+        let (code, said) = printed(parse_with(&arguments, &[]));
         assert_eq!(code, 2, "{said}");
         assert!(said.contains("line 2") && !said.contains("hunter2"), "{said}");
     }
@@ -189,7 +192,8 @@ fn a_health_check_says_what_the_process_says() {
             String::from_utf8(request[..read].to_vec()).unwrap()
         });
         let flag = format!("server.http={address}");
-        let Todo::HealthCheck(http) = read_with(&["--health-check", "--set", &flag], &[]) else {
+        let Invocation::HealthCheck(http) = parse_with(&["--health-check", "--set", &flag], &[])
+        else {
             panic!("it asks")
         };
         // All addresses: it is asked on the loopback.
@@ -205,6 +209,6 @@ fn a_health_check_says_what_the_process_says() {
 
     let nobody = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(health_check(nobody).unwrap_err().starts_with("no answer from"));
-    let (code, text) = said(read_with(&["--health-check", "--set", "nonsense.x=1"], &[]));
+    let (code, text) = printed(parse_with(&["--health-check", "--set", "nonsense.x=1"], &[]));
     assert_eq!(code, 1, "2 has a meaning of its own to those who check health: {text}");
 }

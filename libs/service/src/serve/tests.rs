@@ -39,11 +39,12 @@ async fn connect(address: SocketAddr) -> HealthClient<Channel> {
     HealthClient::new(endpoint.connect().await.unwrap())
 }
 
-/// Speaks HTTP/2 as far as it must, and hears nothing of what the server says: not of its going either.
+/// A client that speaks just enough HTTP/2 to open a request and ignores everything that the server
+/// sends, its GOAWAY too.
 async fn deaf_client(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-    // A stream that stays open: the headers of a request whose end never comes.
+    // The headers of a request that never ends keep a stream open.
     let headers = [0x83, 0x86, 0x84, 0x41, 0x01, b'x'];
     stream.write_all(&[0, 0, headers.len() as u8, 0x01, 0x04, 0, 0, 0, 1]).await.unwrap();
     stream.write_all(&headers).await.unwrap();
@@ -73,7 +74,7 @@ async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_c
     let mut deaf = deaf_client(fixture.grpc).await;
     let mut http = TcpStream::connect(fixture.http).await.unwrap();
     http.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    // Work that takes its time: clients are not cut off while it runs.
+    // Clients are not cut off while the process still works.
     let (shutdown, mut gone) = (fixture.work.shutdown(), sender.subscribe());
     fixture.work.spawn_once("work", async move {
         shutdown.cancelled().await;
@@ -85,7 +86,7 @@ async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_c
         let early = timeout(Duration::from_millis(500), deaf.read_to_end(&mut Vec::new())).await;
         assert!(early.is_err(), "cut off while the process still works");
         sender.send_replace(true);
-        // What comes is the server's farewell, and then the end of the connection.
+        // The server sends GOAWAY, and then the connection ends.
         let _ = timeout(SOON, deaf.read_to_end(&mut Vec::new())).await.expect("it is cut off");
         let _ = timeout(SOON, http.read_to_end(&mut Vec::new())).await.expect("it is cut off");
     };
@@ -99,7 +100,7 @@ async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_others_is_urged_before_the_deadline_and_who_does_not_end_is_named() {
+async fn a_task_that_waits_is_urged_before_the_deadline_and_one_that_does_not_end_is_named() {
     let fixture = serve(Router::new()).await;
     let (patient, urged) =
         (fixture.work.shutdown(), std::sync::Arc::new(tokio::sync::Notify::new()));

@@ -35,7 +35,7 @@ async fn shutdown_waits_for_every_task_and_thread() {
 }
 
 #[tokio::test]
-async fn who_does_not_stop_by_the_deadline_is_named() {
+async fn a_task_that_does_not_stop_by_the_deadline_is_named() {
     let tasks = Tasks::new();
     tasks.spawn_once("deaf", std::future::pending());
     tasks.spawn_once("prompt", async { Ok(()) });
