@@ -1,6 +1,6 @@
-//! How much is held in memory, and how an HTTP body becomes events that share its bytes.
+//! Reads an HTTP body, and splits it into events that share its bytes.
 
-use std::{cell::Cell, fmt, io::Read as _, sync::Arc, time::Duration};
+use std::{cell::Cell, fmt, io::Read as _, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,110 +10,28 @@ use bytes::{Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use headwater_service::config::ByteSize;
 use http_body_util::BodyExt as _;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use crate::{Config, refusal::Refusal};
+use crate::{
+    Config,
+    budget::{MemoryBudget, Reservation},
+    refusal::Refusal,
+};
 
-/// A body of which nothing arrives for so long is given up, so that it frees what it holds.
+/// A body is given up, and its memory freed, when nothing of it arrives for this long.
 const IDLE: Duration = Duration::from_secs(30);
 
 const INFLATE_STEP: usize = 64 << 10;
 
-/// The bytes that all requests together may hold.
-pub(crate) struct Budget {
-    bytes: Arc<Semaphore>,
-    limit: ByteSize,
-    gauge: Gauge,
-    refused: Counter,
-}
-
-/// A request's part of the budget, given back when dropped.
-pub(crate) struct Held {
-    permit: OwnedSemaphorePermit,
-    gauge: Gauge,
-    refused: Counter,
-    limit: ByteSize,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.gauge.dec_by(self.permit.num_permits() as i64);
-    }
-}
-
-impl Held {
-    /// Holds this many more bytes.
-    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let (limit, count) = (self.limit, u32::try_from(bytes).unwrap_or(u32::MAX));
-        match self.permit.semaphore().clone().try_acquire_many_owned(count) {
-            Ok(more) => {
-                self.gauge.inc_by(more.num_permits() as i64);
-                self.permit.merge(more);
-                Ok(())
-            }
-            Err(TryAcquireError::NoPermits) => {
-                self.refused.inc();
-                Err(Refusal::Busy { limit })
-            }
-            Err(TryAcquireError::Closed) => Err(Refusal::Stopping),
-        }
-    }
-}
-
-impl Budget {
-    pub(crate) fn new(limit: ByteSize, gauge: Gauge, refused: Counter) -> Self {
-        let permits = limit.bytes().min(Semaphore::MAX_PERMITS);
-        Self { bytes: Arc::new(Semaphore::new(permits)), limit, gauge, refused }
-    }
-
-    /// What these events hold while they are on their way.
-    pub(crate) fn cost(events: &[Bytes]) -> usize {
-        // Each also has a slice of the request and a result.
-        const PER_EVENT: usize = 96;
-        events.iter().map(|event| event.len() + PER_EVENT).sum()
-    }
-
-    /// At once, or not at all.
-    pub(crate) fn try_hold(&self, bytes: usize) -> Result<Held, Refusal> {
-        let mut held = self.nothing()?;
-        held.grow(self.possible(bytes) as usize)?;
-        Ok(held)
-    }
-
-    /// Waits until there is room.
-    pub(crate) async fn hold(&self, bytes: usize) -> Result<Held, Refusal> {
-        let permit = self.bytes.clone().acquire_many_owned(self.possible(bytes)).await;
-        let permit = permit.map_err(|_| Refusal::Stopping)?;
-        self.gauge.inc_by(permit.num_permits() as i64);
-        Ok(self.held(permit))
-    }
-
-    fn nothing(&self) -> Result<Held, Refusal> {
-        let permit = self.bytes.clone().try_acquire_many_owned(0).map_err(|_| Refusal::Stopping)?;
-        Ok(self.held(permit))
-    }
-
-    fn held(&self, permit: OwnedSemaphorePermit) -> Held {
-        Held { permit, gauge: self.gauge.clone(), refused: self.refused.clone(), limit: self.limit }
-    }
-
-    /// One request alone is never more than all, or it would wait for ever.
-    fn possible(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.min(self.limit.bytes())).unwrap_or(u32::MAX)
-    }
-}
-
-/// Reads a body that is no larger than allowed, neither as sent nor decompressed. A body that states
-/// its length is refused before anything of it is read.
+/// Reads a body that is within the limit, both as sent and decompressed. A body that states a
+/// larger length is refused before anything of it is read.
 pub(crate) async fn read(
     headers: &HeaderMap,
     mut body: Body,
     config: &Config,
-    budget: &Budget,
-) -> Result<(Bytes, Held), Refusal> {
+    budget: &MemoryBudget,
+) -> Result<(Bytes, Reservation), Refusal> {
     let limit = config.max_request;
     let too_large = |what: &str| Refusal::TooLarge { what: what.to_owned(), limit };
     let length = headers
@@ -132,7 +50,7 @@ pub(crate) async fn read(
                 )));
             }
         };
-    let mut held = budget.nothing()?;
+    let mut reserved = budget.empty()?;
     let mut bytes = BytesMut::with_capacity(length.unwrap_or_default().min(1 << 20) as usize);
     loop {
         let frame = tokio::time::timeout(IDLE, body.frame()).await.map_err(|_| {
@@ -145,19 +63,23 @@ pub(crate) async fn read(
         if bytes.len() + data.len() > limit.bytes() {
             return Err(too_large("the body"));
         }
-        held.grow(data.len())?;
+        reserved.grow(data.len())?;
         bytes.extend_from_slice(&data);
     }
     let bytes = bytes.freeze();
     if !gzip {
-        return Ok((bytes, held));
+        return Ok((bytes, reserved));
     }
-    let inflated = tokio::task::spawn_blocking(move || inflate(&bytes, limit, held)).await;
+    let inflated = tokio::task::spawn_blocking(move || inflate(&bytes, limit, reserved)).await;
     inflated.map_err(|_| Refusal::Stopping)?
 }
 
-/// Stops as soon as the result is over the limit, whatever else the input would become.
-fn inflate(bytes: &[u8], limit: ByteSize, mut held: Held) -> Result<(Bytes, Held), Refusal> {
+/// Decompresses a body, and stops as soon as the result is over the limit.
+fn inflate(
+    bytes: &[u8],
+    limit: ByteSize,
+    mut reserved: Reservation,
+) -> Result<(Bytes, Reservation), Refusal> {
     let mut decoder = MultiGzDecoder::new(bytes);
     let mut inflated = Vec::new();
     loop {
@@ -174,13 +96,13 @@ fn inflate(bytes: &[u8], limit: ByteSize, mut held: Held) -> Result<(Bytes, Held
             return Err(Refusal::TooLarge { what: "the decompressed body".into(), limit });
         }
         if read == 0 {
-            return Ok((Bytes::from(inflated), held));
+            return Ok((Bytes::from(inflated), reserved));
         }
-        held.grow(read)?;
+        reserved.grow(read)?;
     }
 }
 
-/// How the events of a body are told apart.
+/// How a body is split into events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// One event per line.
@@ -200,7 +122,7 @@ impl Format {
             | "application/ndjson"
             | "application/jsonl"
             | "text/plain" => Ok(Self::Lines),
-            // What curl says unless it is told otherwise.
+            // curl sends this type by default.
             "application/x-www-form-urlencoded" => Ok(Self::Lines),
             "application/json" => Ok(Self::Array),
             _ => Err(Refusal::Unsupported(format!(
@@ -209,7 +131,8 @@ impl Format {
         }
     }
 
-    /// The events, as slices of the body: their bytes are what came, and nothing is copied.
+    /// The events as slices of the body: their bytes are those that the client sent, and nothing is
+    /// copied.
     pub(crate) fn split(self, body: &Bytes, max_events: usize) -> Result<Vec<Bytes>, Refusal> {
         match self {
             Self::Lines => lines(body, max_events),
@@ -220,7 +143,7 @@ impl Format {
 
 fn lines(body: &Bytes, max_events: usize) -> Result<Vec<Bytes>, Refusal> {
     let mut events = Vec::new();
-    // What some editors put before UTF-8.
+    // Some editors put a byte order mark before UTF-8.
     let mut start = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
     for end in memchr::memchr_iter(b'\n', body).chain([body.len()]) {
         let line = body.get(start..end).unwrap_or_default();
@@ -278,7 +201,7 @@ impl<'de> Visitor<'de> for Items<'_> {
                 self.overfull.set(true);
                 return Err(A::Error::custom("too many events"));
             }
-            // Borrowed from the body, so it is a part of it.
+            // The item is borrowed from the body, so it is a part of it.
             events.push(self.body.slice_ref(item.get().as_bytes()));
         }
         Ok(events)
@@ -326,20 +249,5 @@ mod tests {
         assert!(matches!(split(Format::Array, b"[1,2,3,4]"), Err(Refusal::TooMany { limit: 3 })));
         assert_eq!(split(Format::Lines, b"1\n2\n3\n").unwrap().len(), 3);
         assert_eq!(split(Format::Array, b"[1,2,3]").unwrap().len(), 3);
-    }
-
-    #[test]
-    fn the_budget_is_given_back_and_never_overdrawn() {
-        let gauge = Gauge::default();
-        let budget = Budget::new(ByteSize(100), gauge.clone(), Counter::default());
-        let mut first = budget.try_hold(60).unwrap();
-        assert!(matches!(budget.try_hold(41), Err(Refusal::Busy { .. })));
-        first.grow(40).unwrap();
-        assert!(first.grow(1).is_err());
-        assert_eq!(gauge.get(), 100);
-        drop(first);
-        assert_eq!(gauge.get(), 0);
-        // One request alone is let in, even if it counts for more than all.
-        drop(budget.try_hold(1000).unwrap());
     }
 }

@@ -1,8 +1,9 @@
 //! The streams that events may go to.
 //!
-//! A key's partition follows from the number of partitions that the stream declares, and from nothing else. When
-//! partitions are added to the topic, events go on to the partitions that they always went to, until that is
-//! noticed; then nothing is appended any more. The view's shards stop at that time, too.
+//! A key's partition follows from the number of partitions that the stream declares, and from
+//! nothing else. When partitions are added to the topic, events go on to the partitions that they
+//! always went to, until that is noticed; then nothing is appended any more. The view's shards stop
+//! at that time, too.
 
 use std::{
     collections::HashMap,
@@ -39,8 +40,8 @@ pub(crate) struct Stream {
 /// Requests that ask a remote log at a time; each holds a thread while it waits.
 const QUESTIONS: usize = 16;
 
-/// How long a topic that cannot be used, or not be looked at, is not looked at again: those who come meanwhile
-/// are told the same, instead of waiting one after the other.
+/// How long a topic that cannot be used, or not be looked at, is not looked at again: those who
+/// come meanwhile are told the same, instead of waiting one after the other.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Stream {
@@ -53,8 +54,8 @@ impl Stream {
         self.idle.lock().push(validator);
     }
 
-    /// An append succeeded, or failed for this reason: each outage is said once, and one of the log as a whole
-    /// was said already.
+    /// An append succeeded, or failed for this reason: each outage is said once, and one of the log
+    /// as a whole was said already.
     pub(crate) fn note(&self, failure: Option<&str>) {
         let mut outage = self.outage.lock();
         match failure {
@@ -132,8 +133,8 @@ impl Catalog {
         }
     }
 
-    /// The stream of this name. One that was declared a moment ago is found: before "unknown" is said,
-    /// the catalog is read to its present end.
+    /// The stream of this name. One that was declared a moment ago is found: before "unknown" is
+    /// said, the catalog is read to its present end.
     pub(crate) async fn stream(&self, name: &str) -> Result<Arc<Stream>, Refusal> {
         let state = self.control.current();
         if let Some((name, entry)) = state.streams().get_key_value(name) {
@@ -188,8 +189,9 @@ impl Catalog {
         Some(stream)
     }
 
-    /// Looks at the topic of a stream that is used, if that is due, and forgets the stream if partitions were
-    /// added: the next request finds out, and is told, why it cannot be used. Nobody waits for that.
+    /// Looks at the topic of a stream that is used, if that is due, and forgets the stream if
+    /// partitions were added: the next request finds out, and is told, why it cannot be used.
+    /// Nobody waits for that.
     fn look_again(&self, stream: &Arc<Stream>) {
         // Nobody else can change a topic of a log of our own.
         if !self.log.is_remote() {
@@ -256,8 +258,9 @@ fn away_reason(error: &LogError) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// A topic may exist already, be written by others and forget by its owner's rules. Its partitions decide
-/// where a key belongs: with another number than declared, events would be stored where nobody expects them.
+/// A topic may exist already, be written by others and forget by its owner's rules. Its partitions
+/// decide where a key belongs: with another number than declared, events would be stored where
+/// nobody expects them.
 fn look_at_topic(log: &dyn Log, definition: &StreamDefinition) -> Result<(), Refusal> {
     let StreamDefinition { topic, partitions, .. } = definition;
     if let Some(spec) = headwater_log::block_on(log.topic(topic))? {

@@ -5,36 +5,40 @@ use headwater_service::config::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[ingest]`: how much is taken in at once.
+/// `[ingest]`: the limits of requests.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The largest request: a gRPC message, or an HTTP body before and after decompression.
     ///
-    /// It is refused before it is read. What is taken is held in memory until it is durable.
+    /// A larger request is refused before it is read. An accepted one is held in memory until it is
+    /// durable.
     pub max_request: ByteSize,
 
-    /// The largest single event; a larger one is rejected and the rest of its request goes on.
+    /// The largest event. A larger one is rejected, and the rest of its request goes on.
     pub max_event: ByteSize,
 
-    /// The most events in one request. Each costs memory for its result, however small it is.
+    /// The most events in one request. Each event costs memory for its result, however small it is.
     pub max_events: NonZeroUsize,
 
-    /// What all requests together may hold. Beyond it, requests are refused with `RESOURCE_EXHAUSTED` or
-    /// 429 and streams wait: a log that is slow for a moment must not become a process out of memory.
+    /// Memory that all requests together may hold. Beyond it, requests are refused with
+    /// `RESOURCE_EXHAUSTED` or 429, and `AppendStream` waits: a log that is slow for a moment must
+    /// not let the process run out of memory.
     pub in_flight: ByteSize,
 
-    /// Batches of one `AppendStream` that may be on their way to the log. More hides a longer fsync; an
-    /// error late in the stream then leaves more batches behind it unanswered.
+    /// Batches of one `AppendStream` that may wait for the log at a time. More batches hide a
+    /// longer fsync; an error in one of them leaves more batches behind it unanswered.
     pub stream_window: NonZeroUsize,
 
-    /// What `Retry-After` tells HTTP clients when the log is away or ingest is full. Whole seconds.
+    /// The value of `Retry-After` in HTTP answers when the log is away or ingest is full, in whole
+    /// seconds.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
 
-    /// How often a topic that is written to is asked whether it still has the partitions that its stream
-    /// declares. Until that is noticed events go to the partitions that are declared, and afterwards nowhere.
+    /// How often the service asks whether a topic still has the partitions that its stream
+    /// declares. Until a change is noticed, events go to the declared partitions; afterwards they
+    /// are refused.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub topic_interval: Duration,

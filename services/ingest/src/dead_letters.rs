@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::{append::Appender, body::Budget, catalog::Stream, refusal::Refusal};
+use crate::{append::Appender, budget::MemoryBudget, catalog::Stream, refusal::Refusal};
 
 /// Letters between the reading thread and the connection; each has at most the size of an event.
 const QUEUE: usize = 16;
@@ -34,7 +34,7 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 /// How long a remote log may keep us waiting for what it says it has.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A batch of `Replay`: as many as this or as large as this.
+/// A batch of a replay ends at this many events, or at this size.
 const BATCH: usize = 1000;
 const BATCH_BYTES: usize = 4 << 20;
 
@@ -107,7 +107,7 @@ impl DeadLetterService for DeadLetters {
         let selection = request.into_inner().selection.unwrap_or_default();
         let stream = self.appender.catalog().stream(&selection.stream).await?;
         let mut letters = self.read(stream.definition.dead_letter_topic(), selection)?;
-        let mut replay = Replay::new(&self.appender, stream);
+        let mut replay = DeadLetterReplay::new(&self.appender, stream);
         // Several views, and several generations of one, put the same record aside.
         let mut seen = HashSet::new();
         while let Some(letter) = letters.recv().await {
@@ -121,7 +121,7 @@ impl DeadLetterService for DeadLetters {
 }
 
 /// Dead letters on their way back.
-struct Replay<'a> {
+struct DeadLetterReplay<'a> {
     appender: &'a Appender,
     stream: Arc<Stream>,
     events: Vec<Bytes>,
@@ -130,7 +130,7 @@ struct Replay<'a> {
     response: ReplayDeadLettersResponse,
 }
 
-impl<'a> Replay<'a> {
+impl<'a> DeadLetterReplay<'a> {
     fn new(appender: &'a Appender, stream: Arc<Stream>) -> Self {
         let token = Token::new(stream.definition.name.clone());
         Self {
@@ -164,8 +164,9 @@ impl<'a> Replay<'a> {
         if events.is_empty() {
             return Ok(());
         }
-        let held = self.appender.budget().hold(Budget::cost(&events)).await?;
-        let answer = self.appender.submit(self.stream.clone(), events, held).await?.finish().await;
+        let reserved = self.appender.budget().reserve(MemoryBudget::cost(&events)).await?;
+        let answer =
+            self.appender.submit(self.stream.clone(), events, reserved).await?.finish().await;
         self.response.accepted += answer.accepted;
         self.response.rejected += answer.rejected;
         if let Ok(token) = answer.token.parse() {
@@ -241,7 +242,7 @@ fn scan(
     let Some(spec) = headwater_log::block_on(log.topic(topic))? else { return Ok(()) };
     let mut sources = Vec::new();
     for partition in (0..spec.partitions).map(PartitionId) {
-        sources.push(Source::open(log, topic, partition)?);
+        sources.push(PartitionScan::open(log, topic, partition)?);
     }
     for _ in 0..selection.limit {
         for source in &mut sources {
@@ -260,7 +261,7 @@ fn scan(
 }
 
 /// One partition of the dead-letter topic.
-struct Source {
+struct PartitionScan {
     reader: Box<dyn Reader>,
     /// The log, if it is one that takes its time.
     remote: Option<String>,
@@ -269,7 +270,7 @@ struct Source {
     done: bool,
 }
 
-impl Source {
+impl PartitionScan {
     fn open(log: &dyn Log, topic: &Name, partition: PartitionId) -> Result<Self, LogError> {
         let ends = headwater_log::block_on(log.ends(topic, partition))?;
         let reader = headwater_log::block_on(log.reader(topic, partition, ends.start))?;

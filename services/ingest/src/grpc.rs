@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use crate::{
-    append::{Appender, Pending},
-    body::Budget,
+    append::{Appender, PendingAppend},
+    budget::MemoryBudget,
     refusal::Refusal,
 };
 
@@ -36,9 +36,9 @@ impl IngestService for IngestGrpc {
         request: Request<AppendRequest>,
     ) -> Result<Response<AppendResponse>, Status> {
         let AppendRequest { stream, events } = request.into_inner();
-        let held = self.appender.budget().try_hold(Budget::cost(&events))?;
+        let reserved = self.appender.budget().try_reserve(MemoryBudget::cost(&events))?;
         let span = tracing::info_span!("append", stream, events = events.len());
-        Ok(Response::new(self.appender.append(&stream, events, held).instrument(span).await?))
+        Ok(Response::new(self.appender.append(&stream, events, reserved).instrument(span).await?))
     }
 
     type AppendStreamStream = BoxStream<'static, Result<AppendResponse, Status>>;
@@ -53,15 +53,15 @@ impl IngestService for IngestGrpc {
             appender: self.appender.clone(),
             shutdown: self.shutdown.clone(),
         };
-        // Batches are handed to the log one after the other, and wait for it together.
+        // Batches are handed to the log one after the other, and wait for its answers together.
         let answers = stream::unfold(Some(submissions), Submissions::next)
-            .map(async |pending: Result<Pending, Status>| Ok(pending?.finish().await))
+            .map(async |pending: Result<PendingAppend, Status>| Ok(pending?.finish().await))
             .buffered(window);
         Ok(Response::new(answers.boxed()))
     }
 }
 
-/// The batches of one `AppendStream`, checked and given to the log in their order.
+/// The batches of one `AppendStream`. They are checked and handed to the log in their order.
 struct Submissions {
     requests: Streaming<AppendRequest>,
     appender: Arc<Appender>,
@@ -69,8 +69,8 @@ struct Submissions {
 }
 
 impl Submissions {
-    /// The next batch. An error is the last item: what follows it is not taken.
-    async fn next(this: Option<Self>) -> Option<(Result<Pending, Status>, Option<Self>)> {
+    /// The next batch. An error is the last item: later batches are not read.
+    async fn next(this: Option<Self>) -> Option<(Result<PendingAppend, Status>, Option<Self>)> {
         let mut this = this?;
         match this.submit().await {
             Ok(Some(pending)) => Some((Ok(pending), Some(this))),
@@ -79,7 +79,7 @@ impl Submissions {
         }
     }
 
-    async fn submit(&mut self) -> Result<Option<Pending>, Status> {
+    async fn submit(&mut self) -> Result<Option<PendingAppend>, Status> {
         let request = tokio::select! {
             biased;
             () = self.shutdown.cancelled() => return Err(Refusal::Stopping.into()),
@@ -87,9 +87,9 @@ impl Submissions {
         };
         let Some(AppendRequest { stream, events }) = request else { return Ok(None) };
         let stream = self.appender.catalog().stream(&stream).await?;
-        let held = self.appender.budget().hold(Budget::cost(&events)).await?;
+        let reserved = self.appender.budget().reserve(MemoryBudget::cost(&events)).await?;
         let span =
             tracing::info_span!("append", stream = %stream.definition.name, events = events.len());
-        Ok(Some(self.appender.submit(stream, events, held).instrument(span).await?))
+        Ok(Some(self.appender.submit(stream, events, reserved).instrument(span).await?))
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) fn router(appender: Arc<Appender>) -> Router {
-    // The limit is ours: it also holds for what a body becomes when it is decompressed.
+    // axum's own limit is not used: ours also holds for a decompressed body.
     Router::new().route("/v1/streams/{stream}/events", post(events)).with_state(appender)
 }
 
@@ -43,15 +43,16 @@ async fn append(
 ) -> Result<AppendResponse, Refusal> {
     let (parts, body) = request.into_parts();
     let config = appender.config();
-    // All that can be refused without the body is refused without the body.
+    // Whatever can be refused without reading the body is refused before that.
     let format = Format::of(&parts.headers)?;
     let stream = appender.catalog().stream(stream).await?;
-    let (body, held) = body::read(&parts.headers, body, config, appender.budget()).await?;
+    let (body, reserved) = body::read(&parts.headers, body, config, appender.budget()).await?;
     let events = format.split(&body, config.max_events.get())?;
-    Ok(appender.submit(stream, events, held).await?.finish().await)
+    Ok(appender.submit(stream, events, reserved).await?.finish().await)
 }
 
-/// 200 all accepted, 207 some, 422 none, 503 none and trying again may help.
+/// The status is 200 if all events were accepted, 207 if some were, 422 if none was, and 503 if
+/// none was and sending them again may help.
 fn answer(appender: &Appender, response: &AppendResponse) -> Response {
     let retryable = |result: &AppendResult| match &result.outcome {
         Some(Outcome::Rejected(rejected)) => rejected.retryable,
@@ -80,7 +81,7 @@ fn refuse(appender: &Appender, refusal: &Refusal) -> Response {
     let (status, retry) = refusal.http();
     let mut response = json(appender, status, retry, &Error { error: refusal.to_string() });
     if status == StatusCode::PAYLOAD_TOO_LARGE {
-        // The rest of the body is not read, so the connection cannot carry another request.
+        // The rest of the body is not read, so the connection cannot be used again.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -114,7 +115,7 @@ struct Answer<'a> {
 
 struct Results<'a>(&'a [AppendResult]);
 
-/// One event's result: where it is, or why it is not there.
+/// One event's result: its place in the log, or why it was rejected.
 #[derive(Serialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 enum Line<'a> {

@@ -11,27 +11,27 @@ use prometheus_client::{
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Stream {
+struct StreamLabel {
     stream: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabels {
     stream: String,
     outcome: &'static str,
 }
 
-/// What ingest counts, for all streams.
+/// The metrics of ingest, for all streams.
 #[derive(Clone)]
 pub(crate) struct IngestMetrics {
-    events: Family<Outcome, Counter>,
-    bytes: Family<Stream, Counter>,
-    append_seconds: Family<Stream, Histogram, fn() -> Histogram>,
+    events: Family<OutcomeLabels, Counter>,
+    bytes: Family<StreamLabel, Counter>,
+    append_seconds: Family<StreamLabel, Histogram, fn() -> Histogram>,
     pub(crate) in_flight_bytes: Gauge,
     pub(crate) refused: Counter,
 }
 
-/// The same for one stream, looked up once.
+/// The metrics of one stream, looked up once.
 pub(crate) struct StreamMetrics {
     pub(crate) accepted: Counter,
     pub(crate) rejected: Counter,
@@ -70,9 +70,9 @@ impl IngestMetrics {
     }
 
     pub(crate) fn of(&self, stream: &Name) -> StreamMetrics {
-        let label = Stream { stream: stream.to_string() };
+        let label = StreamLabel { stream: stream.to_string() };
         let outcome = |outcome| {
-            let label = Outcome { stream: stream.to_string(), outcome };
+            let label = OutcomeLabels { stream: stream.to_string(), outcome };
             self.events.get_or_create(&label).clone()
         };
         StreamMetrics {

@@ -4,13 +4,13 @@ use headwater_service::{config::ByteSize, follow};
 use headwater_types::{Name, Remedy};
 use tonic::{Code, Status};
 
-/// Why a whole request was refused. Nothing of it is in the log.
+/// Why a whole request was refused. None of its events is in the log.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("there is no stream {stream:?}; {}", known_streams(.known))]
     UnknownStream { stream: String, known: Vec<Name> },
 
-    /// Written by a newer version, or damaged.
+    /// A newer version wrote the definition, or it is damaged.
     #[error("the definition of stream {stream} cannot be used: {reason}")]
     Definition { stream: Name, reason: String },
 

@@ -28,7 +28,7 @@ impl Service for Ingest {
         self.http()
     }
 
-    fn account(&self) -> Option<String> {
-        Some(self.account())
+    fn summary(&self) -> Option<String> {
+        Some(self.summary())
     }
 }

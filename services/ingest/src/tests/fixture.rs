@@ -94,8 +94,8 @@ impl Fixture {
         self.log.append(&topic, PartitionId(0), batch.build().unwrap()).await.unwrap();
     }
 
-    pub(super) fn account(&self) -> String {
-        self.ingest.account()
+    pub(super) fn summary(&self) -> String {
+        self.ingest.summary()
     }
 
     pub(super) fn client(&self) -> IngestServiceClient<Channel> {

@@ -1,4 +1,5 @@
-//! On a log over a network: it takes its time, goes away, and does not always know.
+//! Ingest on a log over a network, which is slow, goes away, and sometimes does not know whether it
+//! stored a batch.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -28,7 +29,7 @@ fn to(stream: &str) -> AppendRequest {
 #[tokio::test]
 async fn a_log_that_takes_its_time_holds_no_worker() {
     let fixture = remote().await;
-    // One thread runs all of this test: whoever blocks it stops the ticking.
+    // One thread runs this whole test: a question that blocks it stops the ticking.
     let longest = Arc::new(Mutex::new(Duration::ZERO));
     let gap = longest.clone();
     Handle::current().spawn(async move {
@@ -71,7 +72,7 @@ async fn events_that_may_be_stored_are_said_to_be_perhaps_not_stored() {
     let answer = fixture.post(&[], event(1)).await;
     assert_eq!((answer.status.as_u16(), answer.retry_after.as_deref()), (503, Some("1")));
     assert_eq!(answer.json["results"][0]["reason"], expected);
-    assert!(fixture.account().ends_with("1 accepted, 2 rejected, of which 2 are perhaps stored"));
+    assert!(fixture.summary().ends_with("1 accepted, 2 rejected, of which 2 are perhaps stored"));
 }
 
 #[tokio::test]
@@ -92,13 +93,13 @@ async fn answers_and_tokens_name_the_offsets_at_which_the_log_stored_the_events(
 }
 
 #[tokio::test]
-async fn while_the_log_is_away_requests_are_refused_as_our_trouble_and_it_is_not_stormed() {
+async fn while_the_log_is_away_requests_are_refused_as_unavailable_and_it_gets_few_questions() {
     let fixture = remote().await;
     assert_eq!(fixture.append(vec![event(1)]).await.accepted, 1);
     fixture.declare("refunds", &ORDERS.replace("orders", "refunds")).await;
     soon(async { while fixture.client().append(to("refunds")).await.is_err() {} }).await;
     fixture.declare("visits", &ORDERS.replace("orders", "visits")).await;
-    // Known, but nobody has looked at its topic yet.
+    // The stream is known, and its topic was not looked at yet.
     soon(async {
         loop {
             let known = fixture.client().append(to("nobody")).await.unwrap_err();
@@ -120,7 +121,7 @@ async fn while_the_log_is_away_requests_are_refused_as_our_trouble_and_it_is_not
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         assert_eq!(refused.message(), "the log is unavailable: the broker is gone");
     }
-    // The followers of the control plane ask too, a few times a second.
+    // The followers of the control plane ask a few times a second too.
     let asked = fixture.log.questions() - asked;
     assert!(asked < 60, "{asked} questions for 200 requests");
     let answer = fixture.post_to("visits", &[], event(1)).await;
@@ -171,7 +172,7 @@ async fn partitions_that_are_added_to_a_topic_get_no_event_and_end_the_appends()
     assert_eq!(fixture.append(users()).await.accepted, 40);
     dead_letters::put_two(&fixture).await;
     fixture.log.spared.lock().insert("orders.dead-letters".into());
-    // An `AppendStream` that is open meanwhile finds out, too.
+    // An `AppendStream` that is open meanwhile is refused too.
     let (requests, open) = tokio::sync::mpsc::channel(1);
     let open = tokio_stream::wrappers::ReceiverStream::new(open);
     let mut answers = fixture.client().append_stream(open).await.unwrap().into_inner();
@@ -198,7 +199,7 @@ async fn partitions_that_are_added_to_a_topic_get_no_event_and_end_the_appends()
     let mut letters = fixture.dead_letters().list(letters).await.unwrap().into_inner();
     assert!(letters.message().await.unwrap().is_some(), "they can be read nevertheless");
 
-    // However many ask, the log is not.
+    // Many requests cost few questions.
     let asked = fixture.log.questions();
     for _ in 0..200 {
         fixture.client().append(to("orders")).await.unwrap_err();
@@ -242,7 +243,7 @@ async fn a_process_that_ends_answers_for_what_the_log_does_not_answer() {
     assert!(retryable);
     assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
     assert_eq!(
-        fixture.account(),
+        fixture.summary(),
         "1 requests were waiting for the log and were answered; \
          events since the start: 1 accepted, 1 rejected, of which 1 are perhaps stored"
     );
