@@ -1,4 +1,5 @@
-//! What can be typed. Verbs, machine output and exit codes are stable: people script against them.
+//! The arguments of the command line. Verbs, machine output and exit codes are stable: people
+//! script against them.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -99,7 +100,7 @@ pub struct DevArgs {
     pub config: Option<PathBuf>,
 }
 
-/// How a program or a person wants the answer.
+/// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Columns for people
@@ -373,30 +374,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_service_has_its_own_address_or_that_of_all() {
-        use crate::client::Service::{Coordinator, Ingest, Query};
-        let address = |arguments: &[&str], service: crate::client::Service| {
-            let arguments = ["headwater"].iter().chain(arguments).chain(&["status"]);
-            let servers = Cli::try_parse_from(arguments).unwrap().servers;
-            let (url, option) = service.address(&servers);
-            (url.to_owned(), option)
-        };
-        // The environment of whoever runs the tests may have addresses too.
-        let all = ["--server", "a:1"];
-        for (service, option) in [
-            (Ingest, "--ingest-server"),
-            (Query, "--query-server"),
-            (Coordinator, "--coordinator-server"),
-        ] {
-            if std::env::var_os(service.variable()).is_none() {
-                assert_eq!(address(&all, service), ("a:1".into(), "--server"));
-            }
-            let own = [&all[..], &[option, "b:2"]].concat();
-            assert_eq!(address(&own, service), ("b:2".into(), option));
-        }
     }
 
     #[test]

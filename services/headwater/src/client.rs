@@ -19,10 +19,10 @@ use crate::{
     failure::{Exit, Failure, Result},
 };
 
-/// Answers may carry many rows; requests stay small.
+/// The largest message of an answer, which may carry many rows.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// A service that a verb speaks to.
+/// A service that a command calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     Ingest,
@@ -31,7 +31,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// Its address, and the option that gave it.
+    /// The address of the service, and the option that gave it.
     pub fn address(self, servers: &ServerArgs) -> (&str, &'static str) {
         let own = match self {
             Self::Ingest => &servers.ingest_server,
@@ -69,7 +69,7 @@ impl Service {
     }
 }
 
-/// One connection, from which clients are made.
+/// A connection to a server, from which clients are made.
 #[derive(Clone)]
 pub struct Server {
     channel: Channel,
@@ -99,7 +99,7 @@ impl Server {
         Ok(Self { channel, service, url, option })
     }
 
-    /// A failure of a call to this server. One that does not know the call is the wrong one.
+    /// Explains a failed call: a server that does not have the method is the wrong server.
     pub fn explain(&self, failure: Failure) -> Failure {
         if !failure.unimplemented {
             return failure;
@@ -139,18 +139,44 @@ impl Server {
     }
 }
 
-/// Names this call, so that the server does it once even if it arrives twice.
+/// An id for a request, by which the server recognises a repetition.
 pub fn request_id() -> String {
     format!("{:016x}", rand::random::<u64>())
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
     use tokio_stream::wrappers::TcpListenerStream;
 
     use super::*;
+    use crate::cli::Cli;
 
-    /// A server that has none of our services, and the arguments that lead to it.
+    #[test]
+    fn a_service_has_its_own_address_or_that_of_all() {
+        use Service::{Coordinator, Ingest, Query};
+        let address = |arguments: &[&str], service: Service| {
+            let arguments = ["headwater"].iter().chain(arguments).chain(&["status"]);
+            let servers = Cli::try_parse_from(arguments).unwrap().servers;
+            let (url, option) = service.address(&servers);
+            (url.to_owned(), option)
+        };
+        // The environment of the tests may have addresses too.
+        let all = ["--server", "a:1"];
+        for (service, option) in [
+            (Ingest, "--ingest-server"),
+            (Query, "--query-server"),
+            (Coordinator, "--coordinator-server"),
+        ] {
+            if std::env::var_os(service.variable()).is_none() {
+                assert_eq!(address(&all, service), ("a:1".into(), "--server"));
+            }
+            let own = [&all[..], &[option, "b:2"]].concat();
+            assert_eq!(address(&own, service), ("b:2".into(), option));
+        }
+    }
+
+    /// A connection to a server that has none of our services.
     async fn stranger(own: bool) -> Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

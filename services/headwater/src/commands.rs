@@ -1,10 +1,11 @@
-//! One module per verb.
+//! The commands, one module each. `plan` is shared by `apply` and `replay plan`.
 
 mod apply;
 mod completions;
 mod dead_letters;
 mod get;
 mod ingest;
+mod plan;
 mod query;
 mod replay;
 mod status;
@@ -17,7 +18,7 @@ use crate::{
     failure::Result,
 };
 
-/// Does what was typed.
+/// Runs the command that was typed.
 pub async fn run(cli: Cli) -> Result {
     let servers = &cli.servers;
     match cli.command {
@@ -53,7 +54,7 @@ pub async fn run(cli: Cli) -> Result {
     }
 }
 
-/// Does it with a server of this kind.
+/// Runs a command with a connection to this service.
 async fn on(
     service: Service,
     servers: &ServerArgs,

@@ -1,7 +1,7 @@
 //! `headwater dev`: the four services in one process, on the log embedded in a directory.
 //!
-//! It only wires: every line of logic is in the services' own libraries, so what is tried here is what
-//! runs elsewhere.
+//! It only wires the services together. All logic is in their libraries, so `headwater dev` runs
+//! the same code as the binaries.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,13 +26,13 @@ use crate::{
     failure::{Exit, Failure, Result},
 };
 
-/// What the one process calls itself.
+/// The instance name of the process.
 pub(crate) const INSTANCE: &str = "dev";
 
 /// Long enough for the last commits and acknowledgements, short enough for an impatient person.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Settings of all services, each in its section.
+/// The settings of all services, each in its section.
 #[derive(Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DevConfig {
@@ -45,7 +45,7 @@ pub struct DevConfig {
 
 /// Serves until a signal or a failure.
 pub async fn run(args: DevArgs) -> Result {
-    // A file that the services' own binaries share has sections that mean nothing here.
+    // A file that the services' binaries share has sections that this process does not read.
     let config: DevConfig = Layers::new()
         .file(args.config.as_ref())
         .environment(settings_in(std::env::vars()))
@@ -54,7 +54,7 @@ pub async fn run(args: DevArgs) -> Result {
         .map_err(Failure::usage)?;
     let telemetry = telemetry::init(&config.telemetry, "dev", INSTANCE).map_err(Failure::usage)?;
 
-    // Taken before anything is opened: a second process must not touch the first one's files.
+    // The directory is locked first: a second process must not touch the files of the first.
     let data = DataDir::open(&args.data).map_err(Failure::usage)?;
     let grpc = bind(args.listen, "--listen").await?;
     let http = bind(args.http, "--http").await?;

@@ -1,10 +1,10 @@
-//! Why a command did not do what was asked, and the exit code that says so to a script.
+//! The failure of a command: a message for the person and an exit code for scripts.
 
 use std::fmt;
 
 use tonic::Code;
 
-/// What a script may rely on.
+/// The exit codes, on which scripts rely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Failed = 1,
@@ -18,7 +18,7 @@ pub enum Exit {
 pub struct Failure {
     pub exit: Exit,
     pub message: String,
-    /// The server does not have what was called.
+    /// The server does not have the method that was called.
     pub unimplemented: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Rows for people and for programs.
+//! Prints rows for people and for programs.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::{cli::Output, failure::Result};
 
-/// Text for a cell.
+/// The text of a value in a table.
 pub fn text(value: &Value) -> String {
     match &value.kind {
         None => String::new(),
@@ -26,7 +26,7 @@ fn double(x: f64) -> String {
     serde_json::Number::from_f64(x).map_or_else(|| x.to_string(), |number| number.to_string())
 }
 
-/// A JSON value; a DECIMAL keeps its digits as a number.
+/// Appends a value as JSON. A DECIMAL is a number with all its digits.
 fn json(value: &Value, out: &mut String) {
     match &value.kind {
         None => out.push_str("null"),
@@ -49,7 +49,8 @@ fn csv(text: &str) -> String {
     }
 }
 
-/// Prints rows of one shape as they arrive. A table is printed at the end, when its widths are known.
+/// Prints rows of one shape as they arrive. A table is printed at the end, when its widths are
+/// known.
 pub struct Rows {
     output: Output,
     columns: Vec<Column>,
@@ -114,7 +115,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Hands what is complete to whoever reads along.
+    /// Writes out the rows so far, for a reader that follows.
     pub fn flush(&mut self) -> Result {
         Ok(self.out.flush()?)
     }
@@ -178,7 +179,7 @@ pub fn objects(output: Output, columns: &[&str], objects: &[Json]) -> Result {
     Ok(())
 }
 
-/// The one look of all tables. Elsewhere than on a terminal nothing is wrapped.
+/// A table in the style that all tables have. Cells are wrapped on a terminal only.
 pub fn new_table<'a>(header: impl Iterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));

@@ -1,16 +1,17 @@
 use std::path::{Path, PathBuf};
 
-use headwater_proto::control::v1::{
-    ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions, ReplayPlan,
-};
+use headwater_proto::control::v1::{ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions};
 use serde_json::json;
 
-use super::replay;
+use super::{
+    plan::{plan_json, print_plan},
+    replay,
+};
 use crate::{
     cli::{ApplyArgs, Output, ReplayOptionArgs},
     client::{Server, request_id},
     failure::{Failure, Result},
-    output::{self, thousands},
+    output,
 };
 
 impl From<ReplayOptionArgs> for ReplayOptions {
@@ -86,7 +87,7 @@ pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
     Ok(())
 }
 
-/// A file itself, or a directory's `*.sql` in name order.
+/// The file itself, or the `*.sql` files of a directory in the order of their names.
 fn definition_files(path: &Path) -> Result<Vec<PathBuf>> {
     let wrong = |error| Failure::usage(format!("cannot read {}: {error}", path.display()));
     if !std::fs::metadata(path).map_err(wrong)?.is_dir() {
@@ -104,37 +105,4 @@ fn definition_files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// The plan in words, on stderr beside the table.
-pub(super) fn print_plan(plan: &ReplayPlan) {
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
-    let time = match plan.seconds {
-        seconds if seconds <= 0.0 => "unknown until rates are measured".to_owned(),
-        seconds => format!("about {seconds:.1} s"),
-    };
-    eprintln!("replay of {} (now {}):", plan.view, plan.replaces);
-    eprintln!("  reads  {} records, {}", thousands(plan.records), mib(plan.bytes));
-    eprintln!("  disk   {} needed, {} free", mib(plan.disk_bytes), mib(plan.disk_free_bytes));
-    eprintln!("  time   {time}");
-    for difference in &plan.differences {
-        eprintln!("  change {difference}");
-    }
-    for warning in &plan.warnings {
-        eprintln!("  warning: {warning}");
-    }
-}
-
-pub(super) fn plan_json(plan: &ReplayPlan) -> serde_json::Value {
-    json!({
-        "view": plan.view,
-        "replaces": plan.replaces,
-        "records": plan.records,
-        "bytes": plan.bytes,
-        "disk_bytes": plan.disk_bytes,
-        "disk_free_bytes": plan.disk_free_bytes,
-        "seconds": plan.seconds,
-        "differences": plan.differences,
-        "warnings": plan.warnings,
-    })
 }

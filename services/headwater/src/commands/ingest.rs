@@ -1,4 +1,4 @@
-//! Reads lines, appends them in batches with several under way, and says what became of each.
+//! `headwater ingest`: reads lines, appends them in batches, several at a time, and prints a tally.
 
 use std::{
     collections::VecDeque,
@@ -22,13 +22,13 @@ use crate::{
     output::thousands,
 };
 
-/// A line longer than this is refused here already: the server would refuse it anyway.
+/// A longer line is refused here: the server would refuse it anyway.
 const MAX_LINE: usize = 16 << 20;
-/// A batch ends at this size even when it has few events.
+/// A batch ends at this size, however few events it has.
 const MAX_BATCH_BYTES: usize = 2 << 20;
-/// Batches sent and not yet answered.
+/// Batches that may be sent and not answered yet.
 const IN_FLIGHT: usize = 8;
-/// Refusals that are printed; the tally counts all.
+/// Refusals that are printed. The tally counts all of them.
 const PRINTED: u64 = 20;
 
 struct Batch {
@@ -36,7 +36,7 @@ struct Batch {
     lines: Vec<u64>,
 }
 
-/// What the file's reader hands on.
+/// An item of the file, from the thread that reads it.
 enum Item {
     Batch(Batch),
     TooLong { line: u64 },
@@ -89,7 +89,7 @@ pub(super) async fn run(server: &Server, args: IngestArgs) -> Result {
                         events: batch.events.into_iter().map(Into::into).collect(),
                     };
                     if let Some(requests) = &requests {
-                        // A closed channel shows as the call's error.
+                        // If the channel is closed, the call has failed and says why.
                         let _ = requests.send(request).await;
                     }
                 }
@@ -134,7 +134,8 @@ pub(super) async fn run(server: &Server, args: IngestArgs) -> Result {
     }
     bar.finish_and_clear();
     drop(from_file);
-    drop(reading); // it ends by itself when nobody listens
+    // The reading thread ends by itself when its channel is closed.
+    drop(reading);
     let unanswered: u64 = waiting.iter().map(|lines| lines.len() as u64).sum();
     if tally.rejected > PRINTED {
         eprintln!("… and {} more", thousands(tally.rejected - PRINTED));
@@ -185,7 +186,7 @@ fn progress() -> ProgressBar {
     bar
 }
 
-/// Reads lines into batches until the end or until nobody listens.
+/// Reads lines into batches, until the end of the file or until the channel is closed.
 fn read(path: &std::path::Path, batch: usize, items: &mpsc::Sender<io::Result<Item>>) {
     let result = open(path).and_then(|mut input| {
         let mut current =
@@ -256,7 +257,7 @@ fn skip_line(input: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-/// A file or standard input, decompressed if it begins like gzip.
+/// Opens a file or standard input, and decompresses it if it begins with the bytes of gzip.
 fn open(path: &std::path::Path) -> io::Result<Box<dyn BufRead>> {
     let mut raw: Box<dyn BufRead> = if path.as_os_str() == "-" {
         Box::new(BufReader::with_capacity(1 << 16, io::stdin()))

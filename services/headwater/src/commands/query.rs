@@ -39,7 +39,7 @@ pub(super) async fn run(server: &Server, args: QueryArgs) -> Result {
     Ok(())
 }
 
-/// Where an answer comes from, in one line.
+/// The provenance of an answer in one line: view, generation, positions, watermark, instances.
 pub(super) fn describe(provenance: &Provenance) -> String {
     let positions: u64 = provenance.partitions.iter().map(|p| p.offset).sum();
     let watermark = provenance.partitions.iter().filter_map(|p| p.watermark_micros).min();
@@ -56,9 +56,9 @@ pub(super) fn describe(provenance: &Provenance) -> String {
     )
 }
 
-/// The instance that answered, and those that read shards for it.
+/// The instance that answered, and the instances that read shards for it.
 fn answered(provenance: &Provenance) -> String {
-    // In one process with everything there is nobody else.
+    // `headwater dev` is the only instance.
     if provenance.served_by.is_empty() || provenance.served_by == dev::INSTANCE {
         return String::new();
     }

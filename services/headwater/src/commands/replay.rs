@@ -7,7 +7,7 @@ use headwater_proto::control::v1::{
     StartRequest, UndoRequest, Verdict,
 };
 
-use super::apply::{plan_json, print_plan};
+use super::plan::{plan_json, print_plan};
 use crate::{
     cli::{DecisionArgs, Output, ReplayCommand},
     client::{Server, request_id},
@@ -83,7 +83,7 @@ pub(super) async fn run(server: &Server, command: ReplayCommand) -> Result {
     }
 }
 
-/// Refuses what no server of this version can do, before one is asked.
+/// Refuses the verbs that no server of this version has, before one is asked.
 pub(super) fn check(command: &ReplayCommand) -> Result {
     let verb = match command {
         ReplayCommand::Pause(_) => "pause",
@@ -121,7 +121,7 @@ async fn decided(server: &Server, replay: Replay, wait_for_it: bool, output: Out
     render::one(output, &replay)
 }
 
-/// Prints the outcome even when it is one that a script must notice.
+/// Prints the replay, and returns how waiting for it ended.
 async fn finish(server: &Server, replay: &str, output: Output, last: Result) -> Result {
     let state =
         server.replays().get(GetReplayRequest { replay: replay.to_owned() }).await?.into_inner();
@@ -129,7 +129,7 @@ async fn finish(server: &Server, replay: &str, output: Output, last: Result) -> 
     last
 }
 
-/// Follows a replay until it is done or a person must decide, and says which by the exit code.
+/// Follows a replay until it is done or a person must decide. The exit code says which.
 pub(super) async fn wait(server: &Server, replay: &str, show: bool) -> Result {
     let mut progress = show.then(render::Progress::new);
     loop {

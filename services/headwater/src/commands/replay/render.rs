@@ -1,4 +1,4 @@
-//! A replay for people and for programs.
+//! Prints a replay for people and for programs.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -16,10 +16,10 @@ use crate::{
     output::{self, new_table, text, thousands},
 };
 
-/// Samples in a table; JSON has all that were kept.
+/// Samples that a table shows. JSON has all samples.
 const SHOWN_SAMPLES: usize = 8;
 
-/// The phase as people and programs read it.
+/// The name of a phase in every output.
 pub(super) fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Unspecified => "UNKNOWN",
@@ -205,7 +205,8 @@ fn diff_json(diff: &DiffReport) -> Json {
     })
 }
 
-/// A bar with rate and time left on a terminal; elsewhere a line per change of phase and per tenth.
+/// Shows progress: on a terminal as a bar with rate and time left, elsewhere as a line for each
+/// phase and each tenth.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     last: Option<(Phase, u64)>,
