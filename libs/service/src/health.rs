@@ -192,7 +192,7 @@ mod tests {
             HealthClient::new(health.serve(&tasks, &["headwater.ingest.v1.IngestService"]));
         let mut check = async |service: &str, expected: ServingStatus| {
             // The task that reports runs beside us; the timeout only bounds a failing test.
-            tokio::time::timeout(Duration::from_secs(5), async {
+            tokio::time::timeout(Duration::from_secs(60), async {
                 loop {
                     let request = Request::new(HealthCheckRequest { service: service.into() });
                     let answer =

@@ -50,6 +50,7 @@ pub struct Served {
 pub struct Servers {
     tasks: Tasks,
     cut: CancellationToken,
+    grace: Duration,
 }
 
 impl Servers {
@@ -82,7 +83,7 @@ impl Servers {
         let server = axum::serve(Listener { listener: http, cut: cut.clone() }, router)
             .with_graceful_shutdown(shutdown.cancelled_owned());
         tasks.spawn_once("http", async move { Ok(server.await?) });
-        Ok(Self { tasks: tasks.clone(), cut })
+        Ok(Self { tasks: tasks.clone(), cut, grace: GRACE })
     }
 
     /// Ends `work` and then the servers, by the deadline. Accepted requests are finished first;
@@ -99,7 +100,7 @@ impl Servers {
         urging.abort();
         let left = deadline.saturating_sub(started.elapsed());
         // Clients may still read their last answers.
-        let polite = self.tasks.wait_idle(left.min(GRACE)).await;
+        let polite = self.tasks.wait_idle(left.min(self.grace)).await;
         if !polite {
             tracing::info!("cutting the connections of clients that did not leave");
         }

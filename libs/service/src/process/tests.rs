@@ -25,7 +25,8 @@ use tonic_health::pb::{
 use super::*;
 use crate::{Data, OnFailure, follow::ControlView, settings::Common};
 
-const SOON: Duration = Duration::from_secs(30);
+/// Bounds a failing test.
+const SOON: Duration = Duration::from_secs(60);
 
 /// How the tested service behaves.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -240,7 +241,7 @@ async fn a_process_that_never_reached_the_log_ends_at_once_when_told_to() {
     process.stop.begin();
 
     assert_eq!(process.end().await.0.code, 0);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < CONNECT_TIMEOUT, "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,5 +306,7 @@ async fn a_deadline_that_passes_is_a_failure_that_names_what_still_ran() {
 
     let (ProcessExit { code, line }, _) = process.end().await;
 
-    assert_eq!((code, line.as_str()), (1, "did not stop within 1s: deaf; 3 events"));
+    assert_eq!(code, 1, "{line}");
+    assert!(line.starts_with("did not stop within 1s: "), "{line}");
+    assert!(line.contains("deaf") && line.ends_with("; 3 events"), "{line}");
 }

@@ -8,7 +8,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(10);
+/// Bounds a failing test.
+const SOON: Duration = Duration::from_secs(60);
 
 struct Fixture {
     work: Tasks,
@@ -55,22 +56,24 @@ async fn deaf_client(address: SocketAddr) -> TcpStream {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_without_clients_end_at_once() {
-    let fixture = serve(Router::new()).await;
+    let mut fixture = serve(Router::new()).await;
+    // Longer than a test may take, so that waiting for the grace fails the test.
+    fixture.servers.grace = Duration::from_secs(3600);
     let mut client = connect(fixture.grpc).await;
     client.check(HealthCheckRequest { service: "test.Service".into() }).await.unwrap();
     drop(client);
-    let started = Instant::now();
 
-    let report = fixture.servers.drain(&fixture.work, Duration::from_secs(20)).await;
+    let drained = fixture.servers.drain(&fixture.work, Duration::from_secs(3600));
+    let report = timeout(SOON, drained).await.expect("it waits for nobody");
 
     assert!(report.is_clean(), "{report:?}");
-    assert!(started.elapsed() < GRACE, "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_clean_end() {
     let (sender, held) = (tokio::sync::watch::Sender::new(false), get(std::future::pending::<()>));
-    let fixture = serve(Router::new().route("/held", held)).await;
+    let mut fixture = serve(Router::new().route("/held", held)).await;
+    fixture.servers.grace = Duration::from_secs(1);
     let mut deaf = deaf_client(fixture.grpc).await;
     let mut http = TcpStream::connect(fixture.http).await.unwrap();
     http.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -92,11 +95,11 @@ async fn a_client_that_does_not_leave_is_cut_off_after_the_grace_and_that_is_a_c
     };
 
     let (report, ()) =
-        tokio::join!(fixture.servers.drain(&fixture.work, Duration::from_secs(30)), watch);
+        tokio::join!(fixture.servers.drain(&fixture.work, Duration::from_secs(3600)), watch);
 
     assert!(report.is_clean(), "{report:?}");
     let took = started.elapsed();
-    assert!(took >= GRACE && took < Duration::from_secs(15), "{took:?}");
+    assert!(took >= fixture.servers.grace, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,11 +114,10 @@ async fn a_task_that_waits_is_urged_before_the_deadline_and_one_that_does_not_en
         Ok(())
     });
     fixture.work.spawn_once("deaf", std::future::pending());
-    let started = Instant::now();
 
-    let report = fixture.servers.drain(&fixture.work, Duration::from_millis(800)).await;
+    let drained = fixture.servers.drain(&fixture.work, Duration::from_millis(800));
+    let report = timeout(SOON, drained).await.expect("the deadline holds");
 
-    assert_eq!(report.still_running, ["deaf"]);
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(report.still_running.contains(&"deaf".to_owned()), "{report:?}");
     timeout(SOON, urged.notified()).await.unwrap();
 }

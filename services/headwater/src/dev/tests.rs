@@ -17,6 +17,9 @@ Settings come from one TOML file (`--config FILE`) with a section per service, f
 environment wins over the file, and flags win over both. An unknown key is an error. In the environment two underscores lead into
 a section and one stands for a hyphen: `HEADWATER_INGEST__MAX_EVENT` is `max-event` in `[ingest]`.
 
+A size is a whole number with `B`, `KiB`, `MiB` or `GiB`, such as `\"16 MiB\"`. A time is a number with a unit, such as
+`\"100ms\"`, `\"10s\"` or `\"1m 30s\"`.
+
 This page is generated from the code: `UPDATE_DOCS=1 cargo test -p headwater settings` writes it.
 ";
 
@@ -57,7 +60,7 @@ fn sections<C: Default + Serialize + JsonSchema>() -> String {
     let mut page = String::new();
     for (section, settings) in defaults.as_object().unwrap() {
         let definition = definition(&schema, &schema["properties"][section]).unwrap();
-        let about = blocks(description(definition)).join("\n\n");
+        let about = about(section, description(definition));
         let table = "| key | default | meaning |\n| --- | --- | --- |";
         writeln!(page, "\n## `[{section}]`\n\n{about}\n\n{table}").unwrap();
         let mut properties: Vec<_> = definition["properties"].as_object().unwrap().iter().collect();
@@ -72,6 +75,14 @@ fn sections<C: Default + Serialize + JsonSchema>() -> String {
         }
     }
     page
+}
+
+/// What the code says about a section, without the section's name.
+fn about(section: &str, comment: &str) -> String {
+    let text = blocks(comment).join("\n\n");
+    let text = text.strip_prefix(&format!("`[{section}]`: ")).unwrap_or(&text);
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// All that the code says about a setting, about its type, and about each of the values that the
@@ -141,7 +152,7 @@ fn the_page_of_settings_says_what_the_code_says() {
     );
 }
 
-/// A comment on the section.
+/// `[section]`: a comment on the section.
 #[derive(Default, Serialize, JsonSchema)]
 struct Section {
     /// The first paragraph,
@@ -210,7 +221,8 @@ fn comments(schema: &Json, found: &mut Vec<String>) {
 #[test]
 fn every_word_of_every_setting_is_on_the_page() {
     let words = |text: &str| {
-        let text = text.replace("<br>", " ").replace(['*', '•', '|', '\\'], " ");
+        let text =
+            text.to_lowercase().replace("<br>", " ").replace(['*', '•', ':', '|', '\\'], " ");
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     let page = words(&page());

@@ -182,7 +182,7 @@ impl Answer {
 
 /// Waits for what other tasks bring about; the limit only bounds a failing test.
 pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("it happens in time")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it happens in time")
 }
 
 pub(super) async fn until(mut condition: impl FnMut() -> bool) {

@@ -241,7 +241,7 @@ async fn a_process_that_ends_answers_for_what_the_log_does_not_answer() {
         "{reason}"
     );
     assert!(retryable);
-    assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(fixture.node.tasks.stop(Duration::from_secs(60)).await.is_clean());
     assert_eq!(
         fixture.summary(),
         "1 requests were waiting for the log and were answered; \

@@ -83,5 +83,5 @@ async fn a_stream_ends_when_the_process_does_and_its_last_answers_are_delivered(
     let ended = soon(answers.message()).await.unwrap_err();
     assert_eq!(ended.code(), Code::Unavailable, "{ended}");
     drop((sender, answers));
-    assert!(fixture.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+    assert!(fixture.node.tasks.stop(Duration::from_secs(60)).await.is_clean());
 }
