@@ -121,6 +121,7 @@ pub(crate) async fn run<S: Service>(
     let servers = common.kafka.bootstrap_servers.clone();
     log_condition.set_quietly(Some(format!("connecting to {servers}")));
 
+    // Listen: until the service has started, its routes answer that it is starting.
     let server_tasks = Tasks::on(Handle::current(), Shutdown::new());
     let (grpc, http) = (DeferredRoutes::new(&health), DeferredRoutes::new(&health));
     let served = Served { grpc: grpc.grpc(), services: S::GRPC.to_vec(), http: http.http() };
@@ -128,6 +129,8 @@ pub(crate) async fn run<S: Service>(
         Ok(servers) => servers,
         Err(error) => return ProcessExit::failed(None, format!("cannot serve: {error:#}")),
     };
+
+    // Connect: this waits for no broker.
     let client = format!("headwater-{}-{instance}", S::NAME);
     let remote = match connect(&common.kafka, &client) {
         Ok(remote) => remote,
@@ -138,6 +141,7 @@ pub(crate) async fn run<S: Service>(
     };
     let reachable = watch_log(remote.on_reachable, log_condition);
 
+    // Start the service, and serve.
     let log = remote.log;
     let node = Node {
         log: log.clone(),
@@ -167,12 +171,15 @@ pub(crate) async fn run<S: Service>(
         serve_until_stopped::<S>(&health, [stop, &work.shutdown(), &server_tasks.shutdown()]).await;
     }
 
+    // Drain: accepted requests are finished, then the servers end.
     let draining = Instant::now();
     process.not_ready("shutting down");
     let deadline = common.server.stop_deadline;
     let mut report = servers_up.drain(&work, deadline).await;
     let summary = service.as_ref().and_then(S::summary);
     drop(service);
+
+    // Flush the log and close it.
     let left = deadline.saturating_sub(draining.elapsed()).max(MIN_FLUSH_TIMEOUT);
     let close = remote.close;
     let closing = tokio::task::spawn_blocking(move || close(left));

@@ -45,6 +45,7 @@ pub struct DevConfig {
 
 /// Serves until a signal or a failure.
 pub async fn run(args: DevArgs) -> Result {
+    // Build: settings, the directory, the listeners, the log.
     // A file that the services' binaries share has sections that this process does not read.
     let config: DevConfig = Layers::new()
         .file(args.config.as_ref())
@@ -64,6 +65,7 @@ pub async fn run(args: DevArgs) -> Result {
     let mut node = Node::new(log, data.path(), INSTANCE);
     node.tasks = Tasks::on(Handle::current(), outer.shutdown().child());
 
+    // Run: the services, then the servers.
     let coordinator = Coordinator::start(config.coordinator, &node).await?;
     let processor = Processor::start(config.processor, &node).await?;
     let query = Query::start(config.query, &node).await?;
@@ -88,6 +90,8 @@ pub async fn run(args: DevArgs) -> Result {
         () = node.tasks.wait() => {}
     }
     node.tasks.wait().await;
+
+    // Stop: accepted requests are finished, then the servers end.
     let report = servers.drain(&node.tasks, STOP_DEADLINE).await;
     drop((coordinator, processor, query, ingest));
     telemetry.shutdown();

@@ -2,8 +2,16 @@
 //!
 //! A key's partition follows from the number of partitions that the stream declares, and from
 //! nothing else. When partitions are added to the topic, events go on to the partitions that they
-//! always went to, until that is noticed; then nothing is appended any more. The view's shards stop
-//! at that time, too.
+//! always went to until a check notices it; then nothing is appended any more. The view's shards
+//! stop then too.
+//!
+//! # What is cached
+//!
+//! - *The stream can be used*: until its definition changes, or until a check in the background
+//!   finds another number of partitions. While the stream is used, a check is due every
+//!   `ingest.topic-interval`.
+//! - *Its topic cannot be used, or the log is away*: for [`KEEP_PROBLEM`].
+//! - *The stream is not declared*: not at all. The control topic is read to its present end first.
 
 use std::{
     collections::HashMap,
@@ -14,7 +22,7 @@ use std::{
 use headwater_control::{ControlState, StreamEntry};
 use headwater_engine::decode::Validator;
 use headwater_log::{Error as LogError, Log, TopicSpec};
-use headwater_service::{Health, Node, Outage, follow::ControlView};
+use headwater_service::{Health, Node, Outage, Tasks, follow::ControlView};
 use headwater_types::{Name, Remedy, StreamDefinition};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
@@ -24,28 +32,29 @@ use crate::{
     refusal::Refusal,
 };
 
+/// Requests that may ask the log something at a time. Others wait, and then mostly find the answer
+/// here.
+const QUESTIONS: usize = 16;
+
+/// How long a topic's problem is kept: requests meanwhile get the same answer and ask the log
+/// nothing.
+const KEEP_PROBLEM: Duration = Duration::from_secs(1);
+
 /// A stream as this service uses it.
 pub(crate) struct Stream {
     pub(crate) definition: StreamDefinition,
     pub(crate) metrics: StreamMetrics,
-    // Validators learn the usual order of fields and keep buffers, so they are worth keeping.
+    // A validator learns the usual order of fields and keeps its buffers, so it is reused.
     idle: Mutex<Vec<Validator>>,
-    /// Of appends to this stream.
+    /// The outage of appends to this stream.
     outage: Mutex<Outage>,
     health: Health,
-    /// When somebody began to look at its topic last.
-    looked: Mutex<Instant>,
+    /// When the last check of the topic began.
+    checked: Mutex<Instant>,
 }
 
-/// Requests that ask a remote log at a time; each holds a thread while it waits.
-const QUESTIONS: usize = 16;
-
-/// How long a topic that cannot be used, or not be looked at, is not looked at again: those who
-/// come meanwhile are told the same, instead of waiting one after the other.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 impl Stream {
-    /// A validator for the length of one request.
+    /// A validator for one request.
     pub(crate) fn validator(&self) -> Validator {
         self.idle.lock().pop().unwrap_or_else(|| Validator::new(&self.definition))
     }
@@ -54,8 +63,8 @@ impl Stream {
         self.idle.lock().push(validator);
     }
 
-    /// An append succeeded, or failed for this reason: each outage is said once, and one of the log
-    /// as a whole was said already.
+    /// Notes that an append succeeded, or why it failed. Each outage is logged once; an outage of
+    /// the log as a whole is logged by the process.
     pub(crate) fn note(&self, failure: Option<&str>) {
         let mut outage = self.outage.lock();
         match failure {
@@ -69,47 +78,50 @@ impl Stream {
     }
 }
 
-/// Follows the catalog, and parses a definition when it is first used or has changed.
+/// The streams, as the control topic declares them. A definition is parsed when it is first used
+/// and when it has changed.
 pub(crate) struct Catalog {
     control: ControlView,
     log: Arc<dyn Log>,
     health: Health,
+    tasks: Tasks,
     metrics: IngestMetrics,
-    /// How often the topic of a stream that is used is looked at.
-    every: Duration,
+    topic_interval: Duration,
     streams: Arc<RwLock<HashMap<Name, Arc<Stream>>>>,
     /// By topic.
-    unusable: Mutex<HashMap<Name, Unusable>>,
+    problems: Mutex<HashMap<Name, TopicProblem>>,
     questions: Semaphore,
 }
 
-/// What became of the last look at a topic.
-struct Unusable {
-    when: Instant,
-    why: Why,
+/// Why a topic could not be used when it was last looked at.
+struct TopicProblem {
+    found: Instant,
+    kind: ProblemKind,
 }
 
-enum Why {
+enum ProblemKind {
     /// The log is away, for this reason.
-    Away(String),
-    /// It has so many partitions.
-    Differs(u32),
+    LogAway(String),
+    /// The topic has this many partitions.
+    OtherPartitions(u32),
 }
 
-impl Why {
+impl ProblemKind {
     fn of(refusal: &Refusal) -> Option<Self> {
         if let Refusal::Partitions { found, .. } = refusal {
-            return Some(Self::Differs(*found));
+            return Some(Self::OtherPartitions(*found));
         }
         let Refusal::Log(error) = refusal else { return None };
-        (error.remedy() == Remedy::Retry).then(|| Self::Away(away_reason(error)))
+        (error.remedy() == Remedy::Retry).then(|| Self::LogAway(away_reason(error)))
     }
 
-    /// The same for this stream; `None` if it is no reason.
+    /// The refusal for this stream; `None` if the problem does not concern it.
     fn refusal(&self, definition: &StreamDefinition) -> Option<Refusal> {
         match self {
-            Self::Away(reason) => Some(Refusal::Log(LogError::Unavailable(reason.clone().into()))),
-            Self::Differs(found) => has(definition, *found).err(),
+            Self::LogAway(reason) => {
+                Some(Refusal::Log(LogError::Unavailable(reason.clone().into())))
+            }
+            Self::OtherPartitions(found) => compare_partitions(definition, *found).err(),
         }
     }
 }
@@ -119,164 +131,156 @@ impl Catalog {
         control: ControlView,
         node: &Node,
         metrics: IngestMetrics,
-        every: Duration,
+        topic_interval: Duration,
     ) -> Self {
         Self {
             control,
             log: node.log.clone(),
             health: node.health.clone(),
+            tasks: node.tasks.clone(),
             metrics,
-            every,
+            topic_interval,
             streams: Arc::default(),
-            unusable: Mutex::default(),
+            problems: Mutex::default(),
             questions: Semaphore::new(QUESTIONS),
         }
     }
 
-    /// The stream of this name. One that was declared a moment ago is found: before "unknown" is
-    /// said, the catalog is read to its present end.
+    /// The stream of this name.
     pub(crate) async fn stream(&self, name: &str) -> Result<Arc<Stream>, Refusal> {
-        let state = self.control.current();
-        if let Some((name, entry)) = state.streams().get_key_value(name) {
-            return self.find(name, entry).await;
-        }
-        let state = self.current().await?;
+        let state = self.state_with(name).await?;
         let (name, entry) = declared(&state, name)?;
-        self.find(name, entry).await
-    }
-
-    /// The definition alone, of a stream that may not be appended to: its topic is not looked at.
-    pub(crate) async fn definition(&self, name: &str) -> Result<StreamDefinition, Refusal> {
-        let mut state = self.control.current();
-        if !state.streams().contains_key(name) {
-            state = self.current().await?;
-        }
-        let (name, entry) = declared(&state, name)?;
-        parse(name, entry)
-    }
-
-    async fn current(&self) -> Result<Arc<ControlState>, Refusal> {
-        let _turn = self.turn().await?;
-        Ok(self.control.wait_current().await?)
-    }
-
-    async fn find(&self, name: &Name, entry: &StreamEntry) -> Result<Arc<Stream>, Refusal> {
-        if let Some(stream) = self.known(name, &entry.sql) {
+        if let Some(stream) = self.cached(name, &entry.sql) {
             return Ok(stream);
         }
         let definition = parse(name, entry)?;
-        let _turn = self.turn().await?;
-        // Somebody else may have been here while we waited for our turn.
-        if let Some(stream) = self.known(name, &entry.sql) {
+        let _permit = self.may_ask().await?;
+        // Another request may have added it while this one waited.
+        if let Some(stream) = self.cached(name, &entry.sql) {
             return Ok(stream);
         }
-        let looked = Mutex::new(Instant::now());
-        self.look_at_topic(&definition).await?;
-        let metrics = self.metrics.of(name);
-        let outage = Mutex::new(Outage::new(format!("appending to stream {name}")));
-        let idle = Mutex::default();
-        let health = self.health.clone();
-        let stream = Arc::new(Stream { definition, metrics, idle, outage, health, looked });
+        let checked = Mutex::new(Instant::now());
+        self.check_topic(&definition).await?;
+        let stream = Arc::new(Stream {
+            definition,
+            metrics: self.metrics.of(name),
+            idle: Mutex::default(),
+            outage: Mutex::new(Outage::new(format!("appending to stream {name}"))),
+            health: self.health.clone(),
+            checked,
+        });
         self.streams.write().insert(name.clone(), stream.clone());
         Ok(stream)
     }
 
-    fn known(&self, name: &Name, sql: &str) -> Option<Arc<Stream>> {
+    /// The definition alone, for a caller that does not append: the topic is not looked at.
+    pub(crate) async fn definition(&self, name: &str) -> Result<StreamDefinition, Refusal> {
+        let state = self.state_with(name).await?;
+        let (name, entry) = declared(&state, name)?;
+        parse(name, entry)
+    }
+
+    /// The control state, read to the present end of its topic unless it has the stream already.
+    async fn state_with(&self, name: &str) -> Result<Arc<ControlState>, Refusal> {
+        let state = self.control.current();
+        if state.streams().contains_key(name) {
+            return Ok(state);
+        }
+        let _permit = self.may_ask().await?;
+        Ok(self.control.wait_current().await?)
+    }
+
+    async fn may_ask(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
+        self.questions.acquire().await.map_err(|_| Refusal::Stopping)
+    }
+
+    fn cached(&self, name: &Name, sql: &str) -> Option<Arc<Stream>> {
         let streams = self.streams.read();
         let stream = streams.get(name).filter(|stream| stream.definition.sql == sql)?.clone();
         drop(streams);
-        self.look_again(&stream);
+        self.check_again_if_due(&stream);
         Some(stream)
     }
 
-    /// Looks at the topic of a stream that is used, if that is due, and forgets the stream if
-    /// partitions were added: the next request finds out, and is told, why it cannot be used.
-    /// Nobody waits for that.
-    fn look_again(&self, stream: &Arc<Stream>) {
-        // Nobody else can change a topic of a log of our own.
-        if !self.log.is_remote() {
-            return;
-        }
+    /// Checks the topic of a stream in the background, if that is due. If partitions were added,
+    /// the stream is forgotten, and the next request is told why it cannot be used.
+    fn check_again_if_due(&self, stream: &Arc<Stream>) {
         {
-            let mut looked = stream.looked.lock();
-            if looked.elapsed() < self.every {
+            let mut checked = stream.checked.lock();
+            if checked.elapsed() < self.topic_interval {
                 return;
             }
-            *looked = Instant::now();
+            *checked = Instant::now();
         }
-        let (log, streams, stream) = (self.log.clone(), self.streams.clone(), stream.clone());
-        tokio::task::spawn_blocking(move || {
-            let StreamDefinition { name, topic, .. } = &stream.definition;
-            // Appends say it if the log is away, or the topic gone.
-            let Ok(Some(spec)) = headwater_log::block_on(log.topic(topic)) else { return };
-            if let Err(refusal) = has(&stream.definition, spec.partitions) {
+        let (streams, stream) = (self.streams.clone(), stream.clone());
+        let answer = self.log.topic(&stream.definition.topic);
+        let shutdown = self.tasks.shutdown();
+        self.tasks.spawn_once("ingest-topic-check", async move {
+            let answer = tokio::select! {
+                answer = answer => answer,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            // If the log is away or the topic is gone, appends say so.
+            let Ok(Some(spec)) = answer else { return Ok(()) };
+            if let Err(refusal) = compare_partitions(&stream.definition, spec.partitions) {
                 tracing::warn!(%refusal, "a stream is not appended to any more");
                 let mut streams = streams.write();
+                let name = &stream.definition.name;
                 if streams.get(name).is_some_and(|present| Arc::ptr_eq(present, &stream)) {
                     streams.remove(name);
                 }
             }
+            Ok(())
         });
     }
 
-    /// The right to ask the log something that may take its time.
-    async fn turn(&self) -> Result<Option<tokio::sync::SemaphorePermit<'_>>, Refusal> {
-        if !self.log.is_remote() {
-            return Ok(None);
-        }
-        self.questions.acquire().await.map(Some).map_err(|_| Refusal::Stopping)
-    }
-
-    /// Sees to it that the stream's topic is there with as many partitions as declared.
-    async fn look_at_topic(&self, definition: &StreamDefinition) -> Result<(), Refusal> {
+    /// Sees to it that the stream's topic exists with the declared number of partitions.
+    async fn check_topic(&self, definition: &StreamDefinition) -> Result<(), Refusal> {
         let topic = &definition.topic;
-        if !self.log.is_remote() {
-            return look_at_topic(&*self.log, definition);
-        }
-        if let Some(Unusable { when, why }) = self.unusable.lock().get(topic)
-            && when.elapsed() < LOOK_AGAIN
-            && let Some(refusal) = why.refusal(definition)
+        if let Some(TopicProblem { found, kind }) = self.problems.lock().get(topic)
+            && found.elapsed() < KEEP_PROBLEM
+            && let Some(refusal) = kind.refusal(definition)
         {
             return Err(refusal);
         }
-        let (log, asked) = (self.log.clone(), definition.clone());
-        let looked = tokio::task::spawn_blocking(move || look_at_topic(&*log, &asked))
-            .await
-            .map_err(|_| Refusal::Stopping)?;
-        let mut unusable = self.unusable.lock();
-        match looked.as_ref().err().and_then(Why::of) {
-            Some(why) => unusable.insert(topic.clone(), Unusable { when: Instant::now(), why }),
-            None => unusable.remove(topic),
+        let checked = create_or_compare(&*self.log, definition).await;
+        let mut problems = self.problems.lock();
+        match checked.as_ref().err().and_then(ProblemKind::of) {
+            Some(kind) => {
+                problems.insert(topic.clone(), TopicProblem { found: Instant::now(), kind })
+            }
+            None => problems.remove(topic),
         };
-        looked
+        checked
     }
 }
 
-/// The cause alone: it is told as the cause of the same error again.
+/// The cause alone, because it becomes the cause of the same error again.
 fn away_reason(error: &LogError) -> String {
     use std::error::Error as _;
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// A topic may exist already, be written by others and forget by its owner's rules. Its partitions
-/// decide where a key belongs: with another number than declared, events would be stored where
-/// nobody expects them.
-fn look_at_topic(log: &dyn Log, definition: &StreamDefinition) -> Result<(), Refusal> {
+/// Others may have created the topic, may write to it, and may have set its retention. Only the
+/// number of partitions matters, because it decides the partition of a key.
+async fn create_or_compare(log: &dyn Log, definition: &StreamDefinition) -> Result<(), Refusal> {
     let StreamDefinition { topic, partitions, .. } = definition;
-    if let Some(spec) = headwater_log::block_on(log.topic(topic))? {
-        return has(definition, spec.partitions);
+    if let Some(spec) = log.topic(topic).await? {
+        return compare_partitions(definition, spec.partitions);
     }
-    // Whoever declared it may have died before its topic was there.
-    match headwater_log::block_on(log.create_topic(topic, TopicSpec::keep(*partitions))) {
+    // The coordinator may have ended between declaring the stream and creating its topic.
+    match log.create_topic(topic, TopicSpec::keep(*partitions)).await {
         Ok(()) => Ok(()),
-        // Somebody was faster.
-        Err(LogError::TopicDiffers { existing, .. }) => has(definition, existing.partitions),
+        // Another process has created it in between.
+        Err(LogError::TopicDiffers { existing, .. }) => {
+            compare_partitions(definition, existing.partitions)
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether so many partitions are as many as the stream declares.
-fn has(definition: &StreamDefinition, found: u32) -> Result<(), Refusal> {
+/// Refuses a topic that has another number of partitions than the stream declares.
+fn compare_partitions(definition: &StreamDefinition, found: u32) -> Result<(), Refusal> {
     let StreamDefinition { name, topic, partitions, .. } = definition;
     if found == *partitions {
         return Ok(());

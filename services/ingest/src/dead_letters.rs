@@ -1,43 +1,33 @@
-//! What could not be processed: read back, and appended again.
+//! Lists dead letters, and appends them to their stream again.
 
-use std::{
-    cell::Cell,
-    collections::{HashSet, VecDeque},
-    ops::ControlFlow,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod scan;
+
+use std::{cell::Cell, collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use headwater_engine::Stage;
-use headwater_log::{Error as LogError, Log, Reader, Record};
-use headwater_proto::{
-    headers,
-    ingest::v1::{
-        DeadLetter, ListDeadLettersRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
-        append_result::Outcome, dead_letter_service_server::DeadLetterService,
-    },
+use headwater_proto::ingest::v1::{
+    DeadLetter, ListDeadLettersRequest, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
+    append_result::Outcome, dead_letter_service_server::DeadLetterService,
 };
 use headwater_service::Shutdown;
-use headwater_types::{Name, Offset, PartitionId, Token};
+use headwater_types::{Name, Token};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use scan::{Scan, Selection};
+
 use crate::{append::Appender, budget::MemoryBudget, catalog::Stream, refusal::Refusal};
 
-/// Letters between the reading thread and the connection; each has at most the size of an event.
+/// Letters that wait between the reading thread and the connection.
 const QUEUE: usize = 16;
-const READ_BYTES: usize = 256 << 10;
-const READ_WAIT: Duration = Duration::from_millis(100);
-/// How long a remote log may keep us waiting for what it says it has.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A batch of a replay ends at this many events, or at this size.
 const BATCH: usize = 1000;
 const BATCH_BYTES: usize = 4 << 20;
 
+/// Reasons that the answer to a replay lists.
 const REASONS: usize = 10;
 
 /// `DeadLetterService`.
@@ -51,35 +41,36 @@ impl DeadLetters {
         Self { appender, shutdown }
     }
 
-    /// Reads the selected letters that are there now, on a thread of its own, until the receiver is
-    /// dropped.
-    fn read(
+    /// Reads the selected letters that are there now, until the receiver is dropped. Reading
+    /// blocks, so it has a thread.
+    async fn read(
         &self,
         topic: Name,
         selection: ListDeadLettersRequest,
     ) -> Result<mpsc::Receiver<Result<DeadLetter, Status>>, Status> {
         let selection = Selection::try_from(selection)?;
-        let (log, shutdown) = (self.appender.log().clone(), self.shutdown.clone());
+        let scan = Scan::open(&**self.appender.log(), &topic, selection).await;
+        let mut scan = scan.map_err(|error| headwater_service::log_status(&error))?;
+        let shutdown = self.shutdown.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
-            let cut_short = Cell::new(false);
-            let ended = || {
-                let ended = shutdown.is_cancelled() || sender.is_closed();
-                cut_short.set(ended);
-                ended
-            };
-            let read = scan(&*log, &topic, &selection, ended, |letter| {
-                match sender.blocking_send(Ok(letter)) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(_) => ControlFlow::Break(()),
+            loop {
+                let cut_short = Cell::new(false);
+                let stopped = || {
+                    cut_short.set(shutdown.is_cancelled() || sender.is_closed());
+                    cut_short.get()
+                };
+                let next = match scan.next(&stopped) {
+                    Ok(Some(letter)) => Ok(letter),
+                    Ok(None) if cut_short.get() => Err(Refusal::Stopping.into()),
+                    Ok(None) => return,
+                    Err(error) => Err(headwater_service::log_status(&error)),
+                };
+                let last = next.is_err();
+                if sender.blocking_send(next).is_err() || last {
+                    return;
                 }
-            });
-            // A receiver that has gone needs no error.
-            let _ = match read {
-                Err(error) => sender.blocking_send(Err(headwater_service::log_status(&error))),
-                Ok(()) if cut_short.get() => sender.blocking_send(Err(Refusal::Stopping.into())),
-                Ok(()) => Ok(()),
-            };
+            }
         });
         Ok(receiver)
     }
@@ -94,9 +85,9 @@ impl DeadLetterService for DeadLetters {
         request: Request<ListDeadLettersRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let selection = request.into_inner();
-        // Letters can be read whatever has become of the stream's own topic.
+        // Dead letters can be read even if the stream's own topic cannot be used.
         let stream = self.appender.catalog().definition(&selection.stream).await?;
-        let letters = self.read(stream.dead_letter_topic(), selection)?;
+        let letters = self.read(stream.dead_letter_topic(), selection).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(letters))))
     }
 
@@ -106,9 +97,9 @@ impl DeadLetterService for DeadLetters {
     ) -> Result<Response<ReplayDeadLettersResponse>, Status> {
         let selection = request.into_inner().selection.unwrap_or_default();
         let stream = self.appender.catalog().stream(&selection.stream).await?;
-        let mut letters = self.read(stream.definition.dead_letter_topic(), selection)?;
+        let mut letters = self.read(stream.definition.dead_letter_topic(), selection).await?;
         let mut replay = DeadLetterReplay::new(&self.appender, stream);
-        // Several views, and several generations of one, put the same record aside.
+        // Several views, and several generations of a view, make a dead letter of the same record.
         let mut seen = HashSet::new();
         while let Some(letter) = letters.recv().await {
             let letter = letter?;
@@ -120,7 +111,7 @@ impl DeadLetterService for DeadLetters {
     }
 }
 
-/// Dead letters on their way back.
+/// Dead letters that are appended to their stream again, in batches.
 struct DeadLetterReplay<'a> {
     appender: &'a Appender,
     stream: Arc<Stream>,
@@ -175,7 +166,7 @@ impl<'a> DeadLetterReplay<'a> {
         for result in answer.results {
             let Some(Outcome::Rejected(rejected)) = result.outcome else { continue };
             if rejected.retryable {
-                // Going on would leave a hole that nobody can name.
+                // To go on would leave a gap that the answer cannot name.
                 let accepted = self.response.accepted;
                 let reason = rejected.reason;
                 return Err(Status::unavailable(format!(
@@ -193,150 +184,4 @@ impl<'a> DeadLetterReplay<'a> {
         }
         Ok(())
     }
-}
-
-/// Which dead letters are meant.
-struct Selection {
-    stage: Option<Stage>,
-    view: Option<String>,
-    partition: Option<u32>,
-    offset: Option<u64>,
-    limit: u64,
-}
-
-impl TryFrom<ListDeadLettersRequest> for Selection {
-    type Error = Status;
-    fn try_from(request: ListDeadLettersRequest) -> Result<Self, Status> {
-        let ListDeadLettersRequest { stream: _, stage, view, limit, partition, offset } = request;
-        let stage = (!stage.is_empty()).then(|| stage.parse()).transpose();
-        let stage = stage.map_err(|error| Status::invalid_argument(format!("stage: {error}")))?;
-        let view = (!view.is_empty()).then_some(view);
-        Ok(Self {
-            stage,
-            view,
-            partition,
-            offset,
-            limit: if limit == 0 { u64::MAX } else { limit },
-        })
-    }
-}
-
-impl Selection {
-    fn has(&self, letter: &DeadLetter) -> bool {
-        self.stage.is_none_or(|stage| stage.as_str() == letter.stage)
-            && self.view.as_ref().is_none_or(|view| *view == letter.view)
-            && self.partition.is_none_or(|partition| partition == letter.partition)
-            && self.offset.is_none_or(|offset| offset == letter.offset)
-    }
-}
-
-/// Hands out the selected letters, oldest first, up to where the topic ends now.
-fn scan(
-    log: &dyn Log,
-    topic: &Name,
-    selection: &Selection,
-    ended: impl Fn() -> bool,
-    mut found: impl FnMut(DeadLetter) -> ControlFlow<()>,
-) -> Result<(), LogError> {
-    // No topic yet: nothing was ever put aside.
-    let Some(spec) = headwater_log::block_on(log.topic(topic))? else { return Ok(()) };
-    let mut sources = Vec::new();
-    for partition in (0..spec.partitions).map(PartitionId) {
-        sources.push(PartitionScan::open(log, topic, partition)?);
-    }
-    for _ in 0..selection.limit {
-        for source in &mut sources {
-            source.fill(selection, &ended)?;
-        }
-        let oldest = sources
-            .iter_mut()
-            .filter(|source| !source.letters.is_empty())
-            .min_by_key(|source| source.letters.front().map(|letter| letter.timestamp_ms));
-        let Some(letter) = oldest.and_then(|source| source.letters.pop_front()) else { break };
-        if ended() || found(letter).is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// One partition of the dead-letter topic.
-struct PartitionScan {
-    reader: Box<dyn Reader>,
-    /// The log, if it is one that takes its time.
-    remote: Option<String>,
-    end: Offset,
-    letters: VecDeque<DeadLetter>,
-    done: bool,
-}
-
-impl PartitionScan {
-    fn open(log: &dyn Log, topic: &Name, partition: PartitionId) -> Result<Self, LogError> {
-        let ends = headwater_log::block_on(log.ends(topic, partition))?;
-        let reader = headwater_log::block_on(log.reader(topic, partition, ends.start))?;
-        let remote = log.is_remote().then(|| format!("{topic}[{partition}]"));
-        Ok(Self { reader, remote, end: ends.end, letters: VecDeque::new(), done: false })
-    }
-
-    /// Reads on until there is a selected letter or nothing is left.
-    fn fill(&mut self, selection: &Selection, ended: &impl Fn() -> bool) -> Result<(), LogError> {
-        let mut waited = Instant::now();
-        while self.letters.is_empty() && !self.done && !ended() {
-            let from = self.reader.position();
-            if from >= self.end {
-                self.done = true;
-                break;
-            }
-            let Some(chunk) = self.reader.read(READ_BYTES, READ_WAIT)? else {
-                match &self.remote {
-                    // Below the end there is something to read, or a gap up to the end.
-                    None => self.done = true,
-                    Some(_) if self.reader.position() > from => waited = Instant::now(),
-                    // It is on its way.
-                    Some(_) if waited.elapsed() < PATIENCE => {}
-                    Some(partition) => {
-                        let what = format!("nothing of {partition} arrived for {PATIENCE:?}");
-                        return Err(LogError::Unavailable(what.into()));
-                    }
-                }
-                continue;
-            };
-            waited = Instant::now();
-            for record in chunk.records(from) {
-                let record = record?;
-                if record.offset >= self.end {
-                    break;
-                }
-                match letter(&record) {
-                    Some(letter) if selection.has(&letter) => self.letters.push_back(letter),
-                    Some(_) => {}
-                    None => {
-                        tracing::warn!(offset = %record.offset, "record in a dead-letter topic is none")
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `None`: somebody else wrote it.
-fn letter(record: &Record<'_>) -> Option<DeadLetter> {
-    let text = |name: &str| {
-        let value = record.headers.iter().find(|(header, _)| *header == name)?.1?;
-        std::str::from_utf8(value).ok().map(str::to_owned)
-    };
-    Some(DeadLetter {
-        stream: text(headers::STREAM)?,
-        topic: text(headers::TOPIC)?,
-        partition: text(headers::PARTITION)?.parse().ok()?,
-        offset: text(headers::OFFSET)?.parse().ok()?,
-        stage: text(headers::STAGE)?,
-        reason: text(headers::REASON)?,
-        view: text(headers::VIEW)?,
-        generation: text(headers::GENERATION)?,
-        key: record.key.map(Bytes::copy_from_slice),
-        value: Bytes::copy_from_slice(record.value.unwrap_or_default()),
-        timestamp_ms: record.timestamp_ms,
-    })
 }

@@ -64,13 +64,13 @@ fn answer(appender: &Appender, response: &AppendResponse) -> Response {
         (0, _) => StatusCode::UNPROCESSABLE_ENTITY,
         (_, _) => StatusCode::MULTI_STATUS,
     };
-    let answer = Answer {
+    let body = AppendBody {
         accepted: response.accepted,
         rejected: response.rejected,
         token: &response.token,
         results: Results(&response.results),
     };
-    json(appender, status, status == StatusCode::SERVICE_UNAVAILABLE, &answer)
+    json(appender, status, status == StatusCode::SERVICE_UNAVAILABLE, &body)
 }
 
 fn refuse(appender: &Appender, refusal: &Refusal) -> Response {
@@ -106,7 +106,7 @@ fn json(appender: &Appender, status: StatusCode, retry: bool, body: &impl Serial
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct AppendBody<'a> {
     accepted: u64,
     rejected: u64,
     token: &'a str,

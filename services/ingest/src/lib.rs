@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! gRPC Append, AppendStream ─┐                           ┌─ partition 0: a batch ─┐
-//!                            ├─► check, partition by key ┤                        ├─► log ─► answer
+//!                            ├─► check, partition by key ┤                        ├► log ─► answer
 //! HTTP POST …/events ────────┘                           └─ partition n: a batch ─┘
 //! ```
 //!
@@ -40,7 +40,7 @@
 //! | why a whole request is refused, as gRPC and HTTP status | `refusal.rs` |
 //! | how a request arrives | `grpc.rs`; `http.rs` and `body.rs` |
 //! | how much memory requests hold | `budget.rs` |
-//! | how dead letters are listed and appended again | `dead_letters.rs` |
+//! | how dead letters are read and appended again | `dead_letters/scan.rs`, `dead_letters.rs` |
 //!
 //! The definitions of streams come from the control plane ([`headwater_service::follow`]).
 

@@ -18,7 +18,7 @@ async fn a_batch_of_500_with_one_bad_event_accepts_499_and_keeps_their_order() {
     let response = fixture.append(events.clone()).await;
 
     assert_eq!((response.accepted, response.rejected, response.results.len()), (499, 1, 500));
-    let stored = fixture.stored();
+    let stored = fixture.stored().await;
     let mut next = [0; 4];
     for (index, (result, sent)) in response.results.iter().zip(&events).enumerate() {
         if index == 250 {
@@ -97,7 +97,7 @@ async fn an_event_over_the_logs_own_limit_is_refused_alone_and_the_reason_names_
     for part in ["169 bytes", "counts 201", "200 for a record of topic orders", limit.set_by] {
         assert!(reason.contains(part), "{reason}");
     }
-    let stored = &fixture.stored()[partition_of(42) as usize];
+    let stored = &fixture.stored().await[partition_of(42) as usize];
     let stored: Vec<_> = stored.iter().map(|(_, _, event)| event.clone()).collect();
     assert_eq!(stored, [&events[0], &largest, &events[3]].map(|event| event.to_vec()));
     let offsets = [0, 2, 3].map(|index| accepted(&response.results[index]).unwrap().1);
@@ -164,7 +164,8 @@ async fn a_request_that_fills_a_partition_is_stored_in_several_batches_and_in_or
         response.results.iter().map(|result| accepted(result).unwrap().1).collect();
     assert_eq!(offsets, (0..15).collect::<Vec<_>>());
     assert!(fixture.log.appends() > 1);
-    let stored: Vec<_> = fixture.stored().concat().into_iter().map(|(_, _, value)| value).collect();
+    let stored: Vec<_> =
+        fixture.stored().await.concat().into_iter().map(|(_, _, value)| value).collect();
     assert_eq!(stored, events);
 }
 

@@ -22,7 +22,7 @@ const GOOD: &[u8] = br#"{"user_id": 1, "amount":2.50,"ts":0}"#;
 /// Puts dead letters where the processor puts them.
 async fn put(fixture: &Fixture, letters: &[Letter]) {
     let topic = Name::new("orders.dead-letters").unwrap();
-    headwater_log::block_on(fixture.log.create_topic(&topic, TopicSpec::keep(2))).unwrap();
+    fixture.log.create_topic(&topic, TopicSpec::keep(2)).await.unwrap();
     for letter in letters {
         let (partition, offset) = (letter.source.0.to_string(), letter.source.1.to_string());
         let mut batch = BatchBuilder::new();
@@ -178,7 +178,8 @@ async fn a_replay_appends_each_source_record_once_with_its_original_bytes() {
     assert_eq!((response.accepted, response.rejected), (2, 2));
     assert_eq!(response.reasons.len(), 2, "{:?}", response.reasons);
     assert_eq!(response.token, format!("orders@{}:2", partition_of(1)));
-    let stored: Vec<_> = fixture.stored().concat().into_iter().map(|(_, _, value)| value).collect();
+    let stored: Vec<_> =
+        fixture.stored().await.concat().into_iter().map(|(_, _, value)| value).collect();
     assert_eq!(stored, [GOOD, GOOD]);
 }
 

@@ -61,8 +61,8 @@ impl Fixture {
 
     pub(super) async fn on(log: Arc<FaultyLog>, config: Config) -> Self {
         log.spared.lock().insert(CONTROL_TOPIC.into());
-        // On a remote log somebody makes them soon, and what is declared comes at once.
-        headwater_log::block_on(create_topics(log.memory())).unwrap();
+        // The service creates these topics in the background, and the test declares a stream at once.
+        create_topics(log.memory()).await.unwrap();
         let mut node = Node::new(log.clone(), "unused", "test");
         node.clock = Arc::new(FixedClock);
         let ingest = Ingest::start(config, &node).await.unwrap();
@@ -111,33 +111,23 @@ impl Fixture {
     }
 
     /// Everything in the topic `orders`: timestamp, key and value per partition.
-    pub(super) fn stored(&self) -> Vec<Vec<Stored>> {
+    pub(super) async fn stored(&self) -> Vec<Vec<Stored>> {
         let topic = Name::new("orders").unwrap();
-        let partitions = headwater_log::block_on(self.log.topic(&topic))
-            .unwrap()
-            .map_or(0, |spec| spec.partitions);
-        (0..partitions)
-            .map(|partition| {
-                let mut reader = headwater_log::block_on(self.log.reader(
-                    &topic,
-                    PartitionId(partition),
-                    Offset::ZERO,
-                ))
-                .unwrap();
-                let mut records = Vec::new();
-                while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
-                    records.extend(chunk.records(Offset::ZERO).map(|record| {
-                        let record = record.unwrap();
-                        (
-                            record.timestamp_ms,
-                            record.key.map(Vec::from),
-                            record.value.unwrap().to_vec(),
-                        )
-                    }));
-                }
-                records
-            })
-            .collect()
+        let spec = self.log.topic(&topic).await.unwrap();
+        let mut partitions = Vec::new();
+        for partition in (0..spec.map_or(0, |spec| spec.partitions)).map(PartitionId) {
+            let mut reader = self.log.reader(&topic, partition, Offset::ZERO).await.unwrap();
+            let mut records = Vec::new();
+            while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
+                records.extend(chunk.records(Offset::ZERO).map(|record| {
+                    let record = record.unwrap();
+                    let value = record.value.unwrap().to_vec();
+                    (record.timestamp_ms, record.key.map(Vec::from), value)
+                }));
+            }
+            partitions.push(records);
+        }
+        partitions
     }
 
     pub(super) async fn post(&self, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {

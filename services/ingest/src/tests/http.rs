@@ -46,7 +46,7 @@ async fn lines_and_arrays_are_stored_byte_for_byte_and_answered_alike() {
     assert_eq!((lines.status.as_u16(), lines.json), (200, expected(&[0, 1])));
     assert_eq!((array.status.as_u16(), array.json), (200, expected(&[2, 3])));
     assert_eq!((zipped.status.as_u16(), zipped.json), (200, expected(&[4])));
-    for (_, _, value) in fixture.stored().concat() {
+    for (_, _, value) in fixture.stored().await.concat() {
         assert_eq!(value, odd.as_bytes());
     }
 }
@@ -98,7 +98,7 @@ async fn what_cannot_be_understood_is_refused_with_what_would_be() {
     );
     let broken = fixture.post(&[("content-encoding", "gzip")], "x").await;
     assert_eq!(broken.status, 400);
-    assert_eq!(fixture.stored().concat().len(), 0);
+    assert_eq!(fixture.stored().await.concat().len(), 0);
 }
 
 /// A body that counts how much of it was taken.

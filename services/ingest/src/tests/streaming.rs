@@ -63,7 +63,7 @@ async fn an_error_in_a_stream_comes_after_the_answers_before_it_and_ends_the_str
     }
     assert_eq!(answers.message().await.unwrap_err().code(), Code::NotFound);
     assert_eq!(
-        fixture.stored().iter().map(Vec::len).sum::<usize>(),
+        fixture.stored().await.iter().map(Vec::len).sum::<usize>(),
         2,
         "what follows the error is not taken"
     );
