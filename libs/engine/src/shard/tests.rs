@@ -2,9 +2,11 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
 use crate::{
+    DeadLetter,
     plan::{AggregateFunction, KeyColumn, Tumble},
     testing::*,
 };
+use headwater_state::OutboxKey;
 use headwater_types::{DataType, EventTime, Tallies};
 
 fn arc(plan: ViewPlan) -> Arc<ViewPlan> {

@@ -213,7 +213,7 @@ proptest! {
         let wanted: Vec<usize> = (0..7).filter(|index| mask >> index & 1 == 1).collect();
         let mut guessing = Scanner::new(&stream, &wanted);
         for record in &records {
-            let mut plain = Scanner::new(&stream, &wanted).without_guesses();
+            let mut plain = Scanner::new(&stream, &wanted).without_predictions();
             let (guessed, read) = (outcome(&mut guessing, record, &wanted), outcome(&mut plain, record, &wanted));
             // JSON has no NaN, so equal cells are equal values.
             prop_assert_eq!(guessed, read, "{}", String::from_utf8_lossy(record));
