@@ -28,12 +28,14 @@
 //! [`scan`] predicts the next key from the record before. A record takes one pass whether the
 //! predictions are right or wrong.
 
+mod cell;
 mod columns;
 mod describe;
 mod fault;
 mod json;
 mod number;
 mod scan;
+mod slot;
 mod timestamp;
 mod validate;
 

@@ -14,6 +14,8 @@
 //! An owner is one claim of a shard, `<epoch>-<instance>`. No two processes, and no two runs of one
 //! process, are the same owner. A later claim has a greater epoch.
 //!
+//! `upload.rs`, `fetch.rs` and `prune.rs` are the operations; `backend.rs` is the disk or S3 behind them.
+//!
 //! # URLs
 //!
 //! * `file:///path/to/a/directory`, with `%20` and the like for characters that a URL cannot have.
@@ -57,33 +59,23 @@
 
 mod backend;
 mod error;
+mod fetch;
 mod manifest;
 mod prune;
 mod s3;
 mod transfer;
+mod upload;
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path as FsPath, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
-use futures::{StreamExt as _, stream};
-use headwater_types::Offset;
 use object_store::{ObjectStoreExt as _, path::Path};
 use parking_lot::Mutex;
 
-use crate::{Error, Identity, layout};
+use crate::{Error, Identity};
 use backend::Backend;
+use manifest::hand_over_rank;
 pub use manifest::{Manifest, Sent, StoredFile};
-use manifest::{Owner, hand_over_name, hand_over_rank};
 
-/// Files that one upload or fetch transfers at the same time.
-const CONCURRENCY: usize = 4;
 /// Attempts to find the newest manifest when it is pruned before it is read.
 const NEWEST_ATTEMPTS: usize = 5;
 
@@ -133,92 +125,6 @@ impl Store {
     /// Whether this is the URL of a manifest in this store.
     pub fn has(&self, url: &str) -> bool {
         self.backend.path_of(url).is_some()
-    }
-
-    /// Uploads the checkpoint in `checkpoint_dir`, which is at `position`: first its files, then
-    /// the manifest, so that an interrupted upload leaves no manifest.
-    ///
-    /// Files that the owner has uploaded before are not uploaded again. `known` is the manifest
-    /// from which the owner restored the shard; its files are copied inside the store instead of
-    /// uploaded.
-    pub async fn upload(
-        &self,
-        checkpoint_dir: &FsPath,
-        identity: &Identity,
-        position: Offset,
-        owner: &str,
-        purpose: Purpose<'_>,
-        known: Option<&Manifest>,
-    ) -> Result<Manifest, Error> {
-        let owner = Owner::new(owner)?;
-        let lock = self.shard_lock(identity);
-        let _held = lock.lock().await;
-        let shard = self.backend.shard(identity);
-        let own = shard.clone().join("files").join(owner.name.as_str());
-        let there: HashMap<Path, u64> = self
-            .backend
-            .list(&own)
-            .await?
-            .into_iter()
-            .map(|meta| (meta.location, meta.size))
-            .collect();
-        let elsewhere: HashMap<&str, Path> = known
-            .filter(|known| known.identity() == *identity)
-            .map(|known| known.files().iter())
-            .into_iter()
-            .flatten()
-            .filter_map(|file| {
-                Some((file.blake3.as_str(), self.backend.below(&shard, &file.path)?))
-            })
-            .collect();
-
-        let local = transfer::checkpoint_files(checkpoint_dir).await?;
-        let hashed = run_all(local.into_iter().map(async |(name, path)| {
-            let (bytes, blake3) = transfer::hash(&path).await?;
-            Ok((name, path, bytes, blake3))
-        }))
-        .await?;
-        // The store keeps files of equal content once.
-        let mut wanted: HashMap<String, (PathBuf, u64)> = HashMap::new();
-        let mut files = Vec::new();
-        for (name, path, bytes, blake3) in hashed {
-            let stored = format!("files/{}/{blake3}", manifest::segment(&owner.name));
-            files.push(StoredFile { name, path: stored, bytes, blake3: blake3.clone() });
-            if there.get(&own.clone().join(blake3.as_str())) != Some(&bytes) {
-                wanted.entry(blake3).or_insert((path, bytes));
-            }
-        }
-        let moved = run_all(wanted.into_iter().map(|(blake3, (path, bytes))| {
-            let to = own.clone().join(blake3.as_str());
-            let from = elsewhere.get(blake3.as_str()).cloned();
-            async move { self.backend.store(&path, bytes, &to, from.as_ref()).await }
-        }))
-        .await?;
-        let mut sent = Sent::default();
-        moved.into_iter().for_each(|one| sent.add(one));
-
-        let path = match purpose {
-            Purpose::HandOver => {
-                shard.join("positions").join(hand_over_name(position, &owner).as_str())
-            }
-            Purpose::Replay(id) => {
-                shard.join("replays").join(id).join(format!("{}.json", owner.name).as_str())
-            }
-        };
-        let manifest =
-            Manifest::new(self.backend.url_of(&path), *identity, position, &owner, files, sent);
-        self.backend.put(&path, manifest.encode()).await?;
-        tracing::info!(
-            shard = %identity,
-            position = position.0,
-            files = manifest.files().len(),
-            uploaded = sent.uploaded,
-            copied = sent.copied,
-            uploaded_bytes = sent.uploaded_bytes,
-            manifest = manifest.url(),
-            "checkpoint stored"
-        );
-        Ok(manifest)
     }
 
     /// The hand-over checkpoint from which a new owner continues: the one at the greatest position
@@ -274,47 +180,6 @@ impl Store {
         self.read(&path).await
     }
 
-    /// Downloads a checkpoint into the new directory `into`. The directory appears only when it is
-    /// complete and verified.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Gone`] if the checkpoint was pruned, [`Error::Damaged`] if a file is not what was
-    /// stored.
-    pub async fn fetch(&self, manifest: &Manifest, into: &FsPath) -> Result<(), Error> {
-        if into.exists() {
-            let taken = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already");
-            return Err(Error::io(into, taken));
-        }
-        let shard = self.backend.shard(&manifest.identity());
-        let name = into.file_name().unwrap_or_default().to_string_lossy();
-        let partial = PartialDirectory(into.with_file_name(format!("{name}.partial")));
-        layout::remove(&partial.0)?;
-        fs::create_dir_all(&partial.0).map_err(|error| Error::io(&partial.0, error))?;
-        run_all(manifest.files().iter().map(|file| {
-            let (shard, to) = (&shard, partial.0.join(&file.name));
-            async move {
-                let from = self.backend.below(shard, &file.path).ok_or_else(|| Error::Damaged {
-                    location: manifest.url().to_owned(),
-                    detail: format!(
-                        "it names {:?}, which is not the path of a file of this shard",
-                        file.path
-                    ),
-                })?;
-                self.backend.load(&from, file, &to).await
-            }
-        }))
-        .await?;
-        let to = into.to_path_buf();
-        transfer::blocking(move || {
-            fs::File::open(&partial.0)
-                .and_then(|directory| directory.sync_all())
-                .and_then(|()| fs::rename(&partial.0, &to))
-                .map_err(|error| Error::io(&to, error))
-        })
-        .await
-    }
-
     /// Deletes everything stored for a shard whose generation is retired.
     pub async fn remove(&self, identity: &Identity) -> Result<(), Error> {
         let lock = self.shard_lock(identity);
@@ -350,35 +215,6 @@ impl Store {
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("url", &self.url()).finish_non_exhaustive()
-    }
-}
-
-/// Runs the futures, a few at a time. After a failure it starts no further one and waits for those
-/// that run, so that nothing writes after it returns.
-async fn run_all<T>(
-    work: impl Iterator<Item = impl Future<Output = Result<T, Error>>>,
-) -> Result<Vec<T>, Error> {
-    let failed = &AtomicBool::new(false);
-    let one = |one| async move {
-        if failed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let result: Result<T, Error> = one.await;
-        failed.fetch_or(result.is_err(), Ordering::Relaxed);
-        Some(result)
-    };
-    let done: Vec<_> = stream::iter(work.map(one)).buffer_unordered(CONCURRENCY).collect().await;
-    done.into_iter().flatten().collect()
-}
-
-/// A directory that is removed unless it was renamed, so that an unfinished fetch leaves nothing.
-struct PartialDirectory(PathBuf);
-
-impl Drop for PartialDirectory {
-    fn drop(&mut self) {
-        if let Err(error) = layout::remove(&self.0) {
-            tracing::warn!(%error, "cannot remove a directory that was fetched partly");
-        }
     }
 }
 

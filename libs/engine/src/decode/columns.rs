@@ -11,7 +11,7 @@ use arrow::{
 };
 use headwater_types::DataType;
 
-use super::scan::Cell;
+use super::cell::Cell;
 use crate::plan::arrow_type;
 
 /// The greatest number of rows for which capacity is kept between batches.

@@ -18,10 +18,12 @@ use hashbrown::HashMap;
 use headwater_types::{DataType, StreamDefinition};
 
 use super::{
+    cell::{Cell, number_cell, text_cell},
     describe::not_utf8,
     fault::{DecodeError, Fault, FaultKind, fail},
     json::{self, skip_space},
-    number::{self, Number, Unfit, power_of_ten},
+    number,
+    slot::{LOST, Slot},
     timestamp,
 };
 
@@ -29,36 +31,12 @@ use super::{
 const NONE: u32 = u32::MAX;
 /// The slot before the first key.
 const START: u32 = 0;
-/// The slot of a key that was not stored. It predicts nothing.
-const LOST: u32 = 1;
 /// The limit of slots for keys that name no column: records may use the keys of a map as their own.
 const UNKNOWN_KEYS: usize = 64;
 /// The limit of slots for one column: its key with different white space, or escaped.
 const SPELLINGS: usize = 8;
 /// Longer keys get no slot.
 const LONGEST: usize = 128;
-
-/// The value of a wanted column in the current record.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Cell {
-    Null,
-    Boolean(bool),
-    /// INTEGER, BIGINT, and TIMESTAMP in microseconds.
-    Integer(i64),
-    Double(f64),
-    /// The value in units of the column's scale.
-    Decimal(i128),
-    /// A range of the record's bytes.
-    Text {
-        start: usize,
-        end: usize,
-    },
-    /// A range of [`Scanner::unescaped`].
-    Unescaped {
-        start: usize,
-        end: usize,
-    },
-}
 
 #[derive(Debug)]
 struct Field {
@@ -69,19 +47,6 @@ struct Field {
     /// The number of the last record that had the column.
     seen: u64,
     cell: Cell,
-}
-
-/// The bytes between two values, and the slots that followed.
-#[derive(Debug)]
-struct Slot {
-    /// The first 16 bytes, and a mask of those that the slot has.
-    head: u128,
-    mask: u128,
-    bytes: Box<[u8]>,
-    column: u32,
-    /// The slot that followed last, and the one before that.
-    next: u32,
-    other: u32,
 }
 
 /// Reads records of one stream.
@@ -96,38 +61,6 @@ pub(super) struct Scanner {
     record: u64,
     unescaped: String,
     stores_slots: bool,
-}
-
-impl Slot {
-    fn new(bytes: &[u8], column: u32) -> Self {
-        let mut head = [0; 16];
-        let mut mask = [0; 16];
-        for (at, &byte) in bytes.iter().take(16).enumerate() {
-            head[at] = byte;
-            mask[at] = 0xff;
-        }
-        Self {
-            head: u128::from_le_bytes(head),
-            mask: u128::from_le_bytes(mask),
-            bytes: bytes.into(),
-            column,
-            next: LOST,
-            other: LOST,
-        }
-    }
-
-    /// Whether `bytes` continue with this slot at `at`.
-    #[inline]
-    fn fits(&self, bytes: &[u8], at: usize) -> bool {
-        let rest = &bytes[at..];
-        match rest.first_chunk() {
-            Some(&window) => {
-                (u128::from_le_bytes(window) ^ self.head) & self.mask == 0
-                    && (self.bytes.len() <= 16 || rest.starts_with(&self.bytes))
-            }
-            None => rest.starts_with(&self.bytes),
-        }
-    }
 }
 
 impl Scanner {
@@ -420,52 +353,4 @@ struct Key {
     slot: u32,
     at: usize,
     column: u32,
-}
-
-#[inline]
-fn text_cell(unescaped: &mut String, text: &str, start: usize, found: json::Text) -> Cell {
-    if !found.escaped {
-        return Cell::Text { start, end: found.end };
-    }
-    let from = unescaped.len();
-    json::unescape(&text[start..found.end], unescaped);
-    Cell::Unescaped { start: from, end: unescaped.len() }
-}
-
-#[inline]
-fn number_cell(data_type: DataType, number: &Number, literal: &str) -> Result<Cell, FaultKind> {
-    let scaled = |scale| {
-        number.scaled(literal.as_bytes(), scale).map_err(|unfit| match unfit {
-            Unfit::Fraction => FaultKind::Fraction,
-            Unfit::TooLarge => FaultKind::Digits,
-        })
-    };
-    let whole = || {
-        scaled(0).map_err(|kind| if kind == FaultKind::Digits { FaultKind::Range } else { kind })
-    };
-    match data_type {
-        DataType::BigInt => {
-            Ok(Cell::Integer(i64::try_from(whole()?).map_err(|_| FaultKind::Range)?))
-        }
-        DataType::Integer => {
-            Ok(Cell::Integer(i32::try_from(whole()?).map_err(|_| FaultKind::Range)?.into()))
-        }
-        DataType::Double => number.double(literal).map(Cell::Double).ok_or(FaultKind::Infinite),
-        DataType::Decimal { precision, scale } => {
-            let units = scaled(scale)?;
-            if units.unsigned_abs() >= power_of_ten(u32::from(precision.min(38))).unsigned_abs() {
-                return Err(FaultKind::Digits);
-            }
-            Ok(Cell::Decimal(units))
-        }
-        DataType::Timestamp => {
-            let millis = whole().map_err(|kind| {
-                if kind == FaultKind::Range { FaultKind::TimeRange } else { kind }
-            })?;
-            timestamp::in_range(millis.saturating_mul(1_000))
-                .map(Cell::Integer)
-                .ok_or(FaultKind::TimeRange)
-        }
-        DataType::Boolean | DataType::Varchar => Err(FaultKind::Type),
-    }
 }

@@ -4,10 +4,7 @@ use std::io::Write as _;
 
 use headwater_types::{DataType, EventTime, StreamDefinition};
 
-use super::{
-    fault::DecodeError,
-    scan::{Cell, Scanner},
-};
+use super::{cell::Cell, fault::DecodeError, scan::Scanner};
 
 /// Checks events against all columns of a stream's schema, without building columns.
 ///

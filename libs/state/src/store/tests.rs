@@ -1,6 +1,10 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path as FsPath, PathBuf},
+};
 
-use headwater_types::{PartitionId, Remedy};
+use headwater_types::{Offset, PartitionId, Remedy};
 use tempfile::TempDir;
 
 use super::*;

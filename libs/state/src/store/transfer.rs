@@ -3,10 +3,10 @@
 use std::{
     fs, io,
     path::{Path as FsPath, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path,
 };
@@ -20,6 +20,26 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts of one file that are uploaded while the next is read.
 const PARTS_IN_FLIGHT: usize = 1;
 const READ_BYTES: usize = 256 << 10;
+/// Files that one upload or fetch transfers at the same time.
+const CONCURRENCY: usize = 4;
+
+/// Runs the futures, a few at a time. After a failure it starts no further one and waits for those
+/// that run, so that nothing writes after it returns.
+pub(super) async fn run_all<T>(
+    work: impl Iterator<Item = impl Future<Output = Result<T, Error>>>,
+) -> Result<Vec<T>, Error> {
+    let failed = &AtomicBool::new(false);
+    let one = |one| async move {
+        if failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let result: Result<T, Error> = one.await;
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        Some(result)
+    };
+    let done: Vec<_> = stream::iter(work.map(one)).buffer_unordered(CONCURRENCY).collect().await;
+    done.into_iter().flatten().collect()
+}
 
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,

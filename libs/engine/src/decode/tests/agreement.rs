@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::{Value, value::RawValue};
 
 use super::*;
-use crate::decode::scan::{Cell, Scanner};
+use crate::decode::{cell::Cell, scan::Scanner};
 
 fn space() -> impl Strategy<Value = &'static str> {
     prop_oneof![8 => Just(""), 2 => Just(" "), 1 => Just("\n\t "), 1 => Just("\r\n")]
