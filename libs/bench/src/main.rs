@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 async fn run(arguments: &[&str]) -> anyhow::Result<bool> {
     match arguments {
         ["echo", port] => {
-            reads::serve_echo(port.parse().context("the port is no number")?).await?;
+            reads::serve_echo(port.parse().context("the port is not a number")?).await?;
             Ok(true)
         }
         ["head"] => {

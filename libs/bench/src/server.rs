@@ -133,6 +133,6 @@ impl Drop for Dev {
 pub fn apply(dev: &Dev, directory: &Path, name: &str, sql: &str) -> anyhow::Result<()> {
     let file = directory.join(name);
     fs::write(&file, sql)?;
-    let file = file.to_str().context("the directory's name is no text")?;
+    let file = file.to_str().context("the directory's name is not UTF-8")?;
     dev.run(&["apply", "-f", file]).map(drop)
 }

@@ -295,7 +295,7 @@ impl ControlState {
             .collect()
     }
 
-    /// What a processor must do for this shard.
+    /// The duty of a processor for this shard.
     pub fn shard_duty(&self, generation: GenerationId, partition: PartitionId) -> ShardDuty {
         let Some(entry) = self.generations.get(&generation) else { return ShardDuty::Stop };
         match entry.role {

@@ -65,7 +65,7 @@ impl fmt::Display for Stage {
 
 /// The text does not name a stage.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no stage: use decode, time, filter, expression or late")]
+#[error("{0:?} is not a stage: use decode, time, filter, expression or late")]
 pub struct UnknownStage(String);
 
 impl FromStr for Stage {

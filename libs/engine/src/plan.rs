@@ -39,11 +39,11 @@ pub struct ViewPlan {
     pub aggregates: Vec<Aggregate>,
     /// The select list.
     pub output: Vec<OutputColumn>,
-    /// How far a record may be late and still count: behind its window's end, or behind the
-    /// watermark for a view without windows. `None` means 0 with windows, and unlimited without.
+    /// The limit of lateness: how far a record may lie behind its window's end, or behind the
+    /// watermark in a view without windows, and still count. `None` means 0 with windows, and
+    /// unlimited without.
     pub allowed_lateness_micros: Option<i64>,
-    /// How far a row's time may fall behind the watermark before the row expires. `None` means for
-    /// ever.
+    /// The distance behind the watermark at which a row expires. `None` means never.
     pub retention_micros: Option<i64>,
     /// Whether one of the keys is the stream's key unchanged, so that a row lives in one shard.
     pub key_is_stream_key: bool,

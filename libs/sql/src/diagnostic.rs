@@ -14,7 +14,7 @@ pub struct Diagnostic {
     pub column: u32,
     /// The fault, without a full stop.
     pub reason: String,
-    /// What to write instead, in the imperative: "write VARCHAR".
+    /// The advice, in the imperative: "write VARCHAR".
     pub instead: Option<String>,
 }
 

@@ -27,10 +27,10 @@ pub struct ViewDefinition {
     pub stream: Name,
     /// The normal form of the statement: equal text means equal meaning.
     pub sql: String,
-    /// How late a record may come. `None`, which only a view without windows has, means that no
-    /// record is late.
+    /// The limit of lateness. `None`, which only a view without windows has, means that no record
+    /// is late.
     pub allowed_lateness_micros: Option<i64>,
-    /// How long rows are kept. `None` means for ever.
+    /// The time for which rows are kept. `None` means for ever.
     pub retention_micros: Option<i64>,
     pub(crate) select: Select,
 }

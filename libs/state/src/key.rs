@@ -120,7 +120,7 @@ fn double_from_bits(bits: u64) -> f64 {
 
 /// The bytes are not a key of these types.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found:02x?} is no key part of type {data_type}")]
+#[error("{found:02x?} is not a key part of type {data_type}")]
 pub struct InvalidKey {
     data_type: DataType,
     /// The first bytes of the part.

@@ -1,10 +1,10 @@
-/// What the caller should do about an error.
+/// The action that a caller should take on an error.
 ///
-/// A variant earns its place only if a caller would act differently on it; everything else belongs
-/// in the message. `headwater-service` turns it into a gRPC status, a retry and an exit code.
+/// A variant exists only if a caller acts differently on it; everything else belongs in the
+/// message. `headwater-service` turns it into a gRPC status, a retry and an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// A dependency is away for now: retry with backoff.
+    /// A dependency is unavailable for now: retry with backoff.
     Retry,
     /// The request, the definition or the configuration is wrong: correct it first.
     Correct,

@@ -12,7 +12,7 @@ pub(super) const MAX_DEPTH: u32 = 64;
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
 
-/// Where a string ends.
+/// The end of a string.
 #[derive(Clone, Copy)]
 pub(super) struct Text {
     /// The position of the closing quote.

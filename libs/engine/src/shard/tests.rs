@@ -367,7 +367,7 @@ fn an_expression_that_always_fails_fails_for_the_records_that_ask_it() {
 /// The interruptions of a history on its way into a shard.
 #[derive(Clone, Debug)]
 struct Course {
-    /// Where chunks end, and what happens there.
+    /// The ends of chunks, and the event at each end.
     stops: Vec<(Index, Stop)>,
     log_batch: usize,
     limits: Limits,

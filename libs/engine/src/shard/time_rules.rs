@@ -60,7 +60,7 @@ impl TimeRules {
                 ) => true,
             };
             if adds && !number {
-                return Err(wrong("it adds what are no numbers"));
+                return Err(wrong("it sums values that are not numbers"));
             } else if aggregate.argument.is_some() != aggregate.input_type.is_some()
                 || (aggregate.argument.is_none()
                     && aggregate.function != AggregateFunction::CountStar)
