@@ -25,7 +25,7 @@
 //!
 //! # Speed
 //!
-//! [`scan`] predicts the next key from the record before. A record takes one pass whether the
+//! `scan.rs` predicts the next key from the record before. A record takes one pass whether the
 //! predictions are right or wrong.
 
 mod cell;
