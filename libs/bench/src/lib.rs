@@ -6,7 +6,7 @@
 //! | [`ingest`] | events per second through gRPC, acknowledged after fsync |
 //! | [`reads`] | point reads through gRPC, compared with a bare tonic service in the same run |
 //! | [`start`] | time until `headwater dev` is ready on existing data |
-//! | [`events`], [`server`], [`figures`] | the input, the measured process, the figures and their bounds |
+//! | [`events`], [`server`], [`figures`] | input, measured process, figures with their bounds |
 //!
 //! # Law
 //!

@@ -12,15 +12,17 @@
 //! neither value is more right than the other. A missing column is NULL. NULL in a NOT NULL column
 //! is an error if the column is wanted.
 //!
-//! | type | what is accepted |
+//! | type | accepted JSON |
 //! | --- | --- |
 //! | BOOLEAN | `true`, `false` |
-//! | INTEGER, BIGINT | a number whose value is whole and in range: `12`, `12.0` and `1.2e1` are one number |
+//! | INTEGER, BIGINT | a whole number in range; `12`, `12.0` and `1.2e1` are one number |
 //! | DOUBLE | a number; the nearest double, which must be finite |
-//! | DECIMAL(p,s) | a number with at most `s` digits behind the point (zeros at the end do not count) and `p` in all; never rounded |
-//! | VARCHAR | text; a number as it is spelt |
-//! | TIMESTAMP | RFC 3339 text with an offset, `T`, `t` or a space between date and time; or a whole number: milliseconds since 1970. Digits beyond microseconds are dropped. Years 0000 to 9999 |
+//! | DECIMAL(p,s) | a number of at most `p` digits, at most `s` of them after the point |
+//! | VARCHAR | text; a number as it is written |
+//! | TIMESTAMP | RFC 3339 text with an offset, or milliseconds since 1970 as a whole number |
 //!
+//! A DECIMAL is never rounded; zeros at the end do not count. A TIMESTAMP has `T`, `t` or a space
+//! between date and time, and a year from 0000 to 9999; digits beyond microseconds are dropped.
 //! Text is never converted to a number, a boolean or null.
 //!
 //! # Speed

@@ -50,10 +50,11 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `statement.rs` | splits a definition file into statements and parses each |
-//! | `stream.rs`, `view.rs`, `view/query.rs` | `CREATE STREAM`; `CREATE MATERIALIZED VIEW`; its `SELECT` |
+//! | `stream.rs` | `CREATE STREAM` |
+//! | `view.rs`, `view/query.rs` | `CREATE MATERIALIZED VIEW` and its `SELECT` |
 //! | `scalar.rs` | the list of scalar SQL that is allowed |
-//! | `compile.rs`, `planner.rs` | from definitions to a [`ViewPlan`](headwater_engine::plan::ViewPlan) |
-//! | `scope.rs`, `expression.rs` | the border to DataFusion: resolving names, and running expressions |
+//! | `compile.rs`, `planner.rs` | from definitions to a plan |
+//! | `scope.rs`, `expression.rs` | the border to DataFusion: names, and executable expressions |
 //! | `differences.rs` | what changed between two versions of a view |
 //! | `diagnostic.rs`, `suggest.rs` | refusals: line, column, reason, remedy |
 //!

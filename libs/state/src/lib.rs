@@ -31,8 +31,8 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `shard.rs` | [`ShardDb`]: open, load, commit, outbox, checkpoint, sync, compact |
-//! | `reader.rs` | [`ShardReader`]: follows a live shard as a RocksDB secondary, or reads a checkpoint; [`ReadView`] is one commit |
-//! | `store.rs` | [`Store`]: uploads, fetches and prunes checkpoints, so that a shard can move to another machine |
+//! | `reader.rs` | [`ShardReader`] of a live shard or a checkpoint; [`ReadView`] of a commit |
+//! | `store.rs` | [`Store`]: checkpoints on their way to another machine |
 //! | `key.rs`, `row.rs`, `meta.rs` | the bytes of keys, rows and progress |
 //! | `expiry.rs` | the compaction filter that removes expired rows |
 //! | `options.rs`, `layout.rs` | RocksDB options, and directories under the data directory |

@@ -14,7 +14,8 @@
 //! An owner is one claim of a shard, `<epoch>-<instance>`. No two processes, and no two runs of one
 //! process, are the same owner. A later claim has a greater epoch.
 //!
-//! `upload.rs`, `fetch.rs` and `prune.rs` are the operations; `backend.rs` is the disk or S3 behind them.
+//! `upload.rs`, `fetch.rs` and `prune.rs` are the operations; `backend.rs` is the disk or S3 behind
+//! them.
 //!
 //! # URLs
 //!
