@@ -36,26 +36,20 @@
 //!
 //! What a record does to a row is `headwater-engine`'s, what a shard has to do `headwater-control`'s.
 
-mod claim;
+mod assignment;
+mod checkpoint;
 mod config;
-mod fleet;
-mod handover;
-mod lease;
-mod membership;
+mod context;
+mod error;
+mod log_outage;
 mod metrics;
-mod outage;
-mod outbox;
-mod plans;
-mod rate;
-mod reports;
-mod restore;
+mod plan_cache;
+mod publish;
 mod service;
+mod shard;
+mod supervisor;
 #[cfg(test)]
 mod testing;
-mod topics;
-mod trouble;
-mod work;
-mod worker;
 
 use std::sync::Arc;
 
@@ -69,16 +63,15 @@ use headwater_types::Name;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
+use assignment::{group::GroupContext, partition_check::PartitionCheck};
+use checkpoint::store::CheckpointStore;
 pub use config::Config;
-use fleet::Fleet;
-use handover::Uploads;
-use membership::Terms;
+use context::ProcessorContext;
+use log_outage::LogOutage;
 use metrics::ProcessorMetrics;
-use outage::Outage;
-use plans::Plans;
-use reports::Reports;
-use topics::Topics;
-use worker::Shared;
+use plan_cache::PlanCache;
+use publish::status_reporter::{self, StatusReporter};
+use supervisor::ShardSupervisor;
 
 /// The running processor. It serves nothing: its work is seen in the state and on the status topic.
 #[derive(Clone, Debug)]
@@ -91,12 +84,19 @@ impl Processor {
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
         config.check()?;
         let condition = node.health.condition("processor");
-        let control = ControlView::start(node);
+        let (log, tasks) = (node.log.clone(), node.tasks.clone());
+        // It asks the log, which may be far away.
+        let control =
+            tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
         // Both as they are now: older orders could ask for what was taken back meanwhile, and of a shard
         // that nobody has said anything about nothing is left.
         control.wait_current().await?;
-        create_topics(&*node.log).await?;
-        let ends = node.log.ends(&Name::new(STATUS_TOPIC)?, reports::ONLY).await?;
+        let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
+        let ends = tokio::task::spawn_blocking(move || {
+            create_topics(&*log)?;
+            Ok::<_, anyhow::Error>(log.ends(&topic, reports::ONLY)?)
+        });
+        let ends = ends.await??;
         control.wait_board(ends.end).await?;
 
         let metrics = ProcessorMetrics::new(&node.metrics);
@@ -110,24 +110,26 @@ impl Processor {
                 let at_once = usize::from(config.uploads.get());
                 let (every, tasks) = (config.checkpoint_interval, node.tasks.clone());
                 let metrics = metrics.clone();
-                Some(Arc::new(Uploads::new(store, at_once, every, instance, tasks, metrics)))
+                Some(Arc::new(CheckpointStore::new(
+                    store, at_once, every, instance, tasks, metrics,
+                )))
             }
             None => None,
         };
-        let topics = Arc::new(Topics::new(config.topic_interval));
-        let terms = Terms {
+        let partition_check = Arc::new(PartitionCheck::new(config.topic_interval));
+        let group_context = GroupContext {
             membership: node.membership.clone(),
             hand_over: config.hand_over_timeout,
             guard: config.session_guard,
-            topics: topics.clone(),
+            partition_check: partition_check.clone(),
             metrics: metrics.clone(),
             changed: Arc::new(Notify::new()),
         };
         let account = Arc::new(Mutex::new(None));
-        let shared = Arc::new(Shared {
+        let context = Arc::new(ProcessorContext {
             log: node.log.clone(),
-            reports: Reports::start(node)?,
-            plans: Plans::default(),
+            reports: StatusReporter::start(node)?,
+            plans: PlanCache::default(),
             options: Options {
                 expire: true,
                 write_buffer_bytes: usize::try_from(config.write_buffer.0)?,
@@ -135,8 +137,8 @@ impl Processor {
             },
             metrics,
             health: node.health.clone(),
-            topics,
-            outage: Outage::new(node.health.clone()),
+            partition_check,
+            log_outage: LogOutage::new(node.health.clone()),
             uploads,
             data: node.data.clone(),
             instance: node.instance.clone(),
@@ -146,9 +148,9 @@ impl Processor {
             control,
             config,
         });
-        let fleet = Fleet::new(shared, terms, node.tasks.clone());
+        let supervisor = ShardSupervisor::new(context, group_context, node.tasks.clone());
         node.tasks.spawn_thread_once("processor", move |shutdown| {
-            fleet.run(&shutdown);
+            supervisor.run(&shutdown);
             Ok(())
         });
         condition.ready();

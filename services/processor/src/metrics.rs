@@ -13,14 +13,14 @@ use prometheus_client::{
 use std::{sync::atomic::AtomicU64, time::Duration};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Shard {
+struct ShardLabels {
     view: String,
     generation: String,
     partition: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabels {
     view: String,
     generation: String,
     partition: u32,
@@ -32,28 +32,28 @@ type FloatGauge = Gauge<f64, AtomicU64>;
 /// What the processor counts, for all shards.
 #[derive(Clone)]
 pub(crate) struct ProcessorMetrics {
-    lag: Family<Shard, Gauge>,
-    watermark: Family<Shard, FloatGauge>,
-    records: Family<Outcome, Counter>,
-    commits: Family<Shard, Counter>,
+    lag: Family<ShardLabels, Gauge>,
+    watermark: Family<ShardLabels, FloatGauge>,
+    records: Family<OutcomeLabels, Counter>,
+    commits: Family<ShardLabels, Counter>,
     commit_seconds: Histogram,
-    state_bytes: Family<Shard, Gauge>,
-    rate: Family<Shard, FloatGauge>,
-    published: Family<Shard, Counter>,
-    stopped: Family<Shard, Gauge>,
+    state_bytes: Family<ShardLabels, Gauge>,
+    rate: Family<ShardLabels, FloatGauge>,
+    published: Family<ShardLabels, Counter>,
+    stopped: Family<ShardLabels, Gauge>,
     restored_bytes: Counter,
     restore_seconds: Histogram,
     uploaded_bytes: Counter,
     upload_seconds: Histogram,
     failed_uploads: Counter,
-    hand_overs: Family<Outcomes, Counter>,
+    hand_overs: Family<HandOverLabels, Counter>,
 }
 
 /// How a shard left this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HandOver {
+pub(crate) enum HandOverOutcome {
     /// It was closed in time.
-    Closed,
+    InTime,
     /// It was not.
     Late,
     /// The group had given it away.
@@ -61,7 +61,7 @@ pub(crate) enum HandOver {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcomes {
+struct HandOverLabels {
     outcome: &'static str,
 }
 
@@ -162,18 +162,18 @@ impl ProcessorMetrics {
         self.failed_uploads.inc();
     }
 
-    pub(crate) fn handed_over(&self, how: HandOver) {
+    pub(crate) fn handed_over(&self, how: HandOverOutcome) {
         let outcome = match how {
-            HandOver::Closed => "closed",
-            HandOver::Late => "late",
-            HandOver::Lost => "lost",
+            HandOverOutcome::InTime => "closed",
+            HandOverOutcome::Late => "late",
+            HandOverOutcome::Lost => "lost",
         };
-        self.hand_overs.get_or_create(&Outcomes { outcome }).inc();
+        self.hand_overs.get_or_create(&HandOverLabels { outcome }).inc();
     }
 
     /// The metrics of one shard.
     pub(crate) fn shard(&self, view: &Name, identity: &Identity) -> ShardMetrics {
-        let shard = Shard {
+        let shard = ShardLabels {
             view: view.to_string(),
             generation: identity.generation.to_string(),
             partition: identity.partition.0,
@@ -185,7 +185,7 @@ impl ProcessorMetrics {
 /// The metrics of one shard. They vanish with it.
 pub(crate) struct ShardMetrics {
     all: ProcessorMetrics,
-    shard: Shard,
+    shard: ShardLabels,
 }
 
 impl ShardMetrics {
@@ -220,9 +220,9 @@ impl ShardMetrics {
         self.all.stopped.get_or_create(&self.shard).set(i64::from(stopped));
     }
 
-    fn outcome(&self, outcome: &'static str) -> Outcome {
-        let Shard { view, generation, partition } = self.shard.clone();
-        Outcome { view, generation, partition, outcome }
+    fn outcome(&self, outcome: &'static str) -> OutcomeLabels {
+        let ShardLabels { view, generation, partition } = self.shard.clone();
+        OutcomeLabels { view, generation, partition, outcome }
     }
 }
 

@@ -15,8 +15,8 @@ use futures::FutureExt;
 use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC, StatusBoard};
 use headwater_engine::ViewPlan;
 use headwater_log::{
-    Answer, Appended, BatchBuilder, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog,
-    Reader, Record, TopicSpec, WriterId, answered,
+    Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
+    MemoryLog, Reader, Record, TopicSpec, WriterId,
 };
 use headwater_proto::status::v1::ShardStatus;
 use headwater_sql::{parse_stream, parse_view, plan_view};
@@ -61,7 +61,7 @@ pub(crate) fn stream_sql(partitions: u32) -> String {
 
 /// How a process reaches the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Line {
+pub(crate) enum Connection {
     #[default]
     Open,
     /// Every call stands still, as in a process that is stopped.
@@ -78,7 +78,7 @@ pub(crate) struct TestLog {
     pub(crate) doubtful: Arc<AtomicU32>,
     /// So many are not stored.
     pub(crate) refused: Arc<AtomicU32>,
-    line: Arc<(Mutex<Line>, Condvar)>,
+    connection: Arc<(Mutex<Connection>, Condvar)>,
     /// How often ends of the topic of orders were asked for.
     pub(crate) ends_asked: AtomicU32,
     /// Where readers of the topic of orders began.
@@ -99,7 +99,7 @@ pub(crate) struct TestLog {
 }
 
 /// A status, and its offset.
-pub(crate) type Said = (u64, ShardStatus);
+pub(crate) type StatusAt = (u64, ShardStatus);
 
 impl TestLog {
     pub(crate) fn new() -> Arc<Self> {
@@ -109,8 +109,7 @@ impl TestLog {
     /// Its topic of orders has so many partitions.
     pub(crate) fn with(partitions: u32) -> Arc<Self> {
         let memory = MemoryLog::new();
-        headwater_log::block_on(memory.create_topic(&name("orders"), TopicSpec::keep(partitions)))
-            .unwrap();
+        memory.create_topic(&name("orders"), TopicSpec::keep(partitions)).unwrap();
         Self::over(memory)
     }
 
@@ -124,7 +123,7 @@ impl TestLog {
             memory,
             doubtful: Arc::default(),
             refused: Arc::default(),
-            line: Arc::default(),
+            connection: Arc::default(),
             ends_asked: AtomicU32::new(0),
             begun: Mutex::default(),
             added: AtomicU32::new(0),
@@ -137,13 +136,13 @@ impl TestLog {
         })
     }
 
-    pub(crate) fn set(&self, line: Line) {
-        *self.line.0.lock() = line;
-        self.line.1.notify_all();
+    pub(crate) fn set(&self, connection: Connection) {
+        *self.connection.0.lock() = connection;
+        self.connection.1.notify_all();
     }
 
-    pub(crate) fn line(&self) -> Line {
-        *self.line.0.lock()
+    pub(crate) fn connection(&self) -> Connection {
+        *self.connection.0.lock()
     }
 
     /// Appends records in one batch. An odd number is an order of user 1 to 7, the others are no JSON.
@@ -174,14 +173,11 @@ impl TestLog {
     /// topic.
     pub(crate) fn dead_letters(&self) -> Vec<(GenerationId, String, String)> {
         let topic = name("orders.dead-letters");
-        let Some(spec) = headwater_log::block_on(self.memory.topic(&topic)).unwrap() else {
-            return Vec::new();
-        };
+        let Some(spec) = self.memory.topic(&topic).unwrap() else { return Vec::new() };
         let mut letters = Vec::new();
         for partition in (0..spec.partitions).map(PartitionId) {
-            let ends = headwater_log::block_on(self.memory.ends(&topic, partition)).unwrap();
-            let mut reader =
-                headwater_log::block_on(self.memory.reader(&topic, partition, ends.start)).unwrap();
+            let ends = self.memory.ends(&topic, partition).unwrap();
+            let mut reader = self.memory.reader(&topic, partition, ends.start).unwrap();
             while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
                 for record in chunk.records(ends.start) {
                     let record = record.unwrap();
@@ -221,14 +217,14 @@ pub(crate) fn append_status(log: &MemoryLog, status: &ShardStatus) {
 }
 
 /// Stands still or fails, as the line is.
-fn pass(line: &(Mutex<Line>, Condvar)) -> Result<(), Error> {
-    let mut state = line.0.lock();
-    while *state == Line::Frozen {
-        line.1.wait(&mut state);
+fn pass(connection: &(Mutex<Connection>, Condvar)) -> Result<(), Error> {
+    let mut state = connection.0.lock();
+    while *state == Connection::Frozen {
+        connection.1.wait(&mut state);
     }
     match *state {
-        Line::Open => Ok(()),
-        Line::Frozen | Line::Cut => Err(is_cut()),
+        Connection::Open => Ok(()),
+        Connection::Frozen | Connection::Cut => Err(is_cut()),
     }
 }
 
@@ -239,8 +235,8 @@ fn is_cut() -> Error {
 /// What the shards said last: all that is in the status topic at this moment.
 pub(crate) fn read_board(log: &dyn Log) -> StatusBoard {
     let topic = name(STATUS_TOPIC);
-    let ends = headwater_log::block_on(log.ends(&topic, P0)).unwrap();
-    let mut reader = headwater_log::block_on(log.reader(&topic, P0, ends.start)).unwrap();
+    let ends = log.ends(&topic, P0).unwrap();
+    let mut reader = log.reader(&topic, P0, ends.start).unwrap();
     let mut board = StatusBoard::default();
     while reader.position() < ends.end {
         let from = reader.position();
@@ -257,7 +253,7 @@ struct TestWriter {
     inner: Arc<dyn FencedWriter>,
     doubtful: Arc<AtomicU32>,
     refused: Arc<AtomicU32>,
-    line: Arc<(Mutex<Line>, Condvar)>,
+    connection: Arc<(Mutex<Connection>, Condvar)>,
 }
 
 fn take(count: &AtomicU32) -> bool {
@@ -274,9 +270,9 @@ impl FencedWriter for TestWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> Answer<Appended> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         let failure = || Error::Unavailable("the test wants it".into());
-        if let Err(error) = pass(&self.line) {
+        if let Err(error) = pass(&self.connection) {
             return Box::pin(async move { Err(error) });
         }
         if take(&self.refused) {
@@ -294,7 +290,7 @@ impl FencedWriter for TestWriter {
 struct TestReader {
     log: MemoryLog,
     inner: Box<dyn Reader>,
-    line: Arc<(Mutex<Line>, Condvar)>,
+    connection: Arc<(Mutex<Connection>, Condvar)>,
     topic: Name,
     partition: PartitionId,
     gap: Option<(u64, u64)>,
@@ -307,7 +303,7 @@ impl Reader for TestReader {
     }
 
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
-        pass(&self.line)?;
+        pass(&self.connection)?;
         if self.deaf.load(Ordering::Relaxed) && self.topic.as_str() == CONTROL_TOPIC {
             std::thread::sleep(wait.min(Duration::from_millis(5)));
             return Ok(None);
@@ -315,57 +311,50 @@ impl Reader for TestReader {
         if let Some((from, to)) = self.gap
             && (from..to).contains(&self.position().0)
         {
-            self.inner =
-                headwater_log::block_on(self.log.reader(&self.topic, self.partition, Offset(to)))?;
+            self.inner = self.log.reader(&self.topic, self.partition, Offset(to))?;
             return Ok(None);
         }
         // A batch at a time, so that none of the gap is handed out with what is before it.
         let bytes = if self.gap.is_some() { 1 } else { max_bytes };
         let chunk = self.inner.read(bytes, wait)?;
-        pass(&self.line)?;
+        pass(&self.connection)?;
         Ok(chunk)
     }
 }
 
 impl Log for TestLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
-        answered(|| {
-            pass(&self.line)?;
-            // The log in memory compacts at once. Kafka never compacts what was just written, and several
-            // processors need that.
-            let spec = match topic.as_str() {
-                STATUS_TOPIC => TopicSpec::keep(spec.partitions),
-                _ => spec,
-            };
-            headwater_log::block_on(self.memory.create_topic(topic, spec))
-        })
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
+        pass(&self.connection)?;
+        // The log in memory compacts at once. Kafka never compacts what was just written, and several
+        // processors need that.
+        let spec = match topic.as_str() {
+            STATUS_TOPIC => TopicSpec::keep(spec.partitions),
+            _ => spec,
+        };
+        self.memory.create_topic(topic, spec)
     }
 
-    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
-        answered(|| {
-            pass(&self.line)?;
-            let mut spec = headwater_log::block_on(self.memory.topic(topic))?;
-            if let Some(spec) = &mut spec
-                && topic.as_str() == "orders"
-            {
-                spec.partitions += self.added.load(Ordering::Relaxed);
-            }
-            Ok(spec)
-        })
+    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
+        pass(&self.connection)?;
+        let mut spec = self.memory.topic(topic)?;
+        if let Some(spec) = &mut spec
+            && topic.as_str() == "orders"
+        {
+            spec.partitions += self.added.load(Ordering::Relaxed);
+        }
+        Ok(spec)
     }
 
     fn is_remote(&self) -> bool {
         self.remote.load(Ordering::Relaxed)
     }
 
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
-        answered(|| {
-            pass(&self.line)?;
-            if topic.as_str() == "orders" {
-                self.ends_asked.fetch_add(1, Ordering::Relaxed);
-            }
-            headwater_log::block_on(self.memory.ends(topic, partition))
-        })
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
+        pass(&self.connection)?;
+        if topic.as_str() == "orders" {
+            self.ends_asked.fetch_add(1, Ordering::Relaxed);
+        }
+        self.memory.ends(topic, partition)
     }
 
     fn append(
@@ -373,7 +362,7 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> Answer<Appended> {
+    ) -> BoxFuture<'static, Result<Appended, Error>> {
         let about_shards = topic.as_str() == STATUS_TOPIC;
         if about_shards && take(&self.lost) {
             return Box::pin(async {
@@ -382,19 +371,20 @@ impl Log for TestLog {
             });
         }
         // Held, so that nothing comes to the log any more once the line is cut.
-        let mut line = self.line.0.lock();
-        match *line {
-            Line::Open => {}
-            Line::Cut => return Box::pin(async { Err(is_cut()) }),
-            Line::Frozen => {
-                drop(line);
-                let (line, log, topic) = (self.line.clone(), self.memory.clone(), topic.clone());
+        let mut connection = self.connection.0.lock();
+        match *connection {
+            Connection::Open => {}
+            Connection::Cut => return Box::pin(async { Err(is_cut()) }),
+            Connection::Frozen => {
+                drop(connection);
+                let (connection, log, topic) =
+                    (self.connection.clone(), self.memory.clone(), topic.clone());
                 return Box::pin(async move {
                     // Not `pass`: a task of the runtime must not stand still.
-                    while *line.0.lock() == Line::Frozen {
+                    while *connection.0.lock() == Connection::Frozen {
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
-                    pass(&line)?;
+                    pass(&connection)?;
                     log.append(&topic, partition, batch).await
                 });
             }
@@ -405,7 +395,7 @@ impl Log for TestLog {
         }
         let append = self.memory.append(topic, partition, batch);
         if interjected.is_some() && self.interrupted.load(Ordering::Relaxed) {
-            *line = Line::Cut;
+            *connection = Connection::Cut;
         }
         append
     }
@@ -415,45 +405,45 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Answer<Box<dyn Reader>> {
-        answered(|| -> Result<Box<dyn Reader>, Error> {
-            pass(&self.line)?;
-            let inner = headwater_log::block_on(self.memory.reader(topic, partition, from))?;
-            let orders = topic.as_str() == "orders";
-            if orders {
-                self.begun.lock().push((partition, from));
-            }
-            let gap = *self.gap.lock();
-            Ok(Box::new(TestReader {
-                log: self.memory.clone(),
-                inner,
-                line: self.line.clone(),
-                topic: topic.clone(),
-                partition,
-                gap: gap.filter(|_| orders && partition == P0),
-                deaf: self.deaf.clone(),
-            }))
-        })
+    ) -> Result<Box<dyn Reader>, Error> {
+        pass(&self.connection)?;
+        let inner = self.memory.reader(topic, partition, from)?;
+        let orders = topic.as_str() == "orders";
+        if orders {
+            self.begun.lock().push((partition, from));
+        }
+        let gap = *self.gap.lock();
+        Ok(Box::new(TestReader {
+            log: self.memory.clone(),
+            inner,
+            connection: self.connection.clone(),
+            topic: topic.clone(),
+            partition,
+            gap: gap.filter(|_| orders && partition == P0),
+            deaf: self.deaf.clone(),
+        }))
     }
 
-    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
-        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
-            pass(&self.line)?;
-            let inner = headwater_log::block_on(self.memory.writer(id))?;
-            let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
-            Ok(Arc::new(TestWriter { inner, doubtful, refused, line: self.line.clone() }))
-        })
+    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
+        pass(&self.connection)?;
+        let inner = self.memory.writer(id)?;
+        let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
+        Ok(Arc::new(TestWriter { inner, doubtful, refused, connection: self.connection.clone() }))
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
-        answered(|| headwater_log::block_on(self.memory.trim(topic, partition, before)))
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
+        self.memory.trim(topic, partition, before)
     }
 
-    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
-        answered(|| {
-            pass(&self.line)?;
-            headwater_log::block_on(self.memory.size(topic, partition, from, to))
-        })
+    fn size(
+        &self,
+        topic: &Name,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, Error> {
+        pass(&self.connection)?;
+        self.memory.size(topic, partition, from, to)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The processor as a whole, with the coordinator's decisions made by hand.
 
-mod last_word;
-mod sharing;
-mod trouble;
+mod faults;
+mod former_status;
+mod rebalance;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -136,7 +136,7 @@ async fn a_shard_that_cannot_go_on_says_so_and_the_others_go_on() {
     world.until("live work", |world| world.caught_up(1)).await;
     assert!(process.node.health.is_ready());
 
-    headwater_log::block_on(world.log.trim(&name("orders"), P0, Offset(50))).unwrap();
+    world.log.trim(&name("orders"), P0, Offset(50)).unwrap();
     world.replay(2, 1);
     let begun = Instant::now();
     while world.status(2).is_none_or(|status| status.error.is_empty()) {

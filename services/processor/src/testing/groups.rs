@@ -7,14 +7,14 @@ use headwater_log::{Assignee, Error, GroupId, Member, Membership};
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
 
-use super::{Line, TestLog};
+use super::{Connection, TestLog};
 
 /// Consumer groups whose rebalances a test makes. Every group of the same partition has the same owner.
 #[derive(Clone, Default)]
-pub(crate) struct Groups(Arc<Mutex<State>>);
+pub(crate) struct Groups(Arc<Mutex<GroupsState>>);
 
 #[derive(Default)]
-struct State {
+struct GroupsState {
     /// Who shall own a partition.
     owners: BTreeMap<PartitionId, &'static str>,
     members: BTreeMap<(GroupId, &'static str), Arc<dyn Assignee>>,
@@ -30,12 +30,12 @@ impl Groups {
     pub(crate) fn new(owners: &[&'static str]) -> Self {
         let owners = owners.iter().enumerate();
         let owners = owners.map(|(index, owner)| (PartitionId(index as u32), *owner)).collect();
-        Self(Arc::new(Mutex::new(State { owners, ..State::default() })))
+        Self(Arc::new(Mutex::new(GroupsState { owners, ..GroupsState::default() })))
     }
 
     /// As a process sees them.
     pub(crate) fn of(&self, process: &'static str, log: &Arc<TestLog>) -> Arc<dyn Membership> {
-        Arc::new(Process { groups: self.clone(), process, log: log.clone() })
+        Arc::new(ProcessMembership { groups: self.clone(), process, log: log.clone() })
     }
 
     /// The partition goes from its owner to another: revoked, and then assigned.
@@ -133,13 +133,13 @@ impl Groups {
     }
 }
 
-struct Process {
+struct ProcessMembership {
     groups: Groups,
     process: &'static str,
     log: Arc<TestLog>,
 }
 
-impl Membership for Process {
+impl Membership for ProcessMembership {
     fn join(
         &self,
         group: &GroupId,
@@ -157,15 +157,13 @@ impl Membership for Process {
         }))
     }
 
-    fn delete(&self, group: &GroupId) -> headwater_log::Answer<()> {
-        headwater_log::answered(|| {
-            let mut state = self.groups.0.lock();
-            if state.members.keys().any(|key| key.0 == *group) {
-                return Err(Error::Unavailable("the group has members".into()));
-            }
-            state.deleted.insert(group.clone());
-            Ok(())
-        })
+    fn delete(&self, group: &GroupId) -> Result<(), Error> {
+        let mut state = self.groups.0.lock();
+        if state.members.keys().any(|key| key.0 == *group) {
+            return Err(Error::Unavailable("the group has members".into()));
+        }
+        state.deleted.insert(group.clone());
+        Ok(())
     }
 }
 
@@ -179,21 +177,19 @@ struct TestMember {
 impl Member for TestMember {
     fn commit(&self, positions: &[(PartitionId, Offset)]) {
         let mut state = self.groups.0.lock();
-        if self.log.line() == Line::Open && !state.expelled.contains(self.process) {
+        if self.log.connection() == Connection::Open && !state.expelled.contains(self.process) {
             for (partition, position) in positions {
                 state.committed.insert((self.group.clone(), *partition), *position);
             }
         }
     }
 
-    fn confirm(&self) -> headwater_log::Answer<()> {
-        headwater_log::answered(|| {
-            super::pass(&self.log.line)?;
-            match self.groups.0.lock().expelled.contains(self.process) {
-                true => Err(Error::NotMember { group: self.group.clone() }),
-                false => Ok(()),
-            }
-        })
+    fn confirm(&self) -> Result<(), Error> {
+        super::pass(&self.log.connection)?;
+        match self.groups.0.lock().expelled.contains(self.process) {
+            true => Err(Error::NotMember { group: self.group.clone() }),
+            false => Ok(()),
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 
 use crate::{
     Config, Processor,
-    testing::{Groups, P0, Said, TestLog, VIEW_SQL, generation, name, read_board, stream_sql},
+    testing::{Groups, P0, StatusAt, TestLog, VIEW_SQL, generation, name, read_board, stream_sql},
 };
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -122,7 +122,7 @@ impl World {
 
     pub(crate) fn with(partitions: u32) -> Self {
         let log = TestLog::with(partitions);
-        headwater_log::block_on(headwater_service::follow::create_topics(&*log)).unwrap();
+        headwater_service::follow::create_topics(&*log).unwrap();
         let dir = TempDir::new().unwrap();
         Self { log, dir, state: ControlState::default(), partitions }
     }
@@ -227,7 +227,7 @@ impl World {
     }
 
     pub(crate) fn end_of(&self, partition: PartitionId) -> Offset {
-        headwater_log::block_on(self.log.memory.ends(&name("orders"), partition)).unwrap().end
+        self.log.memory.ends(&name("orders"), partition).unwrap().end
     }
 
     /// Decides and does it.
@@ -235,7 +235,7 @@ impl World {
         let mut ends = LogEnds::default();
         let orders: Name = name("orders");
         for partition in self.all() {
-            let reach = headwater_log::block_on(self.log.memory.ends(&orders, partition)).unwrap();
+            let reach = self.log.memory.ends(&orders, partition).unwrap();
             ends.set(&orders, partition, Reach { start: reach.start, end: reach.end });
         }
         // Retention ends by hand.
@@ -291,10 +291,9 @@ impl World {
     }
 
     /// Every statement about a shard that was ever made, in order, with its place in the topic.
-    pub(crate) fn said(&self, number: u64, partition: PartitionId) -> Vec<Said> {
+    pub(crate) fn said(&self, number: u64, partition: PartitionId) -> Vec<StatusAt> {
         let topic = name(STATUS_TOPIC);
-        let mut reader =
-            headwater_log::block_on(self.log.memory.reader(&topic, P0, Offset::ZERO)).unwrap();
+        let mut reader = self.log.memory.reader(&topic, P0, Offset::ZERO).unwrap();
         let mut said = Vec::new();
         while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
             for record in chunk.records(Offset::ZERO) {

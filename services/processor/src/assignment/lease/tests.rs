@@ -1,0 +1,138 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use headwater_log::{Error, GroupId};
+use headwater_types::{Offset, PartitionId};
+
+use super::*;
+use crate::testing::{P0, generation};
+
+impl Lease {
+    /// Of a process that has the log for itself.
+    pub(crate) fn alone(identity: Identity) -> Arc<Self> {
+        let handle = GroupHandle::default();
+        handle.take(Box::new(ScriptedMember::default()));
+        Self::new(identity, Arc::new(handle), Duration::from_secs(5))
+    }
+}
+
+/// A member whose answers a test gives.
+#[derive(Clone, Default)]
+pub(crate) struct ScriptedMember {
+    /// 0: still a member; 1: not any more; 2: the log is away.
+    pub(crate) answer: Arc<AtomicU32>,
+    pub(crate) asked: Arc<AtomicU32>,
+}
+
+impl Member for ScriptedMember {
+    fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
+
+    fn confirm(&self) -> Result<(), Error> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.answer.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            1 => Err(Error::NotMember { group: GroupId("g".into()) }),
+            _ => Err(Error::Unavailable("the test wants it".into())),
+        }
+    }
+}
+
+fn lease(guard: Duration) -> (Arc<Lease>, ScriptedMember) {
+    let (answers, handle) = (ScriptedMember::default(), Arc::new(GroupHandle::default()));
+    handle.take(Box::new(answers.clone()));
+    let identity = Identity { generation: generation(1), partition: P0 };
+    (Lease::new(identity, handle, guard), answers)
+}
+
+#[test]
+fn nothing_is_asked_while_the_thread_is_there_and_the_group_decides_after_a_pause() {
+    let (lease, answers) = lease(Duration::from_millis(800));
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(5));
+        lease.beat();
+        lease.check().unwrap();
+    }
+    assert_eq!(answers.asked.load(Ordering::Relaxed), 0);
+
+    std::thread::sleep(Duration::from_millis(850));
+    lease.beat();
+    assert!(!lease.allows(), "a beat after the pause does not make it undone");
+    lease.check().unwrap();
+    assert!(lease.allows());
+    assert_eq!(answers.asked.load(Ordering::Relaxed), 1);
+
+    std::thread::sleep(Duration::from_millis(850));
+    answers.answer.store(2, Ordering::Relaxed);
+    assert_eq!(lease.check().unwrap_err().remedy, Remedy::Retry);
+    assert!(!lease.is_over() && !lease.allows(), "nobody knows, so nothing is written");
+
+    answers.answer.store(1, Ordering::Relaxed);
+    assert_eq!(lease.check().unwrap_err().remedy, Remedy::StandDown);
+    answers.answer.store(0, Ordering::Relaxed);
+    assert_eq!(lease.confirm().unwrap_err().remedy, Remedy::StandDown, "over is over");
+}
+
+#[test]
+fn a_lease_that_was_lost_is_not_given_back_by_an_answer_that_was_on_its_way() {
+    let (lease, _) = lease(Duration::from_secs(5));
+    assert!(lease.begin());
+    lease.leave(Instant::now() + Duration::from_secs(5));
+    assert!(lease.leaving().is_some() && lease.allows(), "the last words are still ours");
+    lease.lose();
+    assert!(lease.leaving().is_none() && !lease.allows());
+    lease.leave(Instant::now() + Duration::from_secs(5));
+    assert!(lease.is_over());
+}
+
+#[test]
+fn a_hand_over_waits_for_the_thread_and_no_longer_than_its_limit() {
+    let (lease, _) = lease(Duration::from_secs(5));
+    assert!(lease.begin());
+    assert!(!lease.begin(), "one thread at a time");
+    let closer = lease.clone();
+    let closed = ClosedShard { position: 7, uploaded: true, outbox: 0 };
+    let thread = std::thread::spawn(move || {
+        while closer.leaving().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        closer.closed(closed);
+        closer.end();
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    lease.leave(until);
+    lease.await_idle(until);
+    assert_eq!(lease.conclude(), (true, Some(closed)));
+    thread.join().unwrap();
+
+    let (lease, _) = super::tests::lease(Duration::from_secs(5));
+    assert!(lease.begin());
+    let begun = Instant::now();
+    lease.await_idle(begun + Duration::from_millis(30));
+    assert_eq!(lease.conclude(), (false, None));
+    assert!(!lease.allows(), "late is as good as lost");
+}
+
+#[test]
+fn leaving_waits_for_whoever_is_asking_the_member() {
+    struct Slow(Arc<AtomicU32>);
+    impl Member for Slow {
+        fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
+        fn confirm(&self) -> Result<(), Error> {
+            std::thread::sleep(Duration::from_millis(50));
+            self.0.store(1, Ordering::Release);
+            Ok(())
+        }
+    }
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            assert_eq!(self.0.load(Ordering::Acquire), 1, "dropped while it is asked");
+            self.0.store(2, Ordering::Release);
+        }
+    }
+    let (state, handle) = (Arc::new(AtomicU32::new(0)), Arc::new(GroupHandle::default()));
+    handle.take(Box::new(Slow(state.clone())));
+    let member = handle.member().unwrap();
+    let asking = std::thread::spawn(move || member.confirm().unwrap());
+    handle.leave();
+    assert_eq!(state.load(Ordering::Acquire), 2);
+    asking.join().unwrap();
+}

@@ -1,0 +1,190 @@
+//! Whether topics still have the partitions that their streams declare.
+//!
+//! A record's partition follows from its key and the number of partitions. When that number changes under
+//! a live view, new records of a key come to another shard than the one that has its state, and every
+//! answer about that key is wrong from then on. So the shards stop instead, and say what to do.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use headwater_log::{Error, Log};
+use headwater_types::{Name, Remedy, StreamDefinition};
+use parking_lot::Mutex;
+
+use crate::error::ShardError;
+
+/// What the log says of topics, asked now and then on behalf of all shards of this process.
+pub(crate) struct PartitionCheck {
+    every: Duration,
+    confirmed: Duration,
+    seen: Mutex<HashMap<Name, TopicCheck>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct TopicCheck {
+    /// `None`: not asked yet.
+    partitions: Option<u32>,
+    asked: Option<Instant>,
+    /// Since when the log says that it is not there.
+    missing: Option<Instant>,
+}
+
+/// A remote log's word that a topic does not exist is believed after this time: who answers may not have heard
+/// of it yet.
+const CONFIRMED: Duration = Duration::from_secs(30);
+
+impl PartitionCheck {
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { every, confirmed: CONFIRMED, seen: Mutex::default() }
+    }
+
+    /// A partition was assigned that shows how many there are at least.
+    pub(crate) fn has_at_least(&self, topic: &Name, partitions: u32) {
+        let mut seen = self.seen.lock();
+        let entry = seen.entry(topic.clone()).or_default();
+        entry.partitions = entry.partitions.max(Some(partitions));
+    }
+
+    /// [`Remedy::Correct`] if the stream's topic has another number of partitions than it declares. It
+    /// asks the log if that is due, and may block then.
+    pub(crate) fn check(&self, log: &dyn Log, stream: &StreamDefinition) -> Result<(), ShardError> {
+        let topic = &stream.topic;
+        let (known, due) = self.known(topic);
+        let mut partitions = known;
+        if due {
+            match log.topic(topic) {
+                Ok(Some(spec)) => {
+                    self.note(topic, spec.partitions);
+                    partitions = Some(spec.partitions);
+                }
+                // One that is gone is an error to whoever reads it.
+                Ok(None) if known.is_none() => return Err(self.missing(log, topic)),
+                Ok(None) => {}
+                Err(error) if known.is_none() => {
+                    self.forget(topic);
+                    return Err(error.into());
+                }
+                // Asked again later; reading says it if the log is away.
+                Err(error) => tracing::debug!(%topic, %error, "topic not checked"),
+            }
+        }
+        match partitions {
+            Some(found) if found != stream.partitions => Err(differs(stream, found)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What is known, and whether the caller shall ask: one at a time does.
+    fn known(&self, topic: &Name) -> (Option<u32>, bool) {
+        let mut seen = self.seen.lock();
+        if !seen.contains_key(topic) {
+            seen.insert(topic.clone(), TopicCheck::default());
+        }
+        let Some(entry) = seen.get_mut(topic) else { return (None, true) };
+        // Nobody may go on without an answer, so whoever has none asks for himself.
+        let due = entry.partitions.is_none()
+            || entry.asked.is_none_or(|asked| asked.elapsed() >= self.every);
+        if due {
+            entry.asked = Some(Instant::now());
+        }
+        (entry.partitions, due)
+    }
+
+    fn missing(&self, log: &dyn Log, topic: &Name) -> ShardError {
+        let mut seen = self.seen.lock();
+        let since =
+            *seen.entry(topic.clone()).or_default().missing.get_or_insert_with(Instant::now);
+        if log.is_remote() && since.elapsed() < self.confirmed {
+            let reason = format!("there is no topic {topic} yet, or a broker has not heard of it");
+            return ShardError::new(Remedy::Retry, reason);
+        }
+        seen.remove(topic);
+        Error::UnknownTopic { topic: topic.clone() }.into()
+    }
+
+    fn note(&self, topic: &Name, partitions: u32) {
+        if let Some(entry) = self.seen.lock().get_mut(topic) {
+            (entry.partitions, entry.missing) = (Some(partitions), None);
+        }
+    }
+
+    fn forget(&self, topic: &Name) {
+        self.seen.lock().remove(topic);
+    }
+}
+
+fn differs(stream: &StreamDefinition, found: u32) -> ShardError {
+    let StreamDefinition { name, topic, partitions, .. } = stream;
+    let remedy = if found > *partitions {
+        format!(
+            "copy its records by their keys to a new topic, and create a new stream with partitions = {found} and its \
+             views over that; what this stream's views hold is right up to where they stopped"
+        )
+    } else {
+        format!(
+            "give the topic {partitions} partitions, or create a new stream with partitions = {found}"
+        )
+    };
+    ShardError::new(
+        Remedy::Correct,
+        format!(
+            "topic {topic} has {found} partitions and stream {name} declares {partitions}: keys would go to other \
+             partitions than the ones that hold their state, so no shard of the stream goes on; {remedy}"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_log::{MemoryLog, TopicSpec};
+
+    use super::*;
+    use crate::testing::{TestLog, name, plan};
+
+    #[test]
+    fn a_topic_with_other_partitions_than_declared_is_an_error_that_says_both_and_what_to_do() {
+        let (log, plan) = (MemoryLog::new(), plan());
+        let check = PartitionCheck::new(Duration::ZERO);
+        let missing = check.check(&log, &plan.stream).unwrap_err();
+        assert_eq!(missing.remedy, Remedy::Correct);
+        assert!(missing.reason.contains("no topic orders"), "{}", missing.reason);
+
+        log.create_topic(&name("orders"), TopicSpec::keep(3)).unwrap();
+        let error = check.check(&log, &plan.stream).unwrap_err();
+        assert_eq!(error.remedy, Remedy::Correct);
+        for part in ["topic orders has 3 partitions", "stream orders declares 1", "partitions = 3"]
+        {
+            assert!(error.reason.contains(part), "{}", error.reason);
+        }
+    }
+
+    #[test]
+    fn a_remote_logs_word_that_there_is_no_topic_is_believed_after_a_while() {
+        let (log, mut stream) = (TestLog::new(), StreamDefinition::clone(&plan().stream));
+        log.remote.store(true, std::sync::atomic::Ordering::SeqCst);
+        stream.topic = name("late");
+        let mut check = PartitionCheck::new(Duration::ZERO);
+        for _ in 0..3 {
+            let error = check.check(&*log, &stream).unwrap_err();
+            assert_eq!(error.remedy, Remedy::Retry, "{}", error.reason);
+        }
+        check.confirmed = Duration::ZERO;
+        let error = check.check(&*log, &stream).unwrap_err();
+        assert_eq!(error.remedy, Remedy::Correct, "{}", error.reason);
+        log.create_topic(&name("late"), TopicSpec::keep(1)).unwrap();
+        check.check(&*log, &stream).unwrap();
+    }
+
+    #[test]
+    fn an_assignment_beyond_the_declared_partitions_is_enough_to_know() {
+        let (log, plan) = (MemoryLog::new(), plan());
+        log.create_topic(&name("orders"), TopicSpec::keep(1)).unwrap();
+        let check = PartitionCheck::new(Duration::from_secs(3600));
+        check.check(&log, &plan.stream).unwrap();
+        check.has_at_least(&name("orders"), 2);
+        let error = check.check(&log, &plan.stream).unwrap_err();
+        assert!(error.reason.contains("has 2 partitions"), "{}", error.reason);
+    }
+}

@@ -1,0 +1,165 @@
+//! What a shard says of itself.
+
+use std::time::{Duration, Instant};
+
+use headwater_log::Ends;
+use headwater_proto::status::v1::ShardStatus;
+use headwater_state::Identity;
+use headwater_types::{Epoch, Remedy};
+
+use crate::{
+    error::ShardError,
+    shard::{claim::claim, rate::Rate, task::ShardTask, thread::ShardThread},
+};
+
+/// A status that has not changed is said again after this time: the topic keeps one status of a shard, and
+/// that may be what a former owner had on its way.
+const REFRESH: Duration = Duration::from_secs(60);
+/// How often the state's size is measured.
+const MEASURE: Duration = Duration::from_secs(2);
+
+impl ShardThread {
+    /// Tells the others, at once if they wait for it, and else now and then if something is new.
+    pub(super) fn report(
+        &mut self,
+        task: &ShardTask,
+        rate: &mut Rate,
+        at_once: bool,
+    ) -> Result<(), ShardError> {
+        let interval = self.context.config.report_interval;
+        if !at_once && self.reported_at.is_some_and(|at| at.elapsed() < interval) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let records_per_second = rate.at(now, task.progress().tallies.read());
+        let status = self.status(task, task.epoch(), records_per_second)?;
+        self.epoch = task.epoch();
+        self.reported_at = Some(now);
+        let stale = self.sent_at.is_none_or(|at| at.elapsed() >= REFRESH);
+        if stale || status != self.reported {
+            self.context.status_reporter.send(&self.lease, &status);
+            self.sent_at = Some(now);
+            self.reported = status;
+        }
+        Ok(())
+    }
+
+    /// How the shard is now.
+    pub(super) fn status(
+        &mut self,
+        task: &ShardTask,
+        epoch: Option<Epoch>,
+        records_per_second: f64,
+    ) -> Result<ShardStatus, ShardError> {
+        let state_bytes = self.measure(task);
+        let ends = self.ends(task)?;
+        let progress = task.progress();
+        task.metrics().lag(ends.end.0.saturating_sub(progress.position.0));
+        task.metrics().measured(state_bytes, records_per_second);
+        let (muted_for, muted_at) = match &self.muted {
+            Some((swap, at)) => (swap.to_string(), at.0),
+            None => (String::new(), 0),
+        };
+        Ok(ShardStatus {
+            generation: self.identity.generation.to_string(),
+            partition: self.identity.partition.0,
+            position: progress.position.0,
+            log_end: ends.end.0,
+            log_start: ends.start.0,
+            watermark_micros: progress.watermark.known().map(|time| time.0),
+            tallies: Some(progress.tallies.into()),
+            records_per_second,
+            state_bytes,
+            checkpoints: task.checkpoints(),
+            muted_for,
+            muted_at,
+            error: String::new(),
+            processor: self.context.instance.clone(),
+            published: task.published()?.0,
+            commits: task.commits(),
+            epoch: epoch.map_or(0, |epoch| epoch.0),
+            directory: self.context.directory.clone(),
+            look_back: None,
+        })
+    }
+
+    fn measure(&mut self, task: &ShardTask) -> u64 {
+        match self.measured {
+            Some((at, bytes)) if at.elapsed() < MEASURE => bytes,
+            Some(_) | None => {
+                let bytes = task.state_bytes();
+                self.measured = Some((Instant::now(), bytes));
+                bytes
+            }
+        }
+    }
+
+    /// Where the partition ends. Where that is asked over a network, not more often than statuses go out;
+    /// and as it was known last while the log is away, which reading finds out by itself.
+    fn ends(&mut self, task: &ShardTask) -> Result<Ends, ShardError> {
+        let fresh = self.context.log.is_remote().then_some(self.context.config.report_interval);
+        if let (Some((at, ends)), Some(fresh)) = (self.ends, fresh)
+            && at.elapsed() < fresh
+        {
+            return Ok(ends);
+        }
+        let ends = match (task.ends(), self.ends) {
+            (Ok(ends), _) => ends,
+            (Err(error), Some((_, known))) if error.remedy == Remedy::Retry => known,
+            (Err(error), _) => return Err(error),
+        };
+        self.ends = Some((Instant::now(), ends));
+        Ok(ends)
+    }
+
+    /// Says why the shard goes on no more. One that was never opened is claimed for that, or nobody would
+    /// listen.
+    pub(super) fn stopped(&mut self, reason: &str) -> Result<(), ShardError> {
+        let Identity { generation, partition } = self.identity;
+        let context = self.context.clone();
+        let state = context.control.current();
+        if let Some(entry) = state.generations().get(&generation) {
+            let metrics = context.metrics.shard(&entry.view, &self.identity);
+            metrics.stopped(true);
+            self.halted = Some(metrics);
+        }
+        self.wait_for(format!(
+            "partition {partition} of generation {generation} has stopped: {reason}"
+        ));
+        if self.epoch.is_some() {
+            let status = self.error_status(self.reported.clone(), reason);
+            context.status_reporter.send(&self.lease, &status);
+            self.reported = status;
+        } else {
+            let (writer, status) = claim(&context, &self.lease, |epoch, former| {
+                let status = former.map(|former| former.status.clone()).unwrap_or_default();
+                let mut status = self.error_status(status, reason);
+                status.epoch = epoch.0;
+                Ok(status)
+            })?;
+            self.epoch = Some(writer.epoch());
+            self.muted = muted(&status);
+            self.reported = status;
+        }
+        context.log_outage.over(self.identity);
+        Ok(())
+    }
+
+    fn error_status(&self, last: ShardStatus, reason: &str) -> ShardStatus {
+        ShardStatus {
+            generation: self.identity.generation.to_string(),
+            partition: self.identity.partition.0,
+            processor: self.context.instance.clone(),
+            directory: self.context.directory.clone(),
+            records_per_second: 0.0,
+            error: reason.to_owned(),
+            ..last
+        }
+    }
+}
+
+/// For which swap the shard publishes nothing more, by its status, and from where on.
+pub(super) fn muted(status: &ShardStatus) -> Option<(SwapId, Offset)> {
+    let swap = Some(status.muted_for.as_str()).filter(|swap| !swap.is_empty())?;
+    Some((SwapId::from(swap), Offset(status.muted_at)))
+}

@@ -1,0 +1,197 @@
+//! Processors in trouble: the log is away, the owner is not clear, the topic is another.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use headwater_log::Log;
+use headwater_proto::status::v1::ShardStatus;
+use headwater_state::Identity;
+use headwater_types::{Epoch, PartitionId};
+
+use super::world::{Traffic, World, config, expected_letters};
+use crate::{
+    Config,
+    publish::writer_id::writer_id,
+    testing::{Connection, Groups, P0, append_status, generation},
+};
+
+fn say(world: &World, status: &ShardStatus) {
+    append_status(&world.log.memory, status);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_is_fenced_by_mistake_claims_its_shard_again() {
+    let mut world = World::new();
+    world.declare();
+    world.create(1);
+    world.log.orders(0..100);
+    let groups = Groups::new(&["one"]);
+    let one = world.join(&groups, "one", false, config()).await;
+    world.until("work", |world| world.caught_up(1) && world.published(1)).await;
+    let before = world.status(1).unwrap();
+
+    // Somebody claims the shard just as its session ends, and says so.
+    let identity = Identity { generation: generation(1), partition: P0 };
+    let writer = world.log.memory.writer(&writer_id(identity)).unwrap();
+    assert_eq!(writer.epoch(), Epoch(before.epoch + 1));
+    let zombie = ShardStatus { epoch: writer.epoch().0, processor: "zombie".into(), ..before };
+    say(&world, &zombie);
+    // Not one output, by which it would find out.
+    world.log.orders((101..200).step_by(2));
+    let again = |world: &World, than: u64| {
+        let status = world.status(1).unwrap();
+        status.processor == "one" && status.epoch > than && world.caught_up(1)
+    };
+    world.until("the owner again", |world| again(world, zombie.epoch)).await;
+
+    // And somebody who says nothing: the fence tells of him.
+    let claimed = world.log.memory.writer(&writer_id(identity)).unwrap().epoch();
+    world.log.orders((200..300).step_by(2));
+    world.until("the owner again", |w| again(w, claimed.0) && w.published(1)).await;
+    let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
+    letters.sort();
+    let mut expected: Vec<_> =
+        (0..100).chain(200..300).step_by(2).map(|number| format!("bad {number}")).collect();
+    expected.sort();
+    assert_eq!(letters, expected);
+    assert!(one.node.health.is_ready() && one.node.tasks.failure().is_none());
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_away_makes_the_process_wait_with_all_that_it_has() {
+    let mut world = World::with(2);
+    world.declare();
+    world.create(1);
+    let groups = Groups::new(&["one", "one"]);
+    let one = world.join(&groups, "one", false, config()).await;
+    let traffic = Traffic::start(&world.log, 2);
+    world.until("work", |world| world.status(1).is_some_and(|s| s.published > 200)).await;
+    let before = world.status(1).unwrap();
+    one.log.set(Connection::Cut);
+    let begun = Instant::now();
+    while one.node.health.is_ready() {
+        assert!(begun.elapsed() < super::PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let unmet: Vec<_> =
+        one.node.health.conditions().into_iter().filter(|(_, reason)| reason.is_some()).collect();
+    assert_eq!(unmet.len(), 1, "one condition for all shards: {unmet:?}");
+    // Longer than the guard: nothing is written before the group has confirmed.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    one.log.set(Connection::Open);
+    let count = traffic.stop();
+    world.until("the end", |world| world.caught_up(1) && world.published(1)).await;
+    world.until("readiness", |_| one.node.health.is_ready()).await;
+    let after = world.status(1).unwrap();
+    assert!(after.commits > before.commits, "the database stayed open");
+    let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
+    letters.sort();
+    assert_eq!(letters, expected_letters(2, count));
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_are_added_under_a_live_view_stop_its_shards_with_what_to_do() {
+    let mut world = World::with(2);
+    world.declare();
+    world.create(1);
+    let groups = Groups::new(&["one", "two"]);
+    let one = world.join(&groups, "one", false, config()).await;
+    let two = world.join(&groups, "two", false, config()).await;
+    for partition in world.all() {
+        world.log.orders_to(partition, 0..10);
+    }
+    world.until("work", |world| world.caught_up(1)).await;
+    for process in [&one, &two] {
+        process.log.added.store(1, Ordering::Relaxed);
+    }
+    world
+        .until("errors", |world| {
+            world.all().all(|p| world.status_of(1, p).is_some_and(|s| !s.error.is_empty()))
+        })
+        .await;
+    let error = world.status(1).unwrap().error;
+    for part in ["topic orders has 3 partitions", "stream orders declares 2", "create a new stream"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    world.until("not ready", |_| !one.node.health.is_ready() && !two.node.health.is_ready()).await;
+    world.log.orders(10..20);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.status(1).unwrap().position, 10, "not a record more");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_assignment_of_a_partition_that_is_not_declared_is_noticed_at_once() {
+    let mut world = World::with(1);
+    world.declare();
+    world.create(1);
+    world.log.orders(0..10);
+    let groups = Groups::new(&["one"]);
+    let patient = Config { topic_interval: Duration::from_secs(3600), ..config() };
+    let one = world.join(&groups, "one", false, patient).await;
+    world.until("work", |world| world.caught_up(1)).await;
+    let moving = groups.clone();
+    tokio::task::spawn_blocking(move || moving.hand_over(PartitionId(1), "one")).await.unwrap();
+    world.until("an error", |world| !world.status(1).unwrap().error.is_empty()).await;
+    assert!(world.status(1).unwrap().error.contains("has 2 partitions"));
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_hangs_is_given_up_in_time_and_writes_nothing_afterwards() {
+    let mut world = World::new();
+    world.declare();
+    world.create(1);
+    world.log.orders(0..100);
+    let groups = Groups::new(&["one"]);
+    let hasty = Config { hand_over_timeout: Duration::from_secs(1), ..config() };
+    let one = world.join(&groups, "one", false, hasty).await;
+    let two = world.join(&groups, "two", false, config()).await;
+    world.until("work", |world| world.caught_up(1) && world.published(1)).await;
+    one.log.set(Connection::Frozen);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (moving, begun) = (groups.clone(), Instant::now());
+    tokio::task::spawn_blocking(move || moving.hand_over(P0, "two")).await.unwrap();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(one.metric(r#"headwater_processor_hand_overs_total{outcome="late"}"#), 1.0);
+    world.log.orders(100..120);
+    world.until("the new owner", |w| w.caught_up(1) && w.published(1)).await;
+    let taken_over = world.said(1, P0).into_iter().find(|s| s.1.processor == "two").unwrap().0;
+    one.log.set(Connection::Open);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // One status may have been on its way when the process was stopped.
+    let late = world.said(1, P0).into_iter().filter(|s| s.1.processor == "one" && s.0 > taken_over);
+    assert!(late.count() <= 1);
+    let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
+    letters.sort();
+    assert_eq!(letters, expected_letters(1, 120));
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_over_a_network_is_not_asked_for_its_ends_at_every_round() {
+    let mut world = World::new();
+    world.declare();
+    world.create(1);
+    let groups = Groups::new(&["one"]);
+    let config = Config { report_interval: Duration::from_millis(200), ..config() };
+    let one = world.join(&groups, "one", false, config).await;
+    one.log.remote.store(true, Ordering::Relaxed);
+    world.until("work", |world| world.status(1).is_some()).await;
+    let traffic = Traffic::start(&world.log, 1);
+    let (begun, before) = (Instant::now(), one.log.ends_asked.load(Ordering::Relaxed));
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let asked = one.log.ends_asked.load(Ordering::Relaxed) - before;
+    let most = begun.elapsed().as_millis() as u32 / 200 + 1;
+    assert!(asked >= 1 && asked <= most, "{asked} of {most}");
+    traffic.stop();
+    one.stop().await;
+}
