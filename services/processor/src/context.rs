@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
-    Config, assignment::partition_check::PartitionCheck, checkpoint::store::CheckpointStore,
-    log_outage::LogOutage, metrics::ProcessorMetrics, plan_cache::PlanCache,
+    assignment::partition_check::PartitionCheck, checkpoint::store::CheckpointStore,
+    config::Config, log_outage::LogOutage, metrics::ProcessorMetrics, plan_cache::PlanCache,
     publish::status_reporter::StatusReporter,
 };
 
-/// What all workers share.
+/// What the supervisor and all shard threads share.
 pub(crate) struct ProcessorContext {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) control: ControlView,
@@ -32,6 +32,6 @@ pub(crate) struct ProcessorContext {
     pub(crate) instance: String,
     pub(crate) directory: String,
     pub(crate) runtime: Handle,
-    /// What was done at the end, in a few words.
-    pub(crate) account: Arc<Mutex<Option<String>>>,
+    /// How the shards were handed over at the end; see [`crate::Processor::summary`].
+    pub(crate) summary: Arc<Mutex<Option<String>>>,
 }

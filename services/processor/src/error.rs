@@ -4,20 +4,26 @@ use headwater_types::Remedy;
 #[derive(Clone, Debug)]
 pub(crate) struct ShardError {
     pub(crate) remedy: Remedy,
-    /// For a person: the error and its causes.
+    /// The error and its causes, for a person.
     pub(crate) reason: String,
     /// The log is away: what is open may stay open until it is back.
-    pub(crate) away: bool,
-    /// It lies with the store of checkpoints: what is wrong there may be put right without this process being told.
-    pub(crate) store: bool,
+    pub(crate) log_away: bool,
+    /// The error comes from the store of checkpoints, which a person may mend without this process
+    /// being told.
+    pub(crate) from_store: bool,
 }
 
 impl ShardError {
     pub(crate) fn new(remedy: Remedy, reason: impl Into<String>) -> Self {
-        Self { remedy, reason: reason.into(), away: false, store: false }
+        Self { remedy, reason: reason.into(), log_away: false, from_store: false }
     }
 
-    fn of(remedy: Remedy, error: &dyn std::error::Error) -> Self {
+    /// The log is away, as this reason says.
+    pub(crate) fn log_away(reason: impl Into<String>) -> Self {
+        Self { log_away: true, ..Self::new(Remedy::Retry, reason) }
+    }
+
+    fn with_causes(remedy: Remedy, error: &dyn std::error::Error) -> Self {
         let mut reason = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -27,35 +33,33 @@ impl ShardError {
         }
         Self::new(remedy, reason)
     }
-}
 
-macro_rules! from {
-    ($($error:ty),*) => {$(
-        impl From<$error> for ShardError {
-            fn from(error: $error) -> Self {
-                Self::of(error.remedy(), &error)
-            }
-        }
-    )*};
-}
-
-from!(headwater_engine::Error);
-
-impl From<headwater_state::Error> for ShardError {
-    fn from(error: headwater_state::Error) -> Self {
-        Self { store: error.is_of_store(), ..Self::of(error.remedy(), &error) }
+    fn of_log(remedy: Remedy, error: &dyn std::error::Error) -> Self {
+        Self { log_away: remedy == Remedy::Retry, ..Self::with_causes(remedy, error) }
     }
 }
 
-macro_rules! from_log {
-    ($($error:ty),*) => {$(
-        impl From<$error> for ShardError {
-            fn from(error: $error) -> Self {
-                let error = Self::of(error.remedy(), &error);
-                Self { away: error.remedy == Remedy::Retry, ..error }
-            }
-        }
-    )*};
+impl From<headwater_engine::Error> for ShardError {
+    fn from(error: headwater_engine::Error) -> Self {
+        Self::with_causes(error.remedy(), &error)
+    }
 }
 
-from_log!(headwater_log::Error, headwater_service::follow::Error);
+impl From<headwater_state::Error> for ShardError {
+    fn from(error: headwater_state::Error) -> Self {
+        let from_store = error.is_of_store();
+        Self { from_store, ..Self::with_causes(error.remedy(), &error) }
+    }
+}
+
+impl From<headwater_log::Error> for ShardError {
+    fn from(error: headwater_log::Error) -> Self {
+        Self::of_log(error.remedy(), &error)
+    }
+}
+
+impl From<headwater_service::follow::Error> for ShardError {
+    fn from(error: headwater_service::follow::Error) -> Self {
+        Self::of_log(error.remedy(), &error)
+    }
+}

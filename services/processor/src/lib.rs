@@ -1,42 +1,77 @@
 //! The processor: runs the shards of every generation, live or replaying, on one code path.
 //!
 //! ```text
-//!  control topic ──► duty of each shard: run, hold, checkpoint, mute, delete
+//!  control topic ──► the duty of each shard: run, hold, checkpoint, mute, delete
 //!                         │
 //!  log ──► read ──► apply ──► commit ──► publish the outbox ──► dead-letter topic
 //!                               │
 //!                               └──► status topic: position, watermark, tallies, checkpoints
 //! ```
 //!
-//! Each shard has a thread of its own and nothing in common with the others but the machine. A shard
-//! that fails for a while goes on from its last commit; one that cannot go on says so in its status
-//! and leaves the others alone.
+//! # Threads and tasks
+//!
+//! ```text
+//!  Processor::start
+//!   └─ "processor"                  ShardSupervisor        joins groups, starts shard threads
+//!       ├─ "group-<generation>"     ConsumerGroup          one per generation: joins, commits, leaves
+//!       │    └─ Lease               one per assigned shard; the group ends it, the shard asks it
+//!       └─ "shard-<generation>-<n>" ShardThread            one per lease
+//!            └─ ShardTask           while the shard is open: database, reader, checkpoints
+//!                 ├─ Publisher           the outbox and its fenced writer
+//!                 └─ CheckpointUploader ──► "upload-<generation>-<n>"   one upload at a time
+//!  "shard-statuses"                 StatusReporter         appends the statuses of all shards
+//!  "control-follower", "status-follower"   ControlView     of headwater-service, folded for all
+//! ```
+//!
+//! The supervisor and the shard threads share one [`context::ProcessorContext`], the groups one
+//! [`assignment::group::GroupContext`]. Shards share nothing else. A shard that fails for a while
+//! goes on from its last commit; one that cannot go on says so in its status and leaves the others
+//! alone.
 //!
 //! # Several processors
 //!
-//! They share the shards of every generation through its group (`membership`): a shard has one owner at a
-//! time. Who gets one takes the copy of its state that is furthest along, on its disk or in the store of
-//! checkpoints (`restore`), claims it, and finds out what the former owner said last (`claim`). Who gives one
-//! up commits, leaves a checkpoint in the store and says nothing more (`lease`, `handover`). A process that
-//! stood still while its shards were given away writes nothing when it goes on: the group tells it, its
-//! writer is fenced, and the epoch of its statuses is outdated.
+//! Processors share the shards of every generation through its group: a shard has one owner at a
+//! time. A new owner takes the copy of the shard's state that is furthest along, on its disk or in
+//! the store of checkpoints, claims the shard, and finds out what the former owner said last. An
+//! owner that gives a shard up commits, leaves a checkpoint in the store and says nothing more. A
+//! process that stood still while its shards were given away writes nothing when it goes on: the
+//! group refuses it, its writer is fenced, and the epoch of its statuses is outdated.
 //!
 //! # Laws
 //!
 //! 1. *One code path*: a live shard and a replaying one differ in their orders only.
-//! 2. *Exactly once*: a record of the outbox is published once, by the generation that owns its offset
-//!    (`outbox` says how).
-//! 3. *Converging*: after a crash at any moment the shard's database, its checkpoints and the control
-//!    topic say together what is left to be done.
+//! 2. *Exactly once*: a record of the outbox is published once, by the generation that owns its
+//!    offset.
+//! 3. *Converging*: after a crash at any moment the shard's database, its checkpoints and the
+//!    control topic say together what is left to be done.
 //! 4. *Muted once*: the position from which on a shard publishes nothing during a swap is decided
 //!    once, also across restarts and owners: it may be the fence already.
 //! 5. *One owner*: what others see of a shard comes from its owner alone.
 //!
+//! # Which file to open
+//!
+//! | for | open |
+//! | --- | --- |
+//! | which shards run here, and what happens at the end | `supervisor` |
+//! | a shard's life: its states and their transitions | `shard` (the page), `shard/thread` |
+//! | one round: read, apply, commit | `shard/task` |
+//! | opening, claiming, reporting, handing over, deleting a shard | `shard/{open,claim,status,close}` |
+//! | joining a group, assigned, revoked and lost partitions | `assignment/group` |
+//! | the right to write for a shard | `assignment/lease` |
+//! | a topic whose partitions changed | `assignment/partition_check` |
+//! | dead letters exactly once | `publish/outbox` |
+//! | how statuses reach their topic | `publish/status_reporter` |
+//! | checkpoints for replays | `shard/task/checkpoints` |
+//! | restoring a shard, uploading a checkpoint | `checkpoint/{restore,upload}` |
+//! | what lies where on this disk | `checkpoint/local` |
+//!
 //! # Elsewhere
 //!
-//! What a record does to a row is `headwater-engine`'s, what a shard has to do `headwater-control`'s.
+//! What a record does to a row is `headwater-engine`'s business, what a shard has to do
+//! `headwater-control`'s.
 
 mod assignment;
+mod blocking;
 mod checkpoint;
 mod config;
 mod context;
@@ -51,7 +86,7 @@ mod supervisor;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
+use std::{num::TryFromIntError, sync::Arc};
 
 use headwater_control::STATUS_TOPIC;
 use headwater_service::{
@@ -70,101 +105,112 @@ use context::ProcessorContext;
 use log_outage::LogOutage;
 use metrics::ProcessorMetrics;
 use plan_cache::PlanCache;
-use publish::status_reporter::{self, StatusReporter};
+use publish::status_reporter::{ONLY, StatusReporter};
 use supervisor::ShardSupervisor;
 
 /// The running processor. It serves nothing: its work is seen in the state and on the status topic.
 #[derive(Clone, Debug)]
 pub struct Processor {
-    account: Arc<Mutex<Option<String>>>,
+    summary: Arc<Mutex<Option<String>>>,
 }
 
 impl Processor {
-    /// Starts to run shards below `node.data`: those that the groups of the generations give this process.
+    /// Starts to run shards below `node.data`: those that the groups of the generations assign to
+    /// this process. They stop with the node's tasks.
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+        // Build.
         config.check()?;
         let condition = node.health.condition("processor");
-        let (log, tasks) = (node.log.clone(), node.tasks.clone());
-        // It asks the log, which may be far away.
-        let control =
-            tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
-        // Both as they are now: older orders could ask for what was taken back meanwhile, and of a shard
-        // that nobody has said anything about nothing is left.
-        control.wait_current().await?;
-        let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
-        let ends = tokio::task::spawn_blocking(move || {
-            create_topics(&*log)?;
-            Ok::<_, anyhow::Error>(log.ends(&topic, reports::ONLY)?)
-        });
-        let ends = ends.await??;
-        control.wait_board(ends.end).await?;
-
+        let control = follow_control(node).await?;
         let metrics = ProcessorMetrics::new(&node.metrics);
-        let uploads = match &node.checkpoints {
-            Some(url) => {
-                let store = Store::open(url).map_err(|error| Refusal {
-                    reason: error.to_string(),
-                    remedy: error.remedy(),
-                })?;
-                let instance = node.instance.clone();
-                let at_once = usize::from(config.uploads.get());
-                let (every, tasks) = (config.checkpoint_interval, node.tasks.clone());
-                let metrics = metrics.clone();
-                Some(Arc::new(CheckpointStore::new(
-                    store, at_once, every, instance, tasks, metrics,
-                )))
-            }
-            None => None,
-        };
+        let checkpoint_store = open_checkpoint_store(&config, node, &metrics)?;
         let partition_check = Arc::new(PartitionCheck::new(config.topic_interval));
         let group_context = GroupContext {
             membership: node.membership.clone(),
-            hand_over: config.hand_over_timeout,
-            guard: config.session_guard,
+            hand_over_timeout: config.hand_over_timeout,
+            session_guard: config.session_guard,
             partition_check: partition_check.clone(),
             metrics: metrics.clone(),
             changed: Arc::new(Notify::new()),
         };
-        let account = Arc::new(Mutex::new(None));
+        let summary = Arc::new(Mutex::new(None));
         let context = Arc::new(ProcessorContext {
             log: node.log.clone(),
-            reports: StatusReporter::start(node)?,
+            control,
+            status_reporter: StatusReporter::start(node)?,
             plans: PlanCache::default(),
-            options: Options {
-                expire: true,
-                write_buffer_bytes: usize::try_from(config.write_buffer.0)?,
-                cache: Cache::new(usize::try_from(config.block_cache.0)?),
-            },
+            options: database_options(&config)?,
             metrics,
             health: node.health.clone(),
             partition_check,
             log_outage: LogOutage::new(node.health.clone()),
-            uploads,
+            checkpoint_store,
             data: node.data.clone(),
             instance: node.instance.clone(),
             directory: node.directory.clone(),
             runtime: Handle::current(),
-            account: account.clone(),
-            control,
+            summary: summary.clone(),
             config,
         });
+
+        // Run, until shutdown: then the supervisor hands all shards over and writes the summary.
         let supervisor = ShardSupervisor::new(context, group_context, node.tasks.clone());
         node.tasks.spawn_thread_once("processor", move |shutdown| {
             supervisor.run(&shutdown);
             Ok(())
         });
         condition.ready();
-        Ok(Self { account })
+        Ok(Self { summary })
     }
 
-    /// The processor has no gRPC services of its own.
-    #[allow(clippy::unused_self, reason = "every service is added alike")]
-    pub fn add_to(&self, _routes: &mut tonic::service::RoutesBuilder) {}
-
-    /// How its shards were given up, in a few words, once they are.
-    pub fn account(&self) -> Option<String> {
-        self.account.lock().clone()
+    /// How the shards were handed over, in a few words; `None` before that is done.
+    pub fn summary(&self) -> Option<String> {
+        self.summary.lock().clone()
     }
+}
+
+/// The control plane as it is now. An older control state could ask for what was taken back since,
+/// and an older status board would lack shards that still have to be deleted.
+async fn follow_control(node: &Node) -> anyhow::Result<ControlView> {
+    let (log, tasks) = (node.log.clone(), node.tasks.clone());
+    // It asks the log, which may be far away.
+    let control = tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
+    control.wait_current().await?;
+    let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
+    let ends = tokio::task::spawn_blocking(move || {
+        create_topics(&*log)?;
+        Ok::<_, anyhow::Error>(log.ends(&topic, ONLY)?)
+    });
+    let ends = ends.await??;
+    control.wait_board(ends.end).await?;
+    Ok(control)
+}
+
+/// `None` if the node has no store of checkpoints.
+fn open_checkpoint_store(
+    config: &Config,
+    node: &Node,
+    metrics: &ProcessorMetrics,
+) -> anyhow::Result<Option<Arc<CheckpointStore>>> {
+    let Some(url) = &node.checkpoints else { return Ok(None) };
+    let store = Store::open(url)
+        .map_err(|error| Refusal { reason: error.to_string(), remedy: error.remedy() })?;
+    Ok(Some(Arc::new(CheckpointStore::new(
+        store,
+        usize::from(config.uploads.get()),
+        config.checkpoint_interval,
+        node.instance.clone(),
+        node.tasks.clone(),
+        metrics.clone(),
+    ))))
+}
+
+fn database_options(config: &Config) -> Result<Options, TryFromIntError> {
+    Ok(Options {
+        expire: true,
+        write_buffer_bytes: usize::try_from(config.write_buffer.0)?,
+        cache: Cache::new(usize::try_from(config.block_cache.0)?),
+    })
 }
 
 #[cfg(test)]

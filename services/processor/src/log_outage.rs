@@ -4,8 +4,8 @@ use headwater_service::{Condition, Health};
 use headwater_state::Identity;
 use parking_lot::Mutex;
 
-/// The log's absence, as all shards of the process find it: told once, however many they are and however
-/// often they try, and not at all if the process as a whole has told it.
+/// The log is away, as the shards of this process find it. It is logged once, however many shards
+/// find it and however often they try, and not at all if the process as a whole has logged it.
 pub(crate) struct LogOutage {
     health: Health,
     state: Mutex<OutageState>,
@@ -13,10 +13,10 @@ pub(crate) struct LogOutage {
 
 #[derive(Default)]
 struct OutageState {
-    /// Who waits for the log.
+    /// The shards that wait for the log.
     waiting: HashSet<Identity>,
     since: Option<Instant>,
-    /// Makes the process not ready meanwhile.
+    /// Makes the process not ready during the outage.
     condition: Option<Condition>,
 }
 
@@ -25,8 +25,8 @@ impl LogOutage {
         Self { health, state: Mutex::default() }
     }
 
-    /// The shard waits for the log. Returns whether that is news, and then has said it.
-    pub(crate) fn met(&self, shard: Identity, reason: &str) -> bool {
+    /// The shard waits for the log. Returns whether this was logged.
+    pub(crate) fn begin(&self, shard: Identity, reason: &str) -> bool {
         let mut state = self.state.lock();
         let first = state.waiting.is_empty();
         if !state.waiting.insert(shard) || !first {
@@ -44,7 +44,7 @@ impl LogOutage {
     }
 
     /// The shard has reached the log, or waits for it no longer.
-    pub(crate) fn over(&self, shard: Identity) {
+    pub(crate) fn end(&self, shard: Identity) {
         let mut state = self.state.lock();
         if !state.waiting.remove(&shard) || !state.waiting.is_empty() {
             return;
@@ -63,32 +63,32 @@ mod tests {
     use crate::testing::{P0, generation};
 
     #[test]
-    fn an_outage_lasts_until_the_last_shard_is_through() {
+    fn an_outage_lasts_until_the_last_shard_has_reached_the_log() {
         let health = Health::new();
         let outage = LogOutage::new(health.clone());
         let [one, two] =
             [1, 2].map(|number| Identity { generation: generation(number), partition: P0 });
-        assert!(outage.met(one, "gone"));
-        assert!(!outage.met(one, "gone") && !outage.met(two, "gone"), "told once");
-        outage.over(one);
+        assert!(outage.begin(one, "gone"));
+        assert!(!outage.begin(one, "gone") && !outage.begin(two, "gone"), "logged once");
+        outage.end(one);
         assert!(!health.is_ready());
-        outage.over(one);
+        outage.end(one);
         assert!(!health.is_ready());
-        outage.over(two);
+        outage.end(two);
         assert!(health.is_ready());
-        assert!(outage.met(one, "gone"), "another one is told again");
+        assert!(outage.begin(one, "gone"), "the next outage is logged again");
     }
 
     #[test]
-    fn shards_do_not_tell_what_the_process_has_told() {
+    fn shards_do_not_log_an_outage_that_the_process_has_logged() {
         let health = Health::new();
         let log = health.condition("log");
         log.not_ready("no broker");
         let outage = LogOutage::new(health.clone());
         let shard = Identity { generation: generation(1), partition: P0 };
-        assert!(!outage.met(shard, "gone"));
-        outage.over(shard);
+        assert!(!outage.begin(shard, "gone"));
+        outage.end(shard);
         log.ready();
-        assert!(outage.met(shard, "gone"), "brokers are there, and the partition is not");
+        assert!(outage.begin(shard, "gone"), "brokers are there, and the partition is not");
     }
 }

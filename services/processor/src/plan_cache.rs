@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::error::ShardError;
 
-/// The plans of the generations, each made once for all of its shards.
+/// The plan of each generation, made once for all of its shards.
 #[derive(Default)]
 pub(crate) struct PlanCache(Mutex<HashMap<GenerationId, Arc<ViewPlan>>>);
 
@@ -23,7 +23,7 @@ impl PlanCache {
         Ok(plan)
     }
 
-    /// Keeps those that are still needed.
+    /// Drops the plans of all other generations.
     pub(crate) fn retain(&self, needed: impl Fn(GenerationId) -> bool) {
         self.0.lock().retain(|id, _| needed(*id));
     }

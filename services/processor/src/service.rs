@@ -3,7 +3,7 @@ use std::time::Duration;
 use headwater_service::{Data, Node, Service};
 use tonic::service::RoutesBuilder;
 
-use crate::{Config, Processor};
+use crate::{Processor, config::Config};
 
 impl Service for Processor {
     const NAME: &'static str = "processor";
@@ -25,11 +25,10 @@ impl Service for Processor {
         Self::start(config, node).await
     }
 
-    fn add_to(&self, routes: &mut RoutesBuilder) {
-        self.add_to(routes);
-    }
+    /// The processor serves nothing over gRPC.
+    fn add_to(&self, _routes: &mut RoutesBuilder) {}
 
-    fn summary(&self) -> Option<String> {
-        self.account()
+    fn account(&self) -> Option<String> {
+        self.summary()
     }
 }

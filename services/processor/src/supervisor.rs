@@ -1,5 +1,11 @@
-//! Sees to it that every shard that is ours and has something to do has a thread, and that we are in the
-//! groups of the generations that have.
+//! Gives every shard that this process owns, and that has something to do, a thread; and keeps the
+//! process in the groups of the generations that have something to do.
+//!
+//! ```text
+//!  control state ──► join or leave groups ──► leases ──► start shard threads
+//!       ▲                                        │
+//!       └── wait for a change of either ◄────────┘        shutdown ──► wait for all groups
+//! ```
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,31 +31,32 @@ use crate::{
     shard::thread::{ShardThread, ThreadEnd},
 };
 
-/// How often the fleet looks at what has no way to wake it: shards that others have deleted.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often retired generations are looked at: nothing wakes the supervisor when another process
+/// has deleted a shard.
+const RETIRED_POLL: Duration = Duration::from_secs(1);
+
+type RunningShards = Arc<Mutex<HashMap<Identity, Arc<Lease>>>>;
 
 pub(crate) struct ShardSupervisor {
     context: Arc<ProcessorContext>,
     group_context: GroupContext,
     tasks: Tasks,
     groups: BTreeMap<GenerationId, Arc<ConsumerGroup>>,
-    /// Members that leave and have not left yet.
-    parting: Vec<Arc<ConsumerGroup>>,
-    running: Arc<Mutex<HashMap<Identity, Arc<Lease>>>>,
-    /// Deleted here, and still on the board.
+    running: RunningShards,
+    /// Shards that were deleted here and whose status is still on the board.
     deleted: Arc<Mutex<HashSet<Identity>>>,
     /// Retired generations of which nothing is left.
     gone: HashSet<GenerationId>,
-    /// Generations whose topic cannot be known.
-    unknown: HashSet<GenerationId>,
-    /// Group threads that live.
-    members: Arc<()>,
+    /// Generations whose stream is not understood, so that their topic is not known.
+    unparsable: HashSet<GenerationId>,
+    /// Each group thread holds a clone.
+    group_threads: Arc<()>,
 }
 
 impl Drop for ShardSupervisor {
-    /// However it ends: nothing is said afterwards.
+    /// No status is reported after the supervisor's end, whatever ended it.
     fn drop(&mut self) {
-        self.context.reports.close();
+        self.context.status_reporter.close();
     }
 }
 
@@ -64,16 +71,15 @@ impl ShardSupervisor {
             group_context,
             tasks,
             groups: BTreeMap::new(),
-            parting: Vec::new(),
             running: Arc::default(),
             deleted: Arc::default(),
             gone: HashSet::new(),
-            unknown: HashSet::new(),
-            members: Arc::default(),
+            unparsable: HashSet::new(),
+            group_threads: Arc::default(),
         }
     }
 
-    /// Runs on a thread of its own: nothing here may keep others from being served.
+    /// Runs until shutdown, on a thread of its own, and then until all groups are left.
     pub(crate) fn run(mut self, shutdown: &Shutdown) {
         let runtime = self.context.runtime.clone();
         let mut control = self.context.control.clone();
@@ -85,82 +91,83 @@ impl ShardSupervisor {
                     () = control.control_changed() => {}
                     () = changed.notified() => {}
                     () = shutdown.cancelled() => {}
-                    () = tokio::time::sleep(LOOK), if retiring => {}
+                    () = tokio::time::sleep(RETIRED_POLL), if retiring => {}
                 }
             });
         }
-        self.wind_up();
+        self.await_groups();
     }
 
-    /// Waits until every member has handed its shards over and left, and says how that went.
-    fn wind_up(&mut self) {
-        self.parting.extend(std::mem::take(&mut self.groups).into_values());
-        while Arc::strong_count(&self.members) > 1 {
+    /// Waits until every group thread has handed its shards over and left, and sums up how that
+    /// went.
+    fn await_groups(&self) {
+        while Arc::strong_count(&self.group_threads) > 1 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let (mut shards, mut late, mut uploaded, mut outbox) = (0, 0, 0, 0);
-        for (shard, ended, closed) in self.parting.iter().flat_map(|group| group.parting()) {
+        for handed_over in self.groups.values().flat_map(|group| group.take_handed_over()) {
             shards += 1;
-            late += usize::from(!ended);
-            if let Some(closed) = closed {
+            late += usize::from(!handed_over.in_time);
+            if let Some(closed) = handed_over.closed {
                 uploaded += usize::from(closed.uploaded);
                 outbox += closed.outbox;
-            } else if !ended {
+            } else if !handed_over.in_time {
+                let shard = handed_over.shard;
                 tracing::warn!(%shard, "shard was still busy at the end; it goes on from its last commit");
             }
         }
         tracing::info!(shards, late, uploaded, outbox, "all shards given up, all groups left");
-        let account = format!(
+        let summary = format!(
             "{shards} shards given up, {late} of them late, {uploaded} with a checkpoint in the store, {outbox} outputs left to their next owners"
         );
-        *self.context.account.lock() = Some(account);
+        *self.context.summary.lock() = Some(summary);
     }
 
-    /// Joins, leaves and starts what is due. Returns whether it should look again soon.
+    /// Joins and leaves groups and starts shard threads, as the control state asks. Returns whether
+    /// a retired generation has to be looked at again soon.
     fn reconcile(&mut self) -> bool {
-        let state = self.context.control.current();
+        let control = self.context.control.current();
         let mut retiring = false;
         let mut wanted = HashSet::new();
         self.forget_deleted();
-        for entry in state.generations().values() {
-            let busy = match entry.role {
+        for entry in control.generations().values() {
+            let has_work = match entry.role {
                 Role::Serving | Role::Replaying | Role::Retained => true,
-                // Its end is soon: who is in its group stays for that.
+                // It will be retired soon: a member stays to delete its shards.
                 Role::Ended => self.groups.contains_key(&entry.id),
                 Role::Retired => {
-                    let left = self.remains(entry);
+                    let left = self.is_left(entry);
                     retiring |= left;
                     left
                 }
             };
-            if busy {
+            if has_work {
                 wanted.insert(entry.id);
-                self.enter(entry);
+                self.join_group(entry);
             }
         }
         let unwanted: Vec<_> =
             self.groups.keys().filter(|id| !wanted.contains(id)).copied().collect();
         for id in unwanted {
             if let Some(group) = self.groups.remove(&id) {
-                let retired =
-                    state.generations().get(&id).is_some_and(|entry| entry.role == Role::Retired);
-                group.leave(retired);
+                let entry = control.generations().get(&id);
+                group.leave(entry.is_some_and(|entry| entry.role == Role::Retired));
             }
         }
-        self.launch(&state);
+        self.start_shards(&control);
         self.context.plans.retain(|id| wanted.contains(&id));
         retiring
     }
 
-    /// A ghost that comes back to the board after its end is deleted again.
+    /// A shard whose late status comes back to the board after its deletion is deleted again.
     fn forget_deleted(&self) {
         let board = self.context.control.board();
         self.deleted.lock().retain(|shard| board.get(shard.generation, shard.partition).is_some());
     }
 
-    /// Whether something of a retired generation is left to be deleted by whoever owns it: what it said of
-    /// itself goes last. Copies on this disk that are nobody's any more go here.
-    fn remains(&mut self, entry: &GenerationEntry) -> bool {
+    /// Whether something of a retired generation is left. Its owner deletes a shard, and its status
+    /// last. Copies on this disk of shards that are already deleted are removed here.
+    fn is_left(&mut self, entry: &GenerationEntry) -> bool {
         if self.gone.contains(&entry.id) {
             return false;
         }
@@ -183,16 +190,16 @@ impl ShardSupervisor {
         left
     }
 
-    /// Joins the generation's group unless we are in it.
-    fn enter(&mut self, entry: &GenerationEntry) {
+    /// Joins the generation's group, unless this process is in it.
+    fn join_group(&mut self, entry: &GenerationEntry) {
         if self.groups.contains_key(&entry.id) {
             return;
         }
-        // A view that is not understood is the shards' to report; without a topic there are none.
+        // A view that is not understood is reported by its shards. Without a topic there are none.
         let topic = match parse_stream(&entry.stream_sql) {
             Ok(stream) => stream.topic,
             Err(error) => {
-                if self.unknown.insert(entry.id) {
+                if self.unparsable.insert(entry.id) {
                     let condition = self.context.health.condition(format!("group-{}", entry.id));
                     condition.not_ready(format!(
                         "generation {} of view {} cannot be run, for its stream is not understood: {error}; run the \
@@ -206,21 +213,22 @@ impl ShardSupervisor {
         let partitions = u32::try_from(entry.partitions().count()).unwrap_or(u32::MAX);
         let group = ConsumerGroup::new(self.group_context.clone(), entry.id, topic, partitions);
         self.groups.insert(entry.id, group.clone());
-        let condition = self.context.health.condition(format!("group-{}", entry.id));
-        let mut life = Some((condition, self.members.clone()));
-        self.tasks.spawn_thread(format!("group-{}", entry.id), OnFailure::Stop, move |shutdown| {
-            if let Some((condition, _alive)) = life.take() {
+        let name = format!("group-{}", entry.id);
+        let condition = self.context.health.condition(name.clone());
+        let mut once = Some((condition, self.group_threads.clone()));
+        self.tasks.spawn_thread(name, OnFailure::Stop, move |shutdown| {
+            if let Some((condition, _alive)) = once.take() {
                 group.run(&shutdown, condition);
             }
             Ok(())
         });
     }
 
-    fn launch(&self, state: &ControlState) {
+    fn start_shards(&self, control: &ControlState) {
         for group in self.groups.values() {
             for lease in group.leases() {
                 let Identity { generation, partition } = lease.identity();
-                let wanted = match state.shard_duty(generation, partition) {
+                let wanted = match control.shard_duty(generation, partition) {
                     ShardDuty::Run { .. } => true,
                     ShardDuty::Stop => false,
                     ShardDuty::Delete => {
@@ -230,18 +238,19 @@ impl ShardSupervisor {
                     }
                 };
                 if wanted {
-                    self.spawn(group, lease);
+                    self.start_shard(group, lease);
                 }
             }
         }
     }
 
-    fn spawn(&self, group: &Arc<ConsumerGroup>, lease: Arc<Lease>) {
+    /// Starts the shard's thread, unless one runs: that of a former lease may still be closing the
+    /// database.
+    fn start_shard(&self, group: &Arc<ConsumerGroup>, lease: Arc<Lease>) {
         let identity = lease.identity();
         {
-            // One thread a shard: that of a former lease may still be closing the database.
             let mut running = self.running.lock();
-            if running.contains_key(&identity) || !lease.begin() {
+            if running.contains_key(&identity) || !lease.attach_thread() {
                 return;
             }
             running.insert(identity, lease.clone());
@@ -256,7 +265,7 @@ impl ShardSupervisor {
         };
         let name = format!("shard-{}-{}", identity.generation, identity.partition);
         self.tasks.spawn_thread(name, OnFailure::restart(), move |shutdown| {
-            // Moved in as a whole: it ends with the thread, however that ends.
+            // The closure owns it as a whole, so that it is dropped with the thread.
             let _running = &running;
             if thread.run(&shutdown) == ThreadEnd::Deleted {
                 deleted.lock().insert(identity);
@@ -266,18 +275,18 @@ impl ShardSupervisor {
     }
 }
 
-/// A shard's thread, for as long as it lives.
+/// A shard is running for as long as this lives.
 struct RunningShard {
     identity: Identity,
     lease: Arc<Lease>,
-    running: Arc<Mutex<HashMap<Identity, Arc<Lease>>>>,
+    running: RunningShards,
     changed: Arc<Notify>,
 }
 
 impl Drop for RunningShard {
     fn drop(&mut self) {
         self.running.lock().remove(&self.identity);
-        self.lease.end();
+        self.lease.detach_thread();
         self.changed.notify_one();
     }
 }

@@ -1,9 +1,9 @@
-//! Which shards are ours: one consumer group per generation, joined for as long as the generation has
-//! something to do.
+//! The consumer group of a generation, as this process takes part in it: joined for as long as the
+//! generation has something to do.
 //!
 //! ```text
-//! group thread    join ───────── commit, every second ───────── hand over, commit, leave, delete
-//! its member          assigned ──► lease ──► the fleet starts a thread for the shard
+//! group thread    join ───────── commit positions, every second ───────── hand over, commit, leave, delete
+//! its member          assigned ──► lease ──► the supervisor starts a thread for the shard
 //!                     revoked  ──► the thread commits, uploads, closes; the call returns when it has
 //!                     lost     ──► the lease is over at once
 //! ```
@@ -30,26 +30,27 @@ use crate::{
     metrics::{HandOverOutcome, ProcessorMetrics},
 };
 
-/// How often the groups are told how far the shards are.
-const COMMIT: Duration = Duration::from_secs(1);
+/// Time between two commits of positions to the group.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How often a waiting group thread looks for shutdown, which cannot wake it.
+const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
-/// What all groups share.
+/// What all groups of this process share.
 #[derive(Clone)]
 pub(crate) struct GroupContext {
     pub(crate) membership: Arc<dyn Membership>,
-    /// How long a hand-over may take.
-    pub(crate) hand_over: Duration,
+    pub(crate) hand_over_timeout: Duration,
     /// See [`Lease`].
-    pub(crate) guard: Duration,
+    pub(crate) session_guard: Duration,
     pub(crate) partition_check: Arc<PartitionCheck>,
     pub(crate) metrics: ProcessorMetrics,
-    /// Wakes the fleet: shards came or went.
+    /// Wakes the supervisor: shards came or went.
     pub(crate) changed: Arc<Notify>,
 }
 
-/// The group of a generation, as this process sees it.
+/// The group of one generation.
 pub(crate) struct ConsumerGroup {
     context: GroupContext,
     generation: GenerationId,
@@ -62,15 +63,23 @@ pub(crate) struct ConsumerGroup {
     positions: Mutex<CommittedPositions>,
     intent: Mutex<GroupIntent>,
     intent_changed: Condvar,
-    /// Shards that were handed over because this process leaves.
-    parting: Mutex<Vec<(Identity, bool, Option<ClosedShard>)>>,
+    /// The shards that were handed over because this process left the group.
+    handed_over: Mutex<Vec<HandedOverShard>>,
 }
 
-/// Committed positions of our shards, and which of them the group was not told yet.
+/// How a shard left this process.
+pub(crate) struct HandedOverShard {
+    pub(crate) shard: Identity,
+    /// The shard's thread had ended by the deadline.
+    pub(crate) in_time: bool,
+    pub(crate) closed: Option<ClosedShard>,
+}
+
+/// Committed positions of the shards, and which of them the group has not been told.
 #[derive(Default)]
 struct CommittedPositions {
     all: BTreeMap<PartitionId, Offset>,
-    untold: BTreeSet<PartitionId>,
+    unreported: BTreeSet<PartitionId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +87,7 @@ enum GroupIntent {
     #[default]
     Stay,
     Leave,
-    /// And delete the group: its generation is retired.
+    /// Leave, and delete the group: its generation is retired.
     Delete,
 }
 
@@ -100,11 +109,12 @@ impl ConsumerGroup {
             positions: Mutex::default(),
             intent: Mutex::default(),
             intent_changed: Condvar::new(),
-            parting: Mutex::default(),
+            handed_over: Mutex::default(),
         })
     }
 
-    /// The shards that are ours now. None before the group is joined: a shard's thread asks the member.
+    /// The leases that this process holds. None before the group is joined: a shard's thread asks
+    /// the member.
     pub(crate) fn leases(&self) -> Vec<Arc<Lease>> {
         if self.handle.member().is_none() {
             return Vec::new();
@@ -112,40 +122,41 @@ impl ConsumerGroup {
         self.leases.lock().values().filter(|lease| !lease.is_over()).cloned().collect()
     }
 
-    /// The shard has committed so far. The group is told later.
-    pub(crate) fn committed(&self, partition: PartitionId, position: Offset) {
+    /// The shard has committed up to this position. The group is told later.
+    pub(crate) fn note_committed(&self, partition: PartitionId, position: Offset) {
         let mut positions = self.positions.lock();
         if positions.all.insert(partition, position) != Some(position) {
-            positions.untold.insert(partition);
+            positions.unreported.insert(partition);
         }
     }
 
+    /// Asks the group's thread to leave.
     pub(crate) fn leave(&self, delete: bool) {
         *self.intent.lock() = if delete { GroupIntent::Delete } else { GroupIntent::Leave };
         self.intent_changed.notify_all();
     }
 
-    /// What became of the shards that this process gave up because it left.
-    pub(crate) fn parting(&self) -> Vec<(Identity, bool, Option<ClosedShard>)> {
-        std::mem::take(&mut *self.parting.lock())
+    /// Takes the shards that were handed over because this process left the group.
+    pub(crate) fn take_handed_over(&self) -> Vec<HandedOverShard> {
+        std::mem::take(&mut *self.handed_over.lock())
     }
 
-    /// The life of a member; it blocks.
+    /// Joins, stays until the intent or shutdown ends that, and leaves. Blocks.
     pub(crate) fn run(self: &Arc<Self>, shutdown: &Shutdown, condition: Condition) {
         let joined = self.join(shutdown, &condition);
         condition.remove();
         if joined {
             self.context.changed.notify_one();
             while self.intent(shutdown) == GroupIntent::Stay {
-                self.tell();
-                self.wait(COMMIT, shutdown);
+                self.commit_positions();
+                self.wait(COMMIT_INTERVAL, shutdown);
             }
-            self.part();
+            self.hand_over_all_and_leave();
         }
         if self.intent(shutdown) == GroupIntent::Delete
             && let Err(error) = self.context.membership.delete(&self.id)
         {
-            // It goes by itself some time after its last member.
+            // Kafka deletes an empty group by itself after a while.
             tracing::info!(group = %self.id, %error, "group not deleted");
         }
     }
@@ -155,7 +166,7 @@ impl ConsumerGroup {
         while self.intent(shutdown) == GroupIntent::Stay {
             match self.context.membership.join(&self.id, &self.topic, self.clone()) {
                 Ok(member) => {
-                    self.handle.take(member);
+                    self.handle.set(member);
                     tracing::info!(group = %self.id, topic = %self.topic, "group joined");
                     return true;
                 }
@@ -182,12 +193,12 @@ impl ConsumerGroup {
         }
     }
 
+    /// Waits so long, unless the intent changes or shutdown begins.
     fn wait(&self, time: Duration, shutdown: &Shutdown) {
         let until = Instant::now() + time;
         let mut intent = self.intent.lock();
         while *intent == GroupIntent::Stay && !shutdown.is_cancelled() {
-            // Shutdown has no way to wake a thread, so it is asked now and then.
-            let slice = (Instant::now() + Duration::from_millis(50)).min(until);
+            let slice = (Instant::now() + SHUTDOWN_POLL).min(until);
             self.intent_changed.wait_until(&mut intent, slice);
             if Instant::now() >= until {
                 return;
@@ -195,20 +206,20 @@ impl ConsumerGroup {
         }
     }
 
-    /// Tells the group how far the shards are.
-    fn tell(&self) {
+    /// Tells the group the positions of the shards that this process surely owns.
+    fn commit_positions(&self) {
         let Some(member) = self.handle.member() else { return };
         let leases = self.leases.lock();
-        let ours = |partition| leases.get(&partition).is_some_and(|lease| lease.allows());
+        let owned = |partition| leases.get(&partition).is_some_and(|lease| lease.may_write());
         let mut positions = self.positions.lock();
-        let told: Vec<_> =
-            positions.untold.iter().filter(|partition| ours(**partition)).copied().collect();
-        let latest: Vec<_> = told
+        let partitions: Vec<_> =
+            positions.unreported.iter().filter(|partition| owned(**partition)).copied().collect();
+        let latest: Vec<_> = partitions
             .iter()
             .filter_map(|partition| Some((*partition, *positions.all.get(partition)?)))
             .collect();
-        for partition in told {
-            positions.untold.remove(&partition);
+        for partition in partitions {
+            positions.unreported.remove(&partition);
         }
         drop((positions, leases));
         if !latest.is_empty() {
@@ -216,49 +227,46 @@ impl ConsumerGroup {
         }
     }
 
-    /// Hands all shards over and leaves.
-    fn part(&self) {
+    fn hand_over_all_and_leave(&self) {
         let all: Vec<_> = self.leases.lock().keys().copied().collect();
-        // The process has about as long as a hand-over, and leaving takes a moment too.
-        let gone = self.hand_over(&all, self.context.hand_over.mul_f64(0.9));
-        *self.parting.lock() = gone;
+        // The process has about as long as one hand-over may take, and leaving takes time too.
+        let limit = self.context.hand_over_timeout.mul_f64(0.9);
+        *self.handed_over.lock() = self.hand_over(&all, limit);
         self.handle.leave();
         tracing::info!(group = %self.id, "group left");
         self.context.changed.notify_one();
     }
 
     /// Waits until the shards are closed, at most so long. Afterwards nothing is written for them.
-    fn hand_over(
-        &self,
-        partitions: &[PartitionId],
-        limit: Duration,
-    ) -> Vec<(Identity, bool, Option<ClosedShard>)> {
+    fn hand_over(&self, partitions: &[PartitionId], limit: Duration) -> Vec<HandedOverShard> {
         let until = Instant::now() + limit;
         let leases: Vec<_> = {
             let leases = self.leases.lock();
             partitions.iter().filter_map(|partition| leases.get(partition)).cloned().collect()
         };
         for lease in &leases {
-            lease.leave(until);
+            lease.release_by(until);
         }
-        // Told while they are still ours: each shard's last position comes before its end.
         for lease in &leases {
             lease.await_idle(until);
         }
-        self.tell();
-        let gone: Vec<_> = leases
+        // Before the leases end: a position is committed for an owned shard only.
+        self.commit_positions();
+        let handed_over: Vec<_> = leases
             .iter()
             .map(|lease| {
-                let (ended, closed) = lease.conclude();
-                if !ended {
-                    tracing::warn!(shard = %lease.identity(), ?limit, "shard not closed in time; it writes nothing more");
+                let (shard, (in_time, closed)) = (lease.identity(), lease.expire());
+                if !in_time {
+                    tracing::warn!(%shard, ?limit, "shard not closed in time; it writes nothing more");
                 }
-                self.context.metrics.handed_over(if ended { HandOverOutcome::InTime } else { HandOverOutcome::Late });
-                (lease.identity(), ended, closed)
+                let outcome =
+                    if in_time { HandOverOutcome::InTime } else { HandOverOutcome::Late };
+                self.context.metrics.handed_over(outcome);
+                HandedOverShard { shard, in_time, closed }
             })
             .collect();
         self.forget(partitions);
-        gone
+        handed_over
     }
 
     fn forget(&self, partitions: &[PartitionId]) {
@@ -266,7 +274,7 @@ impl ConsumerGroup {
         for partition in partitions {
             leases.remove(partition);
             positions.all.remove(partition);
-            positions.untold.remove(partition);
+            positions.unreported.remove(partition);
         }
     }
 }
@@ -276,17 +284,15 @@ impl Assignee for ConsumerGroup {
         let mut leases = self.leases.lock();
         for &partition in partitions {
             if partition.0 >= self.partitions {
-                // Nobody made a shard for it, and its keys came from other partitions.
+                // The generation has no shard for this partition, and its keys belong to others.
                 self.context.partition_check.has_at_least(&self.topic, partition.0 + 1);
                 continue;
             }
             let present = leases.get(&partition).is_some_and(|lease| !lease.is_over());
             if !present {
                 let identity = Identity { generation: self.generation, partition };
-                leases.insert(
-                    partition,
-                    Lease::new(identity, self.handle.clone(), self.context.guard),
-                );
+                let lease = Lease::new(identity, self.handle.clone(), self.context.session_guard);
+                leases.insert(partition, lease);
             }
         }
         drop(leases);
@@ -296,8 +302,8 @@ impl Assignee for ConsumerGroup {
 
     fn revoked(&self, partitions: &[PartitionId]) {
         let begun = Instant::now();
-        let gone = self.hand_over(partitions, self.context.hand_over);
-        if !gone.is_empty() {
+        let handed_over = self.hand_over(partitions, self.context.hand_over_timeout);
+        if !handed_over.is_empty() {
             let seconds = begun.elapsed().as_secs_f64();
             tracing::info!(group = %self.id, partitions = %PartitionList(partitions), seconds, "partitions handed over");
         }
@@ -317,7 +323,7 @@ impl Assignee for ConsumerGroup {
     }
 }
 
-/// The group of a generation: every Kafka tool shows its lag under this name.
+/// The group of a generation. Kafka's tools show the generation's lag under this name.
 pub(crate) fn group_id(generation: GenerationId) -> GroupId {
     GroupId(format!("headwater.{generation}"))
 }

@@ -1,15 +1,16 @@
 //! The right to write for a shard, and how it ends.
 //!
 //! ```text
-//!            leave(until)                   closed
-//!   ours ──────────────────► leaving ──────────────────► over
-//!     └──────────────────────────┴────────── lose ──────────┘
+//!            release_by(until)               expire
+//!   owned ─────────────────────► releasing ─────────► over
+//!     └──────────────────────────────┴────── lose ──────┘
 //! ```
 //!
-//! Membership gives a lease and takes it back; the shard's thread asks it before everything that others
-//! see. A process that stood still for a while does not know what the group decided meanwhile. So the
-//! thread says at every step that it is there, and if it was not for longer than the guard, nothing is
-//! written before the group has confirmed that it still counts us in.
+//! The consumer group gives a lease and takes it back; the shard's thread asks the lease before it
+//! writes anything that others see. A process that stood still for a while does not know what the
+//! group decided meanwhile. So the thread sends the lease a heartbeat in every round. After a gap
+//! that is longer than the session guard, nothing is written before the group has confirmed that
+//! this process is still its member.
 
 use std::{
     sync::Arc,
@@ -23,12 +24,12 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::ShardError;
 
-/// This process's place in a group, empty before it has joined and after it has left.
+/// This process's membership of a group; empty before it has joined and after it has left.
 #[derive(Default)]
 pub(crate) struct GroupHandle(Mutex<Option<Arc<dyn Member>>>);
 
 impl GroupHandle {
-    pub(crate) fn take(&self, member: Box<dyn Member>) {
+    pub(crate) fn set(&self, member: Box<dyn Member>) {
         *self.0.lock() = Some(member.into());
     }
 
@@ -36,79 +37,87 @@ impl GroupHandle {
         self.0.lock().clone()
     }
 
-    /// Leaves the group. It blocks until whoever is just asking the member something is done.
+    /// Leaves the group. Blocks until all questions to the member are answered.
     pub(crate) fn leave(&self) {
         let Some(mut member) = self.0.lock().take() else { return };
-        // Whoever drops the last of them leaves the group; that must not be a shard's thread, for which
-        // leaving waits.
+        // Dropping the last reference leaves the group, and leaving waits for the shards' threads.
+        // So none of them may hold the last one.
         while Arc::get_mut(&mut member).is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
-/// What became of a shard that was handed over.
+/// How a shard was closed when it was handed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClosedShard {
-    /// Committed.
+    /// The position of the last commit.
     pub(crate) position: u64,
     /// The store has a checkpoint of this very position.
     pub(crate) uploaded: bool,
-    /// Records of the outbox that wait for the next owner; a long outbox is counted in part.
+    /// Records of the outbox that the next owner has to publish; a long outbox is counted in part.
     pub(crate) outbox: usize,
 }
 
-/// See the module.
+/// The right to write for one shard; see the module.
 pub(crate) struct Lease {
     identity: Identity,
-    handle: Arc<GroupHandle>,
-    guard: Duration,
+    group: Arc<GroupHandle>,
+    session_guard: Duration,
     state: Mutex<LeaseState>,
     changed: Condvar,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LeasePhase {
-    Ours,
-    /// To be handed over by then.
-    Leaving(Instant),
+    Owned,
+    /// The shard has to be handed over by then.
+    Releasing(Instant),
     Over,
 }
 
 struct LeaseState {
     phase: LeasePhase,
-    /// When the shard's thread was last seen to be running, or the group confirmed.
-    seen: Instant,
+    /// The last heartbeat of the shard's thread, or the last confirmation by the group.
+    confirmed_at: Instant,
     /// A thread works on the shard.
     busy: bool,
     closed: Option<ClosedShard>,
 }
 
 impl Lease {
-    pub(crate) fn new(identity: Identity, handle: Arc<GroupHandle>, guard: Duration) -> Arc<Self> {
-        let state =
-            LeaseState { phase: LeasePhase::Ours, seen: Instant::now(), busy: false, closed: None };
+    pub(crate) fn new(
+        identity: Identity,
+        group: Arc<GroupHandle>,
+        session_guard: Duration,
+    ) -> Arc<Self> {
+        let state = LeaseState {
+            phase: LeasePhase::Owned,
+            confirmed_at: Instant::now(),
+            busy: false,
+            closed: None,
+        };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Arc::new(Self { identity, handle, guard, state, changed })
+        Arc::new(Self { identity, group, session_guard, state, changed })
     }
 
     pub(crate) fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// A thread begins to work on the shard; `false` if it must not any more.
-    pub(crate) fn begin(&self) -> bool {
+    /// A thread begins to work on the shard; `false` if it must not.
+    pub(crate) fn attach_thread(&self) -> bool {
         let mut state = self.state.lock();
-        if state.phase != LeasePhase::Ours || state.busy {
+        if state.phase != LeasePhase::Owned || state.busy {
             return false;
         }
         state.busy = true;
-        state.seen = Instant::now();
+        state.confirmed_at = Instant::now();
         true
     }
 
-    /// That thread has ended.
-    pub(crate) fn end(&self) {
+    /// The thread has ended.
+    pub(crate) fn detach_thread(&self) {
         self.state.lock().busy = false;
         self.changed.notify_all();
     }
@@ -117,37 +126,37 @@ impl Lease {
         self.state.lock().phase == LeasePhase::Over
     }
 
-    /// By when the shard shall be handed over, if it shall.
-    pub(crate) fn leaving(&self) -> Option<Instant> {
+    /// The time by which the shard has to be handed over, if it has to be.
+    pub(crate) fn release_deadline(&self) -> Option<Instant> {
         match self.state.lock().phase {
-            LeasePhase::Leaving(until) => Some(until),
-            LeasePhase::Ours | LeasePhase::Over => None,
+            LeasePhase::Releasing(until) => Some(until),
+            LeasePhase::Owned | LeasePhase::Over => None,
         }
     }
 
-    /// The shard shall be handed over by then. The earliest time counts.
-    pub(crate) fn leave(&self, until: Instant) {
+    /// The shard has to be handed over by then. The earliest deadline counts.
+    pub(crate) fn release_by(&self, until: Instant) {
         let mut state = self.state.lock();
         state.phase = match state.phase {
-            LeasePhase::Ours => LeasePhase::Leaving(until),
-            LeasePhase::Leaving(earlier) => LeasePhase::Leaving(earlier.min(until)),
+            LeasePhase::Owned => LeasePhase::Releasing(until),
+            LeasePhase::Releasing(earlier) => LeasePhase::Releasing(earlier.min(until)),
             LeasePhase::Over => LeasePhase::Over,
         };
         self.changed.notify_all();
     }
 
-    /// Nothing may be written from here on.
+    /// The group has given the shard to another process. Nothing may be written from here on.
     pub(crate) fn lose(&self) {
         self.state.lock().phase = LeasePhase::Over;
         self.changed.notify_all();
     }
 
-    /// The shard was handed over.
-    pub(crate) fn closed(&self, closed: ClosedShard) {
+    /// The shard was handed over like this.
+    pub(crate) fn set_closed(&self, closed: ClosedShard) {
         self.state.lock().closed = Some(closed);
     }
 
-    /// Waits until no thread works on the shard, at most so long.
+    /// Waits until no thread works on the shard, or until the deadline.
     pub(crate) fn await_idle(&self, until: Instant) {
         let mut state = self.state.lock();
         while state.busy && state.phase != LeasePhase::Over {
@@ -157,17 +166,18 @@ impl Lease {
         }
     }
 
-    /// Nothing is written from here on. Says whether the shard was closed, and how.
-    pub(crate) fn conclude(&self) -> (bool, Option<ClosedShard>) {
+    /// Nothing may be written from here on. Returns whether the thread had ended in time, and how
+    /// the shard was closed.
+    pub(crate) fn expire(&self) -> (bool, Option<ClosedShard>) {
         let mut state = self.state.lock();
         state.phase = LeasePhase::Over;
         self.changed.notify_all();
         (!state.busy, state.closed)
     }
 
-    /// Waits a while, unless the lease changes.
-    pub(crate) fn pause(&self, time: Duration) {
-        let until = Instant::now() + time;
+    /// Waits until the lease changes, at most so long.
+    pub(crate) fn wait_for_change(&self, limit: Duration) {
+        let until = Instant::now() + limit;
         let mut state = self.state.lock();
         let before = state.phase;
         while state.phase == before {
@@ -177,36 +187,36 @@ impl Lease {
         }
     }
 
-    /// The shard's thread is running. One that was not for too long stays in doubt until the group
-    /// confirms.
-    pub(crate) fn beat(&self) {
+    /// The shard's thread is running. After too long a gap the heartbeat does not count: only the
+    /// group can confirm the lease then.
+    pub(crate) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        if state.seen.elapsed() <= self.guard {
-            state.seen = Instant::now();
+        if state.confirmed_at.elapsed() <= self.session_guard {
+            state.confirmed_at = Instant::now();
         }
     }
 
-    /// Whether something may be written now, without asking anybody.
-    pub(crate) fn allows(&self) -> bool {
+    /// Whether something may be written now, as far as is known without asking the group.
+    pub(crate) fn may_write(&self) -> bool {
         let state = self.state.lock();
-        state.phase != LeasePhase::Over && state.seen.elapsed() <= self.guard
+        state.phase != LeasePhase::Over && state.confirmed_at.elapsed() <= self.session_guard
     }
 
-    /// Before everything that others see: asks the group if there is a doubt.
+    /// To be called before everything that others see: asks the group if there is a doubt.
     pub(crate) fn check(&self) -> Result<(), ShardError> {
-        if self.allows() { Ok(()) } else { self.confirm() }
+        if self.may_write() { Ok(()) } else { self.confirm() }
     }
 
-    /// Asks the group whether the shard is still ours. Blocks.
+    /// Asks the group whether this process still owns the shard. Blocks.
     ///
-    /// [`Remedy::StandDown`] if it is not.
+    /// [`Remedy::StandDown`] if it does not.
     pub(crate) fn confirm(&self) -> Result<(), ShardError> {
         if self.is_over() {
-            return Err(self.not_ours());
+            return Err(self.not_owned());
         }
-        // An answer says how things were after the question.
-        let asked = Instant::now();
-        let Some(member) = self.handle.member() else {
+        // An answer is only as new as its question.
+        let asked_at = Instant::now();
+        let Some(member) = self.group.member() else {
             let reason = format!("{} has not joined its group", self.identity);
             return Err(ShardError::new(Remedy::Retry, reason));
         };
@@ -221,14 +231,15 @@ impl Lease {
         let mut state = self.state.lock();
         if state.phase == LeasePhase::Over {
             drop(state);
-            return Err(self.not_ours());
+            return Err(self.not_owned());
         }
-        state.seen = state.seen.max(asked);
+        state.confirmed_at = state.confirmed_at.max(asked_at);
         Ok(())
     }
 
-    pub(crate) fn not_ours(&self) -> ShardError {
-        ShardError::new(Remedy::StandDown, format!("{} is another processor's now", self.identity))
+    pub(crate) fn not_owned(&self) -> ShardError {
+        let reason = format!("{} belongs to another processor now", self.identity);
+        ShardError::new(Remedy::StandDown, reason)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Whether topics still have the partitions that their streams declare.
 //!
-//! A record's partition follows from its key and the number of partitions. When that number changes under
-//! a live view, new records of a key come to another shard than the one that has its state, and every
-//! answer about that key is wrong from then on. So the shards stop instead, and say what to do.
+//! A record's partition follows from its key and the number of partitions. When that number changes
+//! under a live view, new records of a key come to another shard than the one that has its state,
+//! and every answer about that key is wrong from then on. So the shards stop, and say what to do.
 
 use std::{
     collections::HashMap,
@@ -15,40 +15,40 @@ use parking_lot::Mutex;
 
 use crate::error::ShardError;
 
-/// What the log says of topics, asked now and then on behalf of all shards of this process.
+/// The partitions of topics, asked of the log every so often on behalf of all shards.
 pub(crate) struct PartitionCheck {
-    every: Duration,
-    confirmed: Duration,
-    seen: Mutex<HashMap<Name, TopicCheck>>,
+    interval: Duration,
+    missing_grace: Duration,
+    topics: Mutex<HashMap<Name, TopicCheck>>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct TopicCheck {
-    /// `None`: not asked yet.
+    /// `None`: the log has not answered yet.
     partitions: Option<u32>,
-    asked: Option<Instant>,
-    /// Since when the log says that it is not there.
-    missing: Option<Instant>,
+    asked_at: Option<Instant>,
+    /// Since when the log says that there is no such topic.
+    missing_since: Option<Instant>,
 }
 
-/// A remote log's word that a topic does not exist is believed after this time: who answers may not have heard
-/// of it yet.
-const CONFIRMED: Duration = Duration::from_secs(30);
+/// A remote log that knows no such topic is believed after this time: the broker that answers may
+/// not have heard of a new topic yet.
+const MISSING_GRACE: Duration = Duration::from_secs(30);
 
 impl PartitionCheck {
-    pub(crate) fn new(every: Duration) -> Self {
-        Self { every, confirmed: CONFIRMED, seen: Mutex::default() }
+    pub(crate) fn new(interval: Duration) -> Self {
+        Self { interval, missing_grace: MISSING_GRACE, topics: Mutex::default() }
     }
 
-    /// A partition was assigned that shows how many there are at least.
+    /// An assigned partition shows that the topic has at least so many.
     pub(crate) fn has_at_least(&self, topic: &Name, partitions: u32) {
-        let mut seen = self.seen.lock();
-        let entry = seen.entry(topic.clone()).or_default();
+        let mut topics = self.topics.lock();
+        let entry = topics.entry(topic.clone()).or_default();
         entry.partitions = entry.partitions.max(Some(partitions));
     }
 
-    /// [`Remedy::Correct`] if the stream's topic has another number of partitions than it declares. It
-    /// asks the log if that is due, and may block then.
+    /// [`Remedy::Correct`] if the stream's topic has another number of partitions than the stream
+    /// declares. Asks the log once per interval, and blocks then.
     pub(crate) fn check(&self, log: &dyn Log, stream: &StreamDefinition) -> Result<(), ShardError> {
         let topic = &stream.topic;
         let (known, due) = self.known(topic);
@@ -59,14 +59,14 @@ impl PartitionCheck {
                     self.note(topic, spec.partitions);
                     partitions = Some(spec.partitions);
                 }
-                // One that is gone is an error to whoever reads it.
+                // The shard's reader finds a topic that is gone.
                 Ok(None) if known.is_none() => return Err(self.missing(log, topic)),
                 Ok(None) => {}
                 Err(error) if known.is_none() => {
                     self.forget(topic);
                     return Err(error.into());
                 }
-                // Asked again later; reading says it if the log is away.
+                // The next interval asks again; the reader finds a log that is away.
                 Err(error) => tracing::debug!(%topic, %error, "topic not checked"),
             }
         }
@@ -76,42 +76,39 @@ impl PartitionCheck {
         }
     }
 
-    /// What is known, and whether the caller shall ask: one at a time does.
+    /// What is known, and whether the caller has to ask: one of them at a time.
     fn known(&self, topic: &Name) -> (Option<u32>, bool) {
-        let mut seen = self.seen.lock();
-        if !seen.contains_key(topic) {
-            seen.insert(topic.clone(), TopicCheck::default());
-        }
-        let Some(entry) = seen.get_mut(topic) else { return (None, true) };
-        // Nobody may go on without an answer, so whoever has none asks for himself.
+        let mut topics = self.topics.lock();
+        let entry = topics.entry(topic.clone()).or_default();
+        // No shard may go on without an answer, so before the first one each shard asks.
         let due = entry.partitions.is_none()
-            || entry.asked.is_none_or(|asked| asked.elapsed() >= self.every);
+            || entry.asked_at.is_none_or(|asked_at| asked_at.elapsed() >= self.interval);
         if due {
-            entry.asked = Some(Instant::now());
+            entry.asked_at = Some(Instant::now());
         }
         (entry.partitions, due)
     }
 
     fn missing(&self, log: &dyn Log, topic: &Name) -> ShardError {
-        let mut seen = self.seen.lock();
-        let since =
-            *seen.entry(topic.clone()).or_default().missing.get_or_insert_with(Instant::now);
-        if log.is_remote() && since.elapsed() < self.confirmed {
+        let mut topics = self.topics.lock();
+        let entry = topics.entry(topic.clone()).or_default();
+        let since = *entry.missing_since.get_or_insert_with(Instant::now);
+        if log.is_remote() && since.elapsed() < self.missing_grace {
             let reason = format!("there is no topic {topic} yet, or a broker has not heard of it");
             return ShardError::new(Remedy::Retry, reason);
         }
-        seen.remove(topic);
+        topics.remove(topic);
         Error::UnknownTopic { topic: topic.clone() }.into()
     }
 
     fn note(&self, topic: &Name, partitions: u32) {
-        if let Some(entry) = self.seen.lock().get_mut(topic) {
-            (entry.partitions, entry.missing) = (Some(partitions), None);
+        if let Some(entry) = self.topics.lock().get_mut(topic) {
+            (entry.partitions, entry.missing_since) = (Some(partitions), None);
         }
     }
 
     fn forget(&self, topic: &Name) {
-        self.seen.lock().remove(topic);
+        self.topics.lock().remove(topic);
     }
 }
 
@@ -170,7 +167,7 @@ mod tests {
             let error = check.check(&*log, &stream).unwrap_err();
             assert_eq!(error.remedy, Remedy::Retry, "{}", error.reason);
         }
-        check.confirmed = Duration::ZERO;
+        check.missing_grace = Duration::ZERO;
         let error = check.check(&*log, &stream).unwrap_err();
         assert_eq!(error.remedy, Remedy::Correct, "{}", error.reason);
         log.create_topic(&name("late"), TopicSpec::keep(1)).unwrap();

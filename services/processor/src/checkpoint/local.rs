@@ -1,4 +1,5 @@
-//! What this disk has of a shard: its database, copies of it, and checkpoints.
+//! The directories of a shard on this disk: its database, copies of it, and checkpoints on their
+//! way to the store.
 
 use std::{
     fs,
@@ -10,10 +11,12 @@ use headwater_types::Remedy;
 
 use crate::error::ShardError;
 
-/// Where the copies of a shard lie.
+/// Where the copies of a shard's database lie.
 pub(crate) struct CopyPaths {
     pub(crate) shard: PathBuf,
+    /// Fetched from the store, and not in use yet.
     pub(crate) restored: PathBuf,
+    /// In use before the restored copy.
     pub(crate) old: PathBuf,
 }
 
@@ -26,8 +29,8 @@ impl CopyPaths {
         Self { restored: beside("restored"), old: beside("old"), shard }
     }
 
-    /// Finishes what a crash interrupted.
-    pub(crate) fn settle(&self) -> Result<(), ShardError> {
+    /// Finishes a swap that a crash interrupted.
+    pub(crate) fn recover(&self) -> Result<(), ShardError> {
         if !self.shard.exists() && self.restored.exists() {
             rename(&self.restored, &self.shard)?;
         } else if !self.shard.exists() && self.old.exists() {
@@ -37,6 +40,7 @@ impl CopyPaths {
         Ok(layout::remove(&self.old)?)
     }
 
+    /// Puts the restored copy in the place of the one that is in use.
     pub(crate) fn swap(&self) -> Result<(), ShardError> {
         if self.shard.exists() {
             rename(&self.shard, &self.old)?;
@@ -61,26 +65,23 @@ fn rename(from: &Path, to: &Path) -> Result<(), ShardError> {
     })
 }
 
-/// Removes every copy of the shard from this disk.
-fn remove_copies(shard: &Path) -> Result<(), headwater_state::Error> {
-    CopyPaths::of(shard.into()).all().iter().try_for_each(|path| layout::remove(path))
-}
-
-/// Where this process holds what it is uploading of a shard.
+/// Where the shard's checkpoints lie while they are uploaded.
 pub(crate) fn upload_dir(data: &Path, shard: &Identity) -> PathBuf {
     data.join("uploads").join(shard.generation.to_string()).join(shard.partition.to_string())
 }
 
-/// Removes what this disk has of the shard.
+/// Removes all that this disk has of the shard.
 pub(crate) fn remove_local(data: &Path, shard: &Identity) -> Result<(), headwater_state::Error> {
     let Identity { generation, partition } = *shard;
+    let uploads = upload_dir(data, shard);
     layout::remove(&layout::checkpoint_dir(data, generation, partition, ""))?;
-    layout::remove(&upload_dir(data, shard))?;
-    remove_copies(&layout::shard_dir(data, generation, partition))?;
-    // The last shard to go takes the generation's directories along; the others find them full.
+    layout::remove(&uploads)?;
+    let copies = CopyPaths::of(layout::shard_dir(data, generation, partition));
+    copies.all().iter().try_for_each(|path| layout::remove(path))?;
+    // These succeed for the generation's last shard only: the directories are not empty before.
     let _ = fs::remove_dir(layout::state_dir(data, generation));
     let _ = fs::remove_dir(layout::checkpoints_dir(data, generation));
-    if let Some(uploads) = upload_dir(data, shard).parent() {
+    if let Some(uploads) = uploads.parent() {
         let _ = fs::remove_dir(uploads);
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! Opening a shard's database: from this disk, from the store of checkpoints, or from nothing.
+//! Opening a shard's database: from this disk, from the store of checkpoints, or empty.
 //!
-//! State after an offset is the same whoever computed it, so the copy that is furthest along is taken. A good
-//! copy on this disk is never touched before a better one lies beside it, whole:
+//! State at an offset is the same whoever computed it, so the copy that is furthest along is taken.
+//! A good copy on this disk is not touched before a better one lies beside it, whole:
 //!
 //! ```text
 //! <partition>.restored    fetched and verified, then
@@ -11,7 +11,6 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -26,40 +25,38 @@ use crate::{
     error::ShardError,
 };
 
-/// A checkpoint is fetched rather than the log read if it has no more than so many times the bytes that
-/// would have to be read, for a copy that is on this disk already: fetching only moves bytes, reading
-/// computes.
-const WORTH: u64 = 8;
-/// How often a download looks whether the shard is still ours.
-const LOOK: Duration = Duration::from_millis(50);
+/// A checkpoint is fetched if it has at most so many times the bytes of the log that a copy on this
+/// disk lacks: fetching only moves bytes, reading the log computes.
+const FETCH_ADVANTAGE: u64 = 8;
+/// How often a download sends a heartbeat and looks whether the shard is still wanted here.
+const POLL: Duration = Duration::from_millis(50);
 
 /// An opened database.
 pub(crate) struct OpenedDatabase {
     pub(crate) db: ShardDb,
     /// The newest checkpoint in the store, whether or not it was needed.
     pub(crate) newest: Option<Manifest>,
-    /// What was fetched, and how long that took.
+    /// How many bytes were fetched, and how long that took.
     pub(crate) fetched: Option<(u64, Duration)>,
 }
 
-/// Opens the shard's database. `announce` is told what is being waited for.
+/// Opens the shard's database. `announce` is told what takes long.
 pub(crate) fn open(
     setup: &ShardSetup,
     shutdown: &Shutdown,
     mut announce: impl FnMut(String),
 ) -> Result<OpenedDatabase, ShardError> {
     let copies = CopyPaths::of(setup.shard_dir());
-    copies.settle()?;
+    copies.recover()?;
     let open = || ShardDb::open(&copies.shard, &setup.identity, &setup.options);
-    let Some(store) =
-        setup.checkpoint_store.as_ref().map(|checkpoint_store| checkpoint_store.store())
-    else {
+    let Some(store) = setup.checkpoint_store.as_ref().map(|store| store.store()) else {
         return Ok(OpenedDatabase { db: open()?, newest: None, fetched: None });
     };
     let present = copies.shard.join("CURRENT").exists();
-    let newest = match wanted(setup, shutdown, store.newest(&setup.identity))? {
+    let newest = match unless_released(setup, shutdown, store.newest(&setup.identity))? {
         Ok(newest) => newest,
-        // What is here is right, if not the newest; what is not here would have to be computed again.
+        // The copy on this disk is right, if not the newest. Without one the state would have to
+        // be computed again.
         Err(error) if present && (error.remedy() == Remedy::Retry || error.is_of_store()) => {
             let reason = ShardError::from(error).reason;
             tracing::warn!(shard = %setup.identity, reason, "the store of checkpoints is not available, using the copy on this disk");
@@ -67,7 +64,7 @@ pub(crate) fn open(
         }
         Err(error) => {
             let error = ShardError::from(error);
-            // Of anything else a shard stops, and that is said elsewhere.
+            // Any other remedy halts the shard, which reports the reason itself.
             if error.remedy == Remedy::Retry {
                 announce(format!("{} cannot be restored: {}", setup.identity, error.reason));
             }
@@ -115,8 +112,8 @@ pub(crate) fn open(
     }
     copies.swap()?;
     let mut db = open()?;
-    // A reader that has the former copy open knows another by the name of its list of files, and the
-    // numbers in these names are counted from the first of each copy on.
+    // A reader that has the former copy open recognises another one by the name of RocksDB's
+    // manifest. Each copy counts these names from the start, so they may be equal: opening counts on.
     while former.is_some() && fs::read(copies.shard.join("CURRENT")).ok() == former {
         drop(db);
         db = open()?;
@@ -135,17 +132,18 @@ pub(crate) fn open(
     Ok(OpenedDatabase { db, newest: Some(manifest), fetched })
 }
 
-/// Whether what this disk lacks is less to read from the log than the checkpoint is to fetch.
+/// Whether reading what this disk lacks from the log costs less than fetching the checkpoint.
 fn reading_is_cheaper(setup: &ShardSetup, from: Offset, manifest: &Manifest) -> bool {
     let (topic, partition) = (&setup.plan.stream.topic, setup.identity.partition);
     let log: &dyn Log = &*setup.log;
-    // Nothing to compare with: the checkpoint is what is certain.
+    // If the log cannot say, the checkpoint is the safe choice.
     let Ok(ends) = log.ends(topic, partition) else { return false };
     let Ok(missing) = log.size(topic, partition, from, manifest.position()) else { return false };
-    ends.start <= from && missing.saturating_mul(WORTH) < manifest.bytes()
+    ends.start <= from && missing.saturating_mul(FETCH_ADVANTAGE) < manifest.bytes()
 }
 
 enum FetchError {
+    /// The checkpoint in the store cannot be used.
     Damaged(String),
     Failed(ShardError),
 }
@@ -158,7 +156,7 @@ fn fetch(
     shutdown: &Shutdown,
 ) -> Result<(), FetchError> {
     layout::remove(&copies.restored).map_err(|error| FetchError::Failed(error.into()))?;
-    match wanted(setup, shutdown, store.fetch(manifest, &copies.restored)) {
+    match unless_released(setup, shutdown, store.fetch(manifest, &copies.restored)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) if error.remedy() == Remedy::Repair => {
             Err(FetchError::Damaged(ShardError::from(error).reason))
@@ -168,16 +166,16 @@ fn fetch(
     }
 }
 
-/// Waits for the store, which may be slow or away, as long as the shard is to be opened here.
-fn wanted<T>(
+/// Waits for the store, which may be slow or away, for as long as the shard is wanted here.
+fn unless_released<T>(
     setup: &ShardSetup,
     shutdown: &Shutdown,
-    asked: impl Future<Output = T>,
+    answer: impl Future<Output = T>,
 ) -> Result<T, ShardError> {
     let answer = setup.runtime.block_on(async {
         tokio::select! {
-            answer = asked => Some(answer),
-            () = no_longer_wanted(&setup.lease, shutdown) => None,
+            answer = answer => Some(answer),
+            () = released(&setup.lease, shutdown) => None,
         }
     });
     answer.ok_or_else(|| {
@@ -186,11 +184,11 @@ fn wanted<T>(
     })
 }
 
-/// Resolves when the shard is not ours any more, or soon will not be. Meanwhile its thread is there.
-async fn no_longer_wanted(lease: &Lease, shutdown: &Shutdown) {
-    while !shutdown.is_cancelled() && !lease.is_over() && lease.leaving().is_none() {
-        lease.beat();
-        tokio::time::sleep(LOOK).await;
+/// Resolves when the lease ends or is to be released. Sends heartbeats until then.
+async fn released(lease: &Lease, shutdown: &Shutdown) {
+    while !shutdown.is_cancelled() && !lease.is_over() && lease.release_deadline().is_none() {
+        lease.heartbeat();
+        tokio::time::sleep(POLL).await;
     }
 }
 

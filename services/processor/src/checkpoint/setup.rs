@@ -1,5 +1,3 @@
-//! What one shard is and has: from this it is restored and run.
-
 use std::{path::PathBuf, sync::Arc};
 
 use headwater_engine::ViewPlan;
@@ -8,9 +6,9 @@ use headwater_state::{Identity, Options, layout};
 use headwater_types::{Name, Offset};
 use tokio::runtime::Handle;
 
-use crate::{Config, assignment::lease::Lease, checkpoint::store::CheckpointStore};
+use crate::{assignment::lease::Lease, checkpoint::store::CheckpointStore, config::Config};
 
-/// What one shard is and has.
+/// What one shard is opened from and run with.
 pub(crate) struct ShardSetup {
     pub(crate) identity: Identity,
     pub(crate) view: Name,
@@ -20,7 +18,7 @@ pub(crate) struct ShardSetup {
     pub(crate) data: PathBuf,
     pub(crate) log: Arc<dyn Log>,
     pub(crate) lease: Arc<Lease>,
-    /// `None`: there is no store.
+    /// `None`: there is no store of checkpoints.
     pub(crate) checkpoint_store: Option<Arc<CheckpointStore>>,
     pub(crate) runtime: Handle,
     pub(crate) options: Options,

@@ -1,5 +1,3 @@
-//! The store of checkpoints, as all shards of this process use it.
-
 use std::{sync::Arc, time::Duration};
 
 use headwater_service::{Outage, Tasks};
@@ -9,34 +7,43 @@ use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::metrics::ProcessorMetrics;
 
-/// The store, as all shards of this process use it.
+/// The store of checkpoints, as all shards of this process use it.
 pub(crate) struct CheckpointStore {
     pub(super) store: Store,
+    /// One permit for each upload that may run.
     pub(super) slots: Arc<Semaphore>,
-    pub(super) every: Duration,
+    /// Time between two checkpoints of a shard.
+    pub(super) interval: Duration,
     pub(super) instance: String,
     pub(super) tasks: Tasks,
     pub(super) runtime: Handle,
     pub(super) metrics: ProcessorMetrics,
-    /// Told once, however many shards find it out.
+    /// Logs once that the store fails, however many shards find it.
     pub(super) outage: Mutex<Outage>,
-    /// The same of what is no longer needed and cannot be removed.
-    pub(super) leftovers: Mutex<Outage>,
+    /// The same for checkpoints that are no longer needed and cannot be removed.
+    pub(super) prune_outage: Mutex<Outage>,
 }
 
 impl CheckpointStore {
     pub(crate) fn new(
         store: Store,
-        at_once: usize,
-        every: Duration,
+        concurrent_uploads: usize,
+        interval: Duration,
         instance: String,
         tasks: Tasks,
         metrics: ProcessorMetrics,
     ) -> Self {
-        let (slots, runtime) = (Arc::new(Semaphore::new(at_once)), Handle::current());
-        let outage = Mutex::new(Outage::new("the store of checkpoints"));
-        let leftovers = Mutex::new(Outage::new("removing older checkpoints from the store"));
-        Self { store, slots, every, instance, tasks, runtime, metrics, outage, leftovers }
+        Self {
+            store,
+            slots: Arc::new(Semaphore::new(concurrent_uploads)),
+            interval,
+            instance,
+            tasks,
+            runtime: Handle::current(),
+            metrics,
+            outage: Mutex::new(Outage::new("the store of checkpoints")),
+            prune_outage: Mutex::new(Outage::new("removing older checkpoints from the store")),
+        }
     }
 
     pub(crate) fn store(&self) -> &Store {

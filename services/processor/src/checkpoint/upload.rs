@@ -1,9 +1,10 @@
-//! Checkpoints on their way to the store: for the next owner of a shard, and for the comparison of two
-//! generations.
+//! Checkpoints on their way to the store: for the next owner of a shard, and for the comparison of
+//! two generations.
 //!
-//! The shard's thread only makes hard links; a task uploads them. So a store that is slow or away stops no
-//! shard, with one exception: a new generation that has taken its checkpoint at the fence waits there until
-//! it is uploaded, for its position says to the coordinator whether a checkpoint is still to come.
+//! The shard's thread only makes hard links; another thread uploads them. So a store that is slow
+//! or away stops no shard, with one exception: a new generation that has taken its checkpoint at
+//! the fence waits there until the checkpoint is uploaded. From the shard's position the
+//! coordinator concludes whether a checkpoint is still to come.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,11 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_service::{OnFailure, Outage, Shutdown, Tasks};
-use headwater_state::{Identity, Manifest, Purpose, Store, layout};
+use headwater_service::{OnFailure, Shutdown};
+use headwater_state::{Manifest, Purpose, Store, layout};
 use headwater_types::{Epoch, Offset, Remedy};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::{
     assignment::lease::Lease,
@@ -26,13 +26,14 @@ use crate::{
 /// Waits after failures: doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a thread that waits for an upload sends a heartbeat and looks at its deadline.
+const POLL: Duration = Duration::from_millis(20);
 
 /// What an upload is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UploadPurpose {
     HandOver,
-    /// The id of the checkpoint.
+    /// With the checkpoint's id.
     Replay(String),
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct UploadRequest {
     pub(crate) purpose: UploadPurpose,
     pub(crate) directory: PathBuf,
     pub(crate) position: Offset,
-    /// Of our claim.
+    /// The epoch of this process's claim.
     pub(crate) epoch: Epoch,
     /// The checkpoints for replays that are still needed.
     pub(crate) replays: Vec<String>,
@@ -49,12 +50,12 @@ pub(crate) struct UploadRequest {
 
 /// The uploads of one shard, one at a time.
 pub(crate) struct CheckpointUploader {
-    checkpoint_store: Arc<CheckpointStore>,
+    store: Arc<CheckpointStore>,
     lease: Arc<Lease>,
-    /// Holds what is being uploaded, and nothing else.
+    /// Holds the checkpoint that is being uploaded, and nothing else.
     directory: PathBuf,
-    /// What the store has of the shard.
-    known: Option<Manifest>,
+    /// The newest manifest of the shard in the store: the next upload sends only what it lacks.
+    latest: Option<Manifest>,
     /// The position of the newest checkpoint for a hand-over.
     stored: Option<Offset>,
     running: Option<RunningUpload>,
@@ -71,21 +72,21 @@ struct RunningUpload {
 
 impl CheckpointUploader {
     pub(crate) fn new(
-        checkpoint_store: Arc<CheckpointStore>,
+        store: Arc<CheckpointStore>,
         lease: Arc<Lease>,
         data: &Path,
         newest: Option<Manifest>,
     ) -> Result<Self, ShardError> {
         let directory = upload_dir(data, &lease.identity());
-        // Of an earlier life.
+        // A crash may have left something.
         layout::remove(&directory)?;
-        let due = Instant::now() + checkpoint_store.every;
+        let due = Instant::now() + store.interval;
         let stored = newest.as_ref().map(Manifest::position);
         Ok(Self {
-            checkpoint_store,
+            store,
             lease,
             directory,
-            known: newest,
+            latest: newest,
             stored,
             running: None,
             due,
@@ -94,12 +95,12 @@ impl CheckpointUploader {
     }
 
     pub(crate) fn store(&self) -> &Store {
-        &self.checkpoint_store.store
+        &self.store.store
     }
 
-    /// What is in the store at this URL, if it is there and of this shard.
+    /// The manifest at this URL, if it exists and belongs to this shard.
     pub(crate) fn manifest(&self, url: &str) -> Result<Option<Manifest>, ShardError> {
-        match self.checkpoint_store.runtime.block_on(self.checkpoint_store.store.manifest(url)) {
+        match self.store.runtime.block_on(self.store.store.manifest(url)) {
             Ok(manifest) => {
                 Ok(Some(manifest).filter(|manifest| manifest.identity() == self.lease.identity()))
             }
@@ -111,8 +112,8 @@ impl CheckpointUploader {
         }
     }
 
-    /// Where the checkpoint for an upload at this position is made.
-    pub(crate) fn place(&self, position: Offset) -> PathBuf {
+    /// Where the checkpoint for an upload at this position has to be made.
+    pub(crate) fn checkpoint_dir(&self, position: Offset) -> PathBuf {
         self.directory.join(position.to_string())
     }
 
@@ -120,34 +121,33 @@ impl CheckpointUploader {
         self.running.is_some()
     }
 
-    /// Whether a checkpoint of this position shall be uploaded now.
+    /// Whether it is time to upload a checkpoint, and the store has none of this position.
     pub(crate) fn is_due(&self, position: Offset) -> bool {
         self.running.is_none() && self.stored != Some(position) && Instant::now() >= self.due
     }
 
-    /// Whether something failed that shall be tried again only later.
-    pub(crate) fn rests(&self) -> bool {
+    /// Whether an upload failed that may not be tried again yet.
+    pub(crate) fn is_backing_off(&self) -> bool {
         self.failures > 0 && Instant::now() < self.due
     }
 
     /// Begins an upload in the background.
-    pub(crate) fn begin(&mut self, upload: UploadRequest) {
+    pub(crate) fn begin(&mut self, request: UploadRequest) {
         let outcome = Arc::new(Mutex::new(None));
         let cancel = Shutdown::new();
         self.running = Some(RunningUpload {
-            purpose: upload.purpose.clone(),
-            position: upload.position,
+            purpose: request.purpose.clone(),
+            position: request.position,
             outcome: outcome.clone(),
             cancel: cancel.clone(),
         });
-        let (checkpoint_store, lease, known) =
-            (self.checkpoint_store.clone(), self.lease.clone(), self.known.clone());
+        let (store, lease, latest) = (self.store.clone(), self.lease.clone(), self.latest.clone());
         let name = format!("upload-{}-{}", lease.identity().generation, lease.identity().partition);
-        // A thread of its own: it hashes what it sends.
-        self.checkpoint_store.tasks.spawn_thread(name, OnFailure::restart(), move |_| {
-            checkpoint_store.runtime.block_on(async {
+        // A thread of its own: an upload hashes what it sends.
+        self.store.tasks.spawn_thread(name, OnFailure::restart(), move |_| {
+            store.runtime.block_on(async {
                 tokio::select! {
-                    result = store(&checkpoint_store, &lease, &upload, known.as_ref()) => {
+                    result = upload(&store, &lease, &request, latest.as_ref()) => {
                         *outcome.lock() = Some(result);
                     }
                     () = cancel.cancelled() => {}
@@ -157,9 +157,9 @@ impl CheckpointUploader {
         });
     }
 
-    /// What became of the upload that ran, if it has ended. Returns the manifest of a checkpoint for a
-    /// replay: others wait for it.
-    pub(crate) fn finished(&mut self) -> Result<Option<(String, Manifest)>, ShardError> {
+    /// Takes the outcome of the upload that ran, if it has ended. Returns the id and the manifest
+    /// of a checkpoint for a replay: others wait for it.
+    pub(crate) fn take_finished(&mut self) -> Result<Option<(String, Manifest)>, ShardError> {
         let Some(running) = &self.running else { return Ok(None) };
         let Some(outcome) = running.outcome.lock().take() else { return Ok(None) };
         let Some(RunningUpload { purpose, position, .. }) = self.running.take() else {
@@ -169,15 +169,15 @@ impl CheckpointUploader {
         match outcome {
             Ok(manifest) => {
                 self.failures = 0;
-                self.checkpoint_store.outage.lock().over();
-                self.due = Instant::now() + self.checkpoint_store.every;
-                Ok(self.note(purpose, position, manifest))
+                self.store.outage.lock().over();
+                self.due = Instant::now() + self.store.interval;
+                Ok(self.note_stored(purpose, position, manifest))
             }
             Err(error) => {
                 let wait =
                     FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
-                if error.store {
-                    self.checkpoint_store.outage.lock().failed(&error.reason);
+                if error.from_store {
+                    self.store.outage.lock().failed(&error.reason);
                 } else if self.failures == 0 {
                     tracing::warn!(shard = %self.lease.identity(), reason = error.reason, "checkpoint not uploaded, trying again");
                 }
@@ -188,13 +188,13 @@ impl CheckpointUploader {
         }
     }
 
-    fn note(
+    fn note_stored(
         &mut self,
         purpose: UploadPurpose,
         position: Offset,
         manifest: Manifest,
     ) -> Option<(String, Manifest)> {
-        self.known = Some(manifest.clone());
+        self.latest = Some(manifest.clone());
         match purpose {
             UploadPurpose::HandOver => {
                 self.stored = Some(position);
@@ -205,46 +205,48 @@ impl CheckpointUploader {
     }
 
     /// Waits a moment for the upload that runs; `false` if there is no time for that.
-    pub(crate) fn linger(&self, shutdown: &Shutdown) -> bool {
-        self.lease.beat();
-        !self.lease.is_over() && !self.checkpoint_store.runtime.block_on(urged(shutdown, LOOK))
+    pub(crate) fn wait_briefly(&self, shutdown: &Shutdown) -> bool {
+        self.lease.heartbeat();
+        !self.lease.is_over() && !self.store.runtime.block_on(is_urged(shutdown, POLL))
     }
 
     /// Whether the store has a checkpoint of this very position.
-    pub(crate) fn has(&self, position: Offset) -> bool {
+    pub(crate) fn has_stored(&self, position: Offset) -> bool {
         self.stored == Some(position)
     }
 
-    /// Uploads a last checkpoint, on this thread, at most until then. Says whether it is there.
-    pub(crate) fn last(
+    /// Uploads a last checkpoint on this thread, by the deadline. Returns whether it is stored.
+    pub(crate) fn upload_now(
         &mut self,
-        upload: &UploadRequest,
+        request: &UploadRequest,
         until: Instant,
         shutdown: &Shutdown,
     ) -> bool {
-        let (checkpoint_store, lease) = (self.checkpoint_store.clone(), self.lease.clone());
-        let stored = checkpoint_store.runtime.clone().block_on(async {
+        let (store, lease) = (self.store.clone(), self.lease.clone());
+        let stored = store.runtime.block_on(async {
             let limit = async {
-                while Instant::now() < until && !lease.is_over() && !urged(shutdown, LOOK).await {
-                    lease.beat();
+                while Instant::now() < until && !lease.is_over() && !is_urged(shutdown, POLL).await
+                {
+                    lease.heartbeat();
                 }
             };
             tokio::select! {
-                stored = store(&checkpoint_store, &lease, upload, self.known.as_ref()) => Some(stored),
+                stored = upload(&store, &lease, request, self.latest.as_ref()) => Some(stored),
                 () = limit => None,
             }
         });
+        let shard = lease.identity();
         match stored {
             Some(Ok(manifest)) => {
-                self.note(upload.purpose.clone(), upload.position, manifest);
+                self.note_stored(request.purpose.clone(), request.position, manifest);
                 true
             }
             Some(Err(error)) => {
-                tracing::warn!(shard = %lease.identity(), reason = error.reason, "last checkpoint not uploaded: the next owner reads more of the log");
+                tracing::warn!(%shard, reason = error.reason, "last checkpoint not uploaded: the next owner reads more of the log");
                 false
             }
             None => {
-                tracing::warn!(shard = %lease.identity(), "last checkpoint not uploaded in time: the next owner reads more of the log");
+                tracing::warn!(%shard, "last checkpoint not uploaded in time: the next owner reads more of the log");
                 false
             }
         }
@@ -257,49 +259,49 @@ impl Drop for CheckpointUploader {
             running.cancel.begin();
         }
         if let Err(error) = layout::remove(&self.directory) {
-            tracing::info!(%error, "what was to be uploaded stays on the disk until the shard is opened again");
+            tracing::info!(%error, "a checkpoint that was to be uploaded stays on the disk until the shard is opened again");
         }
     }
 }
 
-/// Waits a while; `true` as soon as shutdown has to hurry.
-async fn urged(shutdown: &Shutdown, time: Duration) -> bool {
+/// Waits so long; `true` as soon as shutdown has to hurry.
+async fn is_urged(shutdown: &Shutdown, time: Duration) -> bool {
     tokio::time::timeout(time, shutdown.urged()).await.is_ok()
 }
 
-async fn store(
-    checkpoint_store: &CheckpointStore,
+async fn upload(
+    store: &CheckpointStore,
     lease: &Lease,
-    upload: &UploadRequest,
-    known: Option<&Manifest>,
+    request: &UploadRequest,
+    latest: Option<&Manifest>,
 ) -> Result<Manifest, ShardError> {
     let shard = lease.identity();
-    // Nobody closes it.
-    let _slot = checkpoint_store.slots.acquire().await;
+    // The semaphore is never closed, so this cannot fail.
+    let _slot = store.slots.acquire().await;
     let begun = Instant::now();
-    let owner = format!("{}-{}", upload.epoch, checkpoint_store.instance);
-    let purpose = match &upload.purpose {
+    let owner = format!("{}-{}", request.epoch, store.instance);
+    let purpose = match &request.purpose {
         UploadPurpose::HandOver => Purpose::HandOver,
         UploadPurpose::Replay(id) => Purpose::Replay(id),
     };
-    let stored = checkpoint_store
+    let stored = store
         .store
-        .upload(&upload.directory, &shard, upload.position, &owner, purpose, known)
+        .upload(&request.directory, &shard, request.position, &owner, purpose, latest)
         .await;
     let manifest = match stored {
         Ok(manifest) => manifest,
         Err(error) => {
-            checkpoint_store.metrics.upload_failed();
+            store.metrics.upload_failed();
             return Err(error.into());
         }
     };
-    checkpoint_store.metrics.uploaded(manifest.sent().uploaded_bytes, begun.elapsed());
-    if upload.purpose == UploadPurpose::HandOver && lease.allows() {
-        // The next upload tries again.
-        match checkpoint_store.store.prune(&shard, &manifest, &upload.replays).await {
-            Ok(()) => checkpoint_store.leftovers.lock().over(),
+    store.metrics.uploaded(manifest.sent().uploaded_bytes, begun.elapsed());
+    if request.purpose == UploadPurpose::HandOver && lease.may_write() {
+        // After a failure the next upload prunes.
+        match store.store.prune(&shard, &manifest, &request.replays).await {
+            Ok(()) => store.prune_outage.lock().over(),
             Err(error) => {
-                checkpoint_store.leftovers.lock().failed(&ShardError::from(error).reason);
+                store.prune_outage.lock().failed(&ShardError::from(error).reason);
             }
         }
     }

@@ -1,15 +1,15 @@
 //! What a shard put into its outbox, published exactly once.
 //!
-//! A record lies in the outbox before it is published, and leaves it after. If the process ends between
-//! the two, or the log does not say whether it took a batch, the publisher does not know what was
-//! published. Then it claims the shard's writer anew, so that nothing can come from an older claim any more,
-//! and reads the topic from where it knows all: what it finds there of its own was published. Its records
-//! are published in the order of their sequence, so the last one it finds is all it has to know. A
-//! power cut may take commits away, and with them the outbox: the same records lead to the same
-//! sequence again, and are found. The same goes for the shard's next owner, which may begin from an older
-//! checkpoint.
+//! A record lies in the outbox before it is published, and leaves the outbox after that. If the
+//! process ends in between, or the log does not say whether it took a batch, the publisher does not
+//! know what was published. Then it claims the shard's writer anew, so that nothing can come from an
+//! older claim any more, and reads the topic back from the last position that it is sure of: what it
+//! finds there of its own was published. A shard publishes its records in the order of their
+//! sequence, so the last one that is found is enough. A power cut may take commits away, and the
+//! outbox with them: then the same records lead to the same sequence again, and are found. The same
+//! holds for the shard's next owner, which may begin from an older checkpoint.
 //!
-//! Only the owner claims: the group confirms before every claim that the shard is still ours.
+//! Only the owner claims: the group confirms the lease before every claim.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,34 +21,36 @@ use headwater_state::{Identity, OutboxKey, ShardDb};
 use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition};
 use tokio::runtime::Handle;
 
-use crate::{assignment::lease::Lease, error::ShardError, publish::writer_id::writer_id};
+use crate::{
+    assignment::lease::Lease,
+    blocking::{read_until, wait_within},
+    error::ShardError,
+    publish::writer_id::writer_id,
+};
 
-/// What is published at once.
+/// The most that one batch takes from the outbox.
 const BATCH_BYTES: usize = 1 << 20;
-/// Batches of a backlog that are published before the shard gets on with its records.
-const BATCHES: usize = 8;
-/// A log that takes longer is away: the shard gets on with its records.
+/// Batches of a backlog that are published before the shard reads on.
+const MAX_BATCHES: usize = 8;
+/// A log that takes longer is away: the shard goes on with its records.
 const APPEND_DEADLINE: Duration = Duration::from_secs(5);
-const READ_BYTES: usize = 1 << 20;
-/// Records that are in the log are handed out at once; it is waited only for what a log promised.
-const READ_WAIT: Duration = Duration::from_millis(100);
 
 /// What the shard may publish now.
 #[derive(Clone, Debug)]
 pub(crate) struct Permit {
     /// The parts of the partition whose outputs belong to this generation, in order.
     pub(crate) windows: Vec<OutputWindow>,
-    /// Publish nothing from here on, for a swap is under way.
+    /// Publish nothing from here on: a swap is under way.
     pub(crate) muted_at: Option<Offset>,
 }
 
-/// What becomes of an entry.
+/// What to do with an entry of the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryAction {
     Publish,
-    /// It belongs to another generation for ever: a later window of ours has begun.
+    /// Another generation owns it for ever: a later window of this one has begun.
     Delete,
-    /// Whose it is will be known later.
+    /// Its owner is not known yet.
     Keep,
 }
 
@@ -78,24 +80,24 @@ pub(crate) struct Publisher {
     stream: Name,
     topic: Name,
     partitions: u32,
-    /// The right to publish, unless there is a doubt.
+    /// The claim that this publisher writes under; `None` while it is in doubt.
     writer: Option<Arc<dyn FencedWriter>>,
-    /// Of the latest claim.
+    /// The epoch of the latest claim.
     epoch: Option<Epoch>,
-    /// What was published already, once it was found out under this claim.
-    known: Option<PublishedSoFar>,
-    /// The topic is there, and as it has to be.
-    topic_seen: bool,
-    /// All before it has left the outbox.
+    /// `None` until the topic was read back under this claim.
+    published: Option<PublishedSoFar>,
+    /// The topic exists and can hold dead letters.
+    topic_checked: bool,
+    /// Everything before it has left the outbox.
     next: OutboxKey,
 }
 
-/// What is in the topic.
+/// What the topic has of this shard.
 #[derive(Clone, Copy)]
 struct PublishedSoFar {
-    /// The last record of ours that is in the topic, if one was found.
-    published: Option<OutboxKey>,
-    /// All of ours before it in the topic is accounted for.
+    /// The last record of this shard that was found in the topic.
+    last: Option<OutboxKey>,
+    /// All records of this shard before it in the topic are accounted for.
     cursor: Offset,
 }
 
@@ -118,48 +120,48 @@ impl Publisher {
             partitions: stream.partitions,
             writer: None,
             epoch: None,
-            known: None,
-            topic_seen: false,
+            published: None,
+            topic_checked: false,
             next: OutboxKey::default(),
         }
     }
 
     /// The shard was claimed with this writer.
-    pub(crate) fn claimed(&mut self, writer: Arc<dyn FencedWriter>) {
+    pub(crate) fn set_writer(&mut self, writer: Arc<dyn FencedWriter>) {
         self.epoch = Some(writer.epoch());
-        (self.writer, self.known) = (Some(writer), None);
+        (self.writer, self.published) = (Some(writer), None);
     }
 
-    /// Of the latest claim.
+    /// The epoch of the latest claim.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.epoch
     }
 
-    /// How many records wait; a long outbox is counted in part.
+    /// How many records wait to be published; a long outbox is counted in part.
     pub(crate) fn waiting(&self, db: &ShardDb) -> Result<usize, ShardError> {
         Ok(db.outbox(self.next, BATCH_BYTES)?.len())
     }
 
-    /// The position before which nothing waits.
+    /// The position before which no record waits.
     pub(crate) fn published(&self, db: &ShardDb) -> Result<Offset, ShardError> {
         let head = db.outbox(self.next, 1)?;
         Ok(head.first().map_or(db.progress().position, |(key, _)| key.position))
     }
 
-    /// The position after the last record of ours that is in the topic. A power cut may have taken the
-    /// shard back to before it; a swap's fence must not lie there, or the next owner of the outputs
-    /// would publish these again.
+    /// The position after the last record of this shard that is in the topic. A power cut may have
+    /// taken the shard back to before it. A swap's fence must not lie there, or the next owner of
+    /// the outputs would publish these records again.
     pub(crate) fn frontier(&mut self, db: &ShardDb) -> Result<Offset, ShardError> {
-        let known = self.know(db)?;
-        Ok(known.published.map_or(Offset::ZERO, |key| key.position.next()))
+        let last = self.published_so_far(db)?.last;
+        Ok(last.map_or(Offset::ZERO, |key| key.position.next()))
     }
 
-    /// Publishes what may be published, a few batches at most, and returns how many records that were.
-    /// After an error it may be called again: what happened to the records is then found out first.
+    /// Publishes what the permit allows, a few batches at most, and returns how many records that
+    /// were. It may be called again after an error, and then reads the topic back first.
     pub(crate) fn publish(&mut self, db: &ShardDb, permit: &Permit) -> Result<u64, ShardError> {
         let mut count = 0;
-        for _ in 0..BATCHES {
-            // One entry first: the backlog of a generation that owns nothing yet is not for reading.
+        for _ in 0..MAX_BATCHES {
+            // One entry first: a generation that owns nothing yet need not read its whole backlog.
             let head = db.outbox(self.next, 1)?;
             let Some((head, _)) = head.first() else { return Ok(count) };
             if permit.action_for(head.position) == EntryAction::Keep {
@@ -192,54 +194,52 @@ impl Publisher {
         Ok(count)
     }
 
-    /// Appends those that are not in the topic yet. Returns how many they were and the new cursor.
+    /// Appends the entries that are not in the topic yet. Returns how many they were and the new
+    /// cursor.
     ///
-    /// There is none while the topic is ahead of the shard, which a power cut took back: what it has of
-    /// ours must be found again until the shard has come to the same records.
+    /// There is no new cursor while the topic is ahead of the shard, which a power cut took back:
+    /// the records must be found again until the shard has come to them.
     fn append(
         &mut self,
         db: &ShardDb,
         entries: &[&&(OutboxKey, Vec<u8>)],
     ) -> Result<(u64, Option<Offset>), ShardError> {
-        let mut known = self.know(db)?;
+        let mut so_far = self.published_so_far(db)?;
         let mut batch = BatchBuilder::new();
         for (key, bytes) in entries.iter().map(|entry| (entry.0, &entry.1)) {
-            if known.published.is_some_and(|published| key <= published) {
+            if so_far.last.is_some_and(|last| key <= last) {
                 continue;
             }
             let letter = DeadLetter::decode(bytes).map_err(|error| {
                 ShardError::new(Remedy::Repair, format!("outbox entry {key:?}: {error}"))
             })?;
             self.push(&mut batch, key, &letter);
-            known.published = Some(key);
+            so_far.last = Some(key);
         }
         let Some(batch) = batch.build() else {
             let last = entries.last().map(|entry| entry.0);
-            let cursor = (known.published <= last).then_some(known.cursor);
+            let cursor = (so_far.last <= last).then_some(so_far.cursor);
             return Ok((0, cursor));
         };
-        self.require_topic()?;
+        self.ensure_topic()?;
         self.lease.check()?;
         let count = u64::from(batch.records());
-        // Taken out: unless they are put back, an error has left a doubt.
-        self.known = None;
+        // Both are put back after a success only: an error leaves a doubt.
+        self.published = None;
         let Some(writer) = self.writer.take() else {
             return Err(ShardError::new(Remedy::Retry, "the shard is not claimed"));
         };
         let append = writer.append(&self.topic, self.identity.partition, batch);
-        let deadline = async { tokio::time::timeout(APPEND_DEADLINE, append).await };
-        let appended = self.runtime.block_on(deadline).map_err(|_| {
-            let reason = format!("{} takes no records for now", self.topic);
-            ShardError { away: true, ..ShardError::new(Remedy::Retry, reason) }
-        })??;
-        known.cursor = appended.end();
-        (self.writer, self.known) = (Some(writer), Some(known));
-        Ok((count, Some(known.cursor)))
+        let late = || format!("{} takes no records for now", self.topic);
+        let appended = wait_within(&self.runtime, APPEND_DEADLINE, append, late)?;
+        so_far.cursor = appended.end();
+        (self.writer, self.published) = (Some(writer), Some(so_far));
+        Ok((count, Some(so_far.cursor)))
     }
 
-    /// Nobody has to make the topic of dead letters before there is one.
-    fn require_topic(&mut self) -> Result<(), ShardError> {
-        if self.topic_seen {
+    /// Creates the topic of dead letters before the first one, unless somebody else has.
+    fn ensure_topic(&mut self) -> Result<(), ShardError> {
+        if self.topic_checked {
             return Ok(());
         }
         let requested = TopicSpec::keep(self.partitions);
@@ -247,14 +247,14 @@ impl Publisher {
         match self.log.topic(&topic)? {
             None => self.log.create_topic(&topic, requested)?,
             Some(existing) => {
-                // Whoever made it may let old letters go. One letter must not replace another.
+                // It may delete old letters. A compacted topic would replace letters by others.
                 let lossy = existing.cleanup == Cleanup::Compact;
                 if lossy || existing.partitions < self.partitions {
                     return Err(Error::TopicDiffers { topic, existing, requested }.into());
                 }
             }
         }
-        self.topic_seen = true;
+        self.topic_checked = true;
         Ok(())
     }
 
@@ -281,53 +281,43 @@ impl Publisher {
         );
     }
 
-    /// What is in the topic of ours, all that older claims have published included.
-    fn know(&mut self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
+    /// What the topic has of this shard, whichever owner has published it.
+    fn published_so_far(&mut self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
         if self.writer.is_none() {
             self.lease.confirm()?;
-            self.claimed(self.log.writer(&writer_id(self.identity))?);
+            self.set_writer(self.log.writer(&writer_id(self.identity))?);
         }
-        let known = match self.known {
-            Some(known) => known,
-            None => self.find_out(db)?,
+        let so_far = match self.published {
+            Some(so_far) => so_far,
+            None => self.read_back(db)?,
         };
-        self.known = Some(known);
-        Ok(known)
+        self.published = Some(so_far);
+        Ok(so_far)
     }
 
-    /// Reads what older claims have published. Nothing can come from them any more.
-    fn find_out(&self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
+    /// Reads what was published under older claims. They are fenced, so nothing is added any more.
+    fn read_back(&self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
         let partition = self.identity.partition;
         if self.log.topic(&self.topic)?.is_none() {
-            return Ok(PublishedSoFar { published: None, cursor: Offset::ZERO });
+            return Ok(PublishedSoFar { last: None, cursor: Offset::ZERO });
         }
         let ends = self.log.ends(&self.topic, partition)?;
         let cursor = db.outbox_cursor()?.and_then(|bytes| self.decode_cursor(&bytes));
         // A topic that was trimmed beyond the cursor, or made anew, holds nothing to be found there.
-        let mut cursor =
-            cursor.filter(|cursor| *cursor <= ends.end).unwrap_or_default().max(ends.start);
-        let mut published = None;
-        let mut reader = self.log.reader(&self.topic, partition, cursor)?;
-        while cursor < ends.end {
-            let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
-                // Some offsets hold no record.
-                if reader.position() > cursor {
-                    cursor = reader.position();
-                    continue;
-                }
-                let reason =
-                    format!("{} ends at {}, and cannot be read at {cursor}", self.topic, ends.end);
-                return Err(ShardError::new(Remedy::Retry, reason));
-            };
-            for record in chunk.records(cursor) {
-                published = published.max(self.sequence(&record?));
-            }
-            cursor = chunk.end();
+        let from = cursor.filter(|cursor| *cursor <= ends.end).unwrap_or_default().max(ends.start);
+        let mut last = None;
+        let cursor = read_until(&*self.log, &self.topic, partition, from, ends.end, |record| {
+            last = last.max(self.sequence(record));
+        })?;
+        if cursor < ends.end {
+            let reason =
+                format!("{} ends at {}, and cannot be read at {cursor}", self.topic, ends.end);
+            return Err(ShardError::new(Remedy::Retry, reason));
         }
-        Ok(PublishedSoFar { published, cursor })
+        Ok(PublishedSoFar { last, cursor })
     }
 
-    /// The sequence of a record that this shard published.
+    /// The sequence of the record, if this shard published it.
     fn sequence(&self, record: &Record<'_>) -> Option<OutboxKey> {
         let text =
             |name| record.headers.get(name).and_then(|bytes| std::str::from_utf8(bytes).ok());
@@ -340,12 +330,12 @@ impl Publisher {
         Some(OutboxKey { position: Offset(position.parse().ok()?), index: index.parse().ok()? })
     }
 
-    /// `topic@partition:offset`, after a version.
+    /// Version 1: `1 topic@partition:offset`.
     fn encode_cursor(&self, cursor: Offset) -> Vec<u8> {
         format!("1 {}@{}:{cursor}", self.topic, self.identity.partition).into_bytes()
     }
 
-    /// `None` for a cursor in another topic: nothing is known about this one.
+    /// `None` for a cursor in another topic or partition.
     fn decode_cursor(&self, bytes: &[u8]) -> Option<Offset> {
         let place = std::str::from_utf8(bytes).ok()?.strip_prefix("1 ")?;
         let (topic, place) = place.rsplit_once('@')?;

@@ -1,8 +1,9 @@
 //! Shard statuses on their way to the status topic.
 //!
-//! Most of them are news that the next one replaces: they are gathered and appended together
-//! ([`StatusReporter::send`]). On some of them others decide something: these are appended by the shard's thread
-//! itself ([`StatusReporter::write`]). Either way nothing leaves for a shard that is not ours any more.
+//! Most statuses are replaced by the next one. They are gathered and appended together
+//! ([`StatusReporter::enqueue`]). On some statuses others decide something; these are appended by
+//! the shard's thread itself ([`StatusReporter::write_now`]). Neither appends a status of a shard
+//! that this process does not own any more.
 
 use std::{
     collections::BTreeMap,
@@ -20,21 +21,22 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::{runtime::Handle, sync::Notify};
 
-use crate::{assignment::lease::Lease, error::ShardError};
+use crate::{assignment::lease::Lease, blocking::wait_within, error::ShardError};
 
+/// The status topic has one partition.
 pub(crate) const ONLY: PartitionId = PartitionId(0);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
-type Append = BoxFuture<'static, Result<Appended, Error>>;
-
 /// A log that takes longer is away.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Takes statuses of all shards and appends them together. What waits is at most one status per shard:
-/// a newer one takes the place of an older one that the log has not taken yet.
+type Append = BoxFuture<'static, Result<Appended, Error>>;
+
+/// Appends the statuses of all shards. At most one status per shard waits: a newer status replaces
+/// one that the log has not taken yet.
 ///
-/// What is said of a shard comes to the topic in the order in which it was said: the last word counts, and the
-/// next owner is bound by it.
+/// The statuses of a shard come to the topic in the order in which they were given: the last one
+/// counts, and binds the next owner.
 #[derive(Clone)]
 pub(crate) struct StatusReporter {
     log: Arc<dyn Log>,
@@ -42,19 +44,18 @@ pub(crate) struct StatusReporter {
     health: Health,
     topic: Name,
     runtime: Handle,
-    waiting: Arc<Mutex<PendingStatuses>>,
+    pending: Arc<Mutex<PendingStatuses>>,
     /// Held from the choice of what is appended until the log has been given it.
-    order: Arc<Mutex<()>>,
+    append_order: Arc<Mutex<()>>,
     more: Arc<Notify>,
-    /// The last shard has said its last word.
+    /// All shards have ended.
     closing: Shutdown,
 }
 
 #[derive(Default)]
 struct PendingStatuses {
-    /// By key.
-    statuses: StatusesByKey,
-    /// How often a shard's status was written past those that wait, by key.
+    by_key: StatusesByKey,
+    /// How often a status of the shard was written past the pending ones, by key.
     written: BTreeMap<String, u64>,
 }
 
@@ -63,7 +64,7 @@ type StatusesByKey = BTreeMap<String, PendingStatus>;
 struct PendingStatus {
     lease: Arc<Lease>,
     status: Vec<u8>,
-    /// Of [`PendingStatuses::written`], when it was said.
+    /// [`PendingStatuses::written`] of the shard when the status was given.
     turn: u64,
 }
 
@@ -75,8 +76,8 @@ impl StatusReporter {
             health: node.health.clone(),
             topic: Name::new(STATUS_TOPIC)?,
             runtime: Handle::current(),
-            waiting: Arc::default(),
-            order: Arc::default(),
+            pending: Arc::default(),
+            append_order: Arc::default(),
             more: Arc::new(Notify::new()),
             closing: Shutdown::new(),
         };
@@ -92,18 +93,18 @@ impl StatusReporter {
         &self.topic
     }
 
-    /// Appends the status with others, soon.
-    pub(crate) fn send(&self, lease: &Arc<Lease>, status: &ShardStatus) {
+    /// Appends the status soon, together with others.
+    pub(crate) fn enqueue(&self, lease: &Arc<Lease>, status: &ShardStatus) {
         let (key, status) = (key(&lease.identity()), status.encode_to_vec());
-        let mut waiting = self.waiting.lock();
-        let turn = waiting.written.get(&key).copied().unwrap_or_default();
-        waiting.statuses.insert(key, PendingStatus { lease: lease.clone(), status, turn });
-        drop(waiting);
+        let mut pending = self.pending.lock();
+        let turn = pending.written.get(&key).copied().unwrap_or_default();
+        pending.by_key.insert(key, PendingStatus { lease: lease.clone(), status, turn });
+        drop(pending);
         self.more.notify_one();
     }
 
-    /// Appends the status now; without one it says that the shard is no more. It blocks.
-    pub(crate) fn write(
+    /// Appends the status now; `None` deletes the shard's status. Blocks.
+    pub(crate) fn write_now(
         &self,
         lease: &Lease,
         status: Option<&ShardStatus>,
@@ -120,72 +121,70 @@ impl StatusReporter {
         let limit = until.map_or(WRITE_DEADLINE, |until| {
             until.saturating_duration_since(Instant::now()).min(WRITE_DEADLINE)
         });
-        let late = || {
-            let reason = format!("{} takes no records for now", self.topic);
-            ShardError { away: true, ..ShardError::new(Remedy::Retry, reason) }
-        };
+        let late = || format!("{} takes no records for now", self.topic);
         let begun = Instant::now();
-        let order = self.order.try_lock_for(limit).ok_or_else(late)?;
+        let order = self.append_order.try_lock_for(limit);
+        let order = order.ok_or_else(|| ShardError::log_away(late()))?;
         if lease.is_over() {
-            return Err(lease.not_ours());
+            return Err(lease.not_owned());
         }
-        // What waits is older, and so is what the log was given and does not take.
-        let mut waiting = self.waiting.lock();
-        waiting.statuses.remove(&key);
-        *waiting.written.entry(key).or_default() += 1;
-        drop(waiting);
+        // The pending status is older. So is one that the log was given and does not take.
+        let mut pending = self.pending.lock();
+        pending.by_key.remove(&key);
+        *pending.written.entry(key).or_default() += 1;
+        drop(pending);
         let append = self.log.append(&self.topic, ONLY, batch);
         drop(order);
         let left = limit.saturating_sub(begun.elapsed());
-        let appended = self.runtime.block_on(async { tokio::time::timeout(left, append).await });
-        Ok(appended.map_err(|_| late())??)
+        wait_within(&self.runtime, left, append, late)
     }
 
-    /// Appends what waits, and nothing after it.
+    /// Appends what is pending, and nothing after that.
     pub(crate) fn close(&self) {
         self.closing.begin();
     }
 
-    /// What came meanwhile is newer.
+    /// Makes statuses pending again, unless newer ones were given since.
     fn put_back(&self, statuses: StatusesByKey) {
-        let mut waiting = self.waiting.lock();
-        for (key, entry) in statuses {
-            if waiting.written.get(&key).copied().unwrap_or_default() == entry.turn {
-                waiting.statuses.entry(key).or_insert(entry);
+        let mut pending = self.pending.lock();
+        for (key, status) in statuses {
+            if pending.written.get(&key).copied().unwrap_or_default() == status.turn {
+                pending.by_key.entry(key).or_insert(status);
             }
         }
     }
 
-    /// Gives the log what waits, and says what that was and whether something is held back.
-    fn give(&self) -> (StatusesByKey, Option<Append>, bool) {
-        let _order = self.order.lock();
-        let mut statuses = std::mem::take(&mut self.waiting.lock().statuses);
-        statuses.retain(|_, entry| !entry.lease.is_over());
-        // Held back until the group has confirmed that the shard is still ours.
-        let doubtful: StatusesByKey =
-            statuses.extract_if(.., |_, entry| !entry.lease.allows()).collect();
-        let held = !doubtful.is_empty();
-        self.put_back(doubtful);
+    /// Gives the log what is pending. Returns what that was, the append, and whether a status is
+    /// held back.
+    fn append_pending(&self) -> (StatusesByKey, Option<Append>, bool) {
+        let _order = self.append_order.lock();
+        let mut statuses = std::mem::take(&mut self.pending.lock().by_key);
+        statuses.retain(|_, status| !status.lease.is_over());
+        // Held back until the group has confirmed that this process still owns the shard.
+        let in_doubt: StatusesByKey =
+            statuses.extract_if(.., |_, status| !status.lease.may_write()).collect();
+        let held_back = !in_doubt.is_empty();
+        self.put_back(in_doubt);
         let mut batch = BatchBuilder::new();
-        for (key, entry) in &statuses {
-            batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&entry.status), &[]);
+        for (key, status) in &statuses {
+            batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&status.status), &[]);
         }
         let append = batch.build().map(|batch| self.log.append(&self.topic, ONLY, batch));
-        (statuses, append, held)
+        (statuses, append, held_back)
     }
 
     async fn run(&self) -> anyhow::Result<()> {
         let mut retry = FIRST_RETRY;
-        let mut held = false;
+        let mut held_back = false;
         loop {
             tokio::select! {
                 () = self.more.notified() => {}
-                () = tokio::time::sleep(FIRST_RETRY), if held => {}
+                () = tokio::time::sleep(FIRST_RETRY), if held_back => {}
                 () = self.closing.cancelled() => {}
             }
             let closing = self.closing.is_cancelled();
             let (statuses, append);
-            (statuses, append, held) = self.give();
+            (statuses, append, held_back) = self.append_pending();
             if let Some(append) = append {
                 match append.await {
                     Ok(_) => retry = FIRST_RETRY,
@@ -194,7 +193,7 @@ impl StatusReporter {
                             tracing::warn!(%error, "shard statuses cannot be written, trying again");
                         }
                         self.put_back(statuses);
-                        held = true;
+                        held_back = true;
                         if !closing {
                             tokio::select! {
                                 () = tokio::time::sleep(retry) => {}
@@ -242,17 +241,17 @@ mod tests {
         let last = || read_board(&log.memory).position(identity.generation, P0);
 
         log.lost.store(1, Ordering::Relaxed);
-        reporter.send(&lease, &at(1));
+        reporter.enqueue(&lease, &at(1));
         while log.lost.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let (own, own_lease, second) = (reporter.clone(), lease.clone(), at(2));
-        let write = move || own.write(&own_lease, Some(&second), None).map(drop);
+        let write = move || own.write_now(&own_lease, Some(&second), None).map(drop);
         tokio::task::spawn_blocking(write).await.unwrap().unwrap();
         tokio::time::sleep(FIRST_RETRY * 3).await;
         assert_eq!(last().map(|position| position.0), Some(2));
 
-        reporter.send(&lease, &at(3));
+        reporter.enqueue(&lease, &at(3));
         reporter.close();
         assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
         assert_eq!(last().map(|position| position.0), Some(3));

@@ -1,26 +1,28 @@
-//! How a new owner takes a shard over, so that all agree on the former owner's last word.
+//! How a new owner takes a shard over, so that all agree on what the former owner said last.
 //!
-//! A former owner may have named the position from which on it publishes nothing, and the coordinator may
-//! have made that the fence of a swap. So nobody decides anything about the shard before it knows what the
-//! former owner said last:
+//! A former owner may have named the position from which on it publishes nothing, and the
+//! coordinator may have made that position the fence of a swap. So a new owner decides nothing
+//! about the shard before it knows the former owner's last status:
 //!
 //! ```text
-//! confirm    the group counts us in, so that a process that slept does not fence the real owner
-//! claim      a new epoch: the former owner publishes nothing from here on
-//! opened     a status with the new epoch, with what the former owner was last heard to say
-//! look back  did it say something else before our status came to the topic? then say that instead
-//! catch up   with the control plane: what the former owner said rests on what it had read there
+//! confirm    the group counts this process in: one that slept must not fence the real owner
+//! claim      a new epoch: from here on the former owner publishes nothing
+//! opened     a status with the new epoch and what the former owner is known to have said
+//! look back  if the former owner said something else before "opened", say that instead
+//! catch up   with the control topic: the former owner may have acted on records that this
+//!            process has not read
 //! ```
 //!
-//! "Opened" says that it has not looked back yet, and from where that is to be done. So if the new owner ends
-//! between the two, or cannot read the topic for a while, the former owner's word is not forgotten: whoever
-//! claims next looks back from the same place.
+//! "Opened" says that its owner has not looked back yet, and from which offset it has to. So if the
+//! new owner ends between the two, or cannot read the topic for a while, the next claim looks back
+//! from the same offset.
 //!
-//! The topic compacts, and so the look back rests on a compaction that leaves alone what was just written. Kafka's
-//! does: it never touches the segment that is written to. A log that compacts at once has one process.
+//! The topic compacts, and the look back relies on a compaction that leaves the newest records
+//! alone. Kafka's does: it never touches the segment that is written to. A log that compacts at
+//! once has one process.
 //!
-//! Whoever reads the topic ignores the former owner after "opened", for its epoch is older; what came before
-//! is in ours.
+//! Readers of the topic ignore the former owner after "opened", for its epoch is older; what came
+//! before is in the new owner's status.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,71 +35,73 @@ use prost::Message;
 
 use crate::{
     assignment::lease::Lease,
+    blocking::{read_until, wait_within},
     context::ProcessorContext,
     error::ShardError,
     publish::{status_reporter::ONLY, writer_id::writer_id},
 };
 
-/// Following a topic of the control plane that takes longer is not to be counted on.
+/// A log that takes longer to hand out the control plane's topics is away.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
-const READ_BYTES: usize = 1 << 20;
-const READ_WAIT: Duration = Duration::from_millis(100);
 
 /// What a former owner has left that binds the next one.
 pub(crate) struct FormerStatus<'a> {
     pub(crate) status: &'a ShardStatus,
-    /// Where it had stopped with an error, which counts as mute from there on; `None` too as long as that may
-    /// not be its last word.
+    /// Where the former owner stopped with an error, which counts as muted from there on. `None`
+    /// also while this may not be its last status.
     pub(crate) stopped_at: Option<Offset>,
 }
 
-/// Claims the shard and says so. `opened` makes the status, from the new epoch and what the former owner
-/// said last. Returns the writer and the status that all agree on.
+/// Claims the shard and reports that. `opened` makes the status, from the new epoch and what the
+/// former owner said last. Returns the writer and the status that all agree on.
 pub(crate) fn claim(
     context: &ProcessorContext,
     lease: &Arc<Lease>,
     mut opened: impl FnMut(Epoch, Option<FormerStatus<'_>>) -> Result<ShardStatus, ShardError>,
 ) -> Result<(Arc<dyn FencedWriter>, ShardStatus), ShardError> {
-    let shard = lease.identity();
+    let (shard, reporter) = (lease.identity(), &context.status_reporter);
     lease.confirm()?;
     let writer = context.log.writer(&writer_id(shard))?;
     let epoch = writer.epoch();
-    let end = context.log.ends(context.status_reporter.topic(), ONLY)?.end;
+    let end = context.log.ends(reporter.topic(), ONLY)?.end;
     let board = board_at(context, end)?;
     let former = board.get(shard.generation, shard.partition);
-    superseded(former, epoch)?;
-    let part = match former {
-        // It ended before it had looked.
-        Some(ShardStatus { look_back: Some(part), .. }) => *part,
+    check_not_superseded(former, epoch)?;
+    let look_back = match former {
+        // The former owner had not looked back itself.
+        Some(ShardStatus { look_back: Some(look_back), .. }) => *look_back,
         Some(status) => {
             LookBack { from: end.0, epoch: status.epoch, stopped_at: stopped_at(status) }
         }
         None => LookBack { from: end.0, ..LookBack::default() },
     };
 
-    let heard = former.map(|status| FormerStatus { status, stopped_at: None });
-    // Nobody must act upon an error yet, as they do when a shard has stopped.
-    let first =
-        ShardStatus { look_back: Some(part), error: String::new(), ..opened(epoch, heard)? };
-    let appended = context.status_reporter.write(lease, Some(&first), None)?;
-    let later = said_between(context, shard, part, appended.first())?;
-    superseded(later.as_ref(), epoch)?;
-    catch_up(context)?;
+    let known = former.map(|status| FormerStatus { status, stopped_at: None });
+    let first = ShardStatus {
+        look_back: Some(look_back),
+        // Readers would act on an error as on a shard that has stopped.
+        error: String::new(),
+        ..opened(epoch, known)?
+    };
+    let appended = reporter.write_now(lease, Some(&first), None)?;
+    let later = last_status_between(context, shard, look_back, appended.first())?;
+    check_not_superseded(later.as_ref(), epoch)?;
+    catch_up_control(context)?;
 
-    let at = later.as_ref().map_or(part.stopped_at, stopped_at).map(Offset);
+    let at = later.as_ref().map_or(look_back.stopped_at, stopped_at).map(Offset);
     let last = later.as_ref().or(former).map(|status| FormerStatus { status, stopped_at: at });
     let status = ShardStatus { look_back: None, ..opened(epoch, last)? };
-    let bound = |status: &ShardStatus| (status.muted_for.clone(), status.muted_at);
-    let end = if bound(&first) == bound(&status) && first.checkpoints == status.checkpoints {
-        // That it has looked may be said in its own time: who looks again finds the same.
-        context.status_reporter.send(lease, &status);
+    let mute = |status: &ShardStatus| (status.muted_for.clone(), status.muted_at);
+    let end = if mute(&first) == mute(&status) && first.checkpoints == status.checkpoints {
+        // This status may come later: until then another claim looks back and finds the same.
+        reporter.enqueue(lease, &status);
         appended.end()
     } else {
         tracing::info!(%shard, epoch = epoch.0, "bound by what the former owner said last");
-        context.status_reporter.write(lease, Some(&status), None)?.end()
+        reporter.write_now(lease, Some(&status), None)?.end()
     };
     let board = board_at(context, end)?;
-    superseded(board.get(shard.generation, shard.partition), epoch)?;
+    check_not_superseded(board.get(shard.generation, shard.partition), epoch)?;
     Ok((writer, status))
 }
 
@@ -105,13 +109,16 @@ fn stopped_at(status: &ShardStatus) -> Option<u64> {
     (!status.error.is_empty()).then_some(status.position)
 }
 
-/// [`Remedy::StandDown`] if this was said by somebody who claimed the shard after us.
-pub(crate) fn superseded(said: Option<&ShardStatus>, epoch: Epoch) -> Result<(), ShardError> {
-    match said {
+/// [`Remedy::StandDown`] if the status comes from a later claim of the shard.
+pub(crate) fn check_not_superseded(
+    status: Option<&ShardStatus>,
+    epoch: Epoch,
+) -> Result<(), ShardError> {
+    match status {
         Some(status) if status.epoch > epoch.0 => Err(ShardError::new(
             Remedy::StandDown,
             format!(
-                "{} has claimed the shard with epoch {}, and ours is {epoch}",
+                "{} has claimed the shard with epoch {}, and this process with {epoch}",
                 status.processor, status.epoch
             ),
         )),
@@ -121,69 +128,47 @@ pub(crate) fn superseded(said: Option<&ShardStatus>, epoch: Epoch) -> Result<(),
 
 /// The board with all that the topic has before `end`.
 fn board_at(context: &ProcessorContext, end: Offset) -> Result<Arc<StatusBoard>, ShardError> {
-    let board =
-        async { tokio::time::timeout(READ_DEADLINE, context.control.wait_board(end)).await };
-    let late = |_| {
-        let reason = format!("{} is not read to {end} in time", context.status_reporter.topic());
-        ShardError { away: true, ..ShardError::new(Remedy::Retry, reason) }
-    };
-    Ok(context.runtime.block_on(board).map_err(late)??)
+    let board = context.control.wait_board(end);
+    let topic = context.status_reporter.topic();
+    let late = || format!("{topic} is not read to {end} in time");
+    wait_within(&context.runtime, READ_DEADLINE, board, late)
 }
 
-/// Reads the control topic to its present end. A swap for which the former owner had stopped to publish would
-/// else look as if it had been cancelled.
-fn catch_up(context: &ProcessorContext) -> Result<(), ShardError> {
-    let state = async { tokio::time::timeout(READ_DEADLINE, context.control.wait_current()).await };
-    let late = |_| {
-        let reason = format!("{CONTROL_TOPIC} is not read to its end in time");
-        ShardError { away: true, ..ShardError::new(Remedy::Retry, reason) }
-    };
-    context.runtime.block_on(state).map_err(late)??;
-    Ok(())
+/// Reads the control topic to its present end. Otherwise a swap that the former owner had muted for
+/// would look as if it had been cancelled.
+fn catch_up_control(context: &ProcessorContext) -> Result<(), ShardError> {
+    let current = context.control.wait_current();
+    let late = || format!("{CONTROL_TOPIC} is not read to its end in time");
+    wait_within(&context.runtime, READ_DEADLINE, current, late).map(drop)
 }
 
-/// What was said last of the shard in this part of the topic, by somebody who knew what he said.
-fn said_between(
+/// The last status of the shard in this part of the topic from an owner that had looked back.
+fn last_status_between(
     context: &ProcessorContext,
     shard: Identity,
     LookBack { from, mut epoch, .. }: LookBack,
     to: Offset,
 ) -> Result<Option<ShardStatus>, ShardError> {
-    let mut said: Option<ShardStatus> = None;
-    let from = Offset(from);
-    if from >= to {
-        return Ok(said);
-    }
+    let mut last: Option<ShardStatus> = None;
     let key = headwater_control::status_key(shard.generation, shard.partition);
     let topic = context.status_reporter.topic();
-    let mut reader = context.log.reader(topic, ONLY, from)?;
-    let mut position = from;
-    while position < to {
-        let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
-            if reader.position() > position {
-                position = reader.position();
-                continue;
-            }
-            let reason = format!("{topic} cannot be read at {position}");
-            return Err(ShardError { away: true, ..ShardError::new(Remedy::Retry, reason) });
-        };
-        for record in chunk.records(position) {
-            let record = record?;
-            if record.offset >= to || record.key != Some(key.as_bytes()) {
-                continue;
-            }
-            // One that cannot be decoded is derived, as all of them, and nobody else reads it either.
-            let Some(Ok(status)) = record.value.map(ShardStatus::decode) else { continue };
-            if status.epoch < epoch {
-                continue;
-            }
-            epoch = status.epoch;
-            // One who had not looked back only repeats.
-            if status.look_back.is_none() {
-                said = Some(status);
-            }
+    let reached = read_until(&*context.log, topic, ONLY, Offset(from), to, |record| {
+        if record.offset >= to || record.key != Some(key.as_bytes()) {
+            return;
         }
-        position = chunk.end();
+        // A status that cannot be decoded binds nobody: no reader understands it.
+        let Some(Ok(status)) = record.value.map(ShardStatus::decode) else { return };
+        if status.epoch < epoch {
+            return;
+        }
+        epoch = status.epoch;
+        // An owner that had not looked back only repeats the one before.
+        if status.look_back.is_none() {
+            last = Some(status);
+        }
+    })?;
+    if reached < to {
+        return Err(ShardError::log_away(format!("{topic} cannot be read at {reached}")));
     }
-    Ok(said)
+    Ok(last)
 }

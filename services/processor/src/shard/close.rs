@@ -1,8 +1,9 @@
-//! How a shard's life here ends: handed over, abandoned, or deleted.
+//! The end of a shard on this process: handed over, abandoned, or deleted.
 
 use std::time::Instant;
 
 use headwater_control::ControlState;
+use headwater_proto::status::v1::ShardStatus;
 use headwater_service::Shutdown;
 use headwater_types::Remedy;
 
@@ -12,35 +13,37 @@ use crate::{
     error::ShardError,
     publish::outbox::Permit,
     shard::{
+        state::ShardState,
         task::{Orders, ShardTask},
         thread::{ShardThread, ThreadEnd},
     },
 };
 
 impl ShardThread {
-    /// Commits, leaves a checkpoint in the store and closes the shard, by then. What cannot be done in time
-    /// the next owner does: it has the log.
+    /// Commits, stores a checkpoint, closes the shard and reports its last status, by the deadline.
+    /// The next owner does what is left: the log has it all.
     pub(super) fn hand_over(
         &mut self,
         mut task: ShardTask,
         until: Instant,
         shutdown: &Shutdown,
     ) -> ThreadEnd {
-        let begun = Instant::now();
+        self.set_state(ShardState::HandingOver);
+        let (begun, shard) = (Instant::now(), self.identity);
         let closed = self.try_hand_over(&mut task, until, shutdown);
         if let Err(error) = task.close() {
-            tracing::warn!(shard = %self.identity, reason = error.reason, "shard not closed properly; the log has what is missing");
+            tracing::warn!(%shard, reason = error.reason, "shard not closed properly; the log has what is missing");
         }
         match closed {
             Ok((closed, status)) => {
-                let written =
-                    self.context.status_reporter.write(&self.lease, Some(&status), Some(until));
+                let reporter = &self.context.status_reporter;
+                let written = reporter.write_now(&self.lease, Some(&status), Some(until));
                 if let Err(error) = written {
-                    tracing::info!(shard = %self.identity, reason = error.reason, "last status not written");
+                    tracing::info!(%shard, reason = error.reason, "last status not written");
                 }
-                self.lease.closed(closed);
+                self.lease.set_closed(closed);
                 tracing::info!(
-                    shard = %self.identity,
+                    %shard,
                     position = closed.position,
                     uploaded = closed.uploaded,
                     outbox = closed.outbox,
@@ -49,7 +52,7 @@ impl ShardThread {
                 );
             }
             Err(error) => {
-                tracing::warn!(shard = %self.identity, reason = error.reason, "shard closed without a proper hand-over");
+                tracing::warn!(%shard, reason = error.reason, "shard closed without a proper hand-over");
             }
         }
         ThreadEnd::Stopped
@@ -60,97 +63,99 @@ impl ShardThread {
         task: &mut ShardTask,
         until: Instant,
         shutdown: &Shutdown,
-    ) -> Result<(ClosedShard, headwater_proto::status::v1::ShardStatus), ShardError> {
+    ) -> Result<(ClosedShard, ShardStatus), ShardError> {
         task.commit()?;
-        // Time is left for closing the database and for leaving the group.
+        // The rest of the time is for closing the database and for leaving the group.
         let upload_until = until - self.context.config.hand_over_timeout / 4;
         if let Err(error) = self.lease.check()
             && error.remedy == Remedy::StandDown
         {
             return Err(error);
         }
-        let uploaded = task.upload_last(upload_until, shutdown)?;
+        let uploaded = task.upload_last_checkpoint(upload_until, shutdown)?;
         self.lease.check()?;
-        self.group.committed(self.identity.partition, task.progress().position);
+        self.group.note_committed(self.identity.partition, task.progress().position);
         let status = self.status(task, task.epoch(), 0.0)?;
         let (position, outbox) = (task.progress().position.0, task.waiting()?);
         Ok((ClosedShard { position, uploaded, outbox }, status))
     }
 
-    /// The shard is somebody else's already: nothing is said, and what is on this disk stays for later.
+    /// Closes a shard that another process owns already. Nothing is reported, and the copy on this
+    /// disk stays: the shard may come back.
     pub(super) fn abandon(&mut self, task: ShardTask) -> ThreadEnd {
-        let position = task.progress().position.0;
+        let (shard, position) = (self.identity, task.progress().position.0);
         if let Err(error) = task.close() {
-            tracing::debug!(shard = %self.identity, reason = error.reason, "abandoned shard not closed properly");
+            tracing::debug!(%shard, reason = error.reason, "abandoned shard not closed properly");
         }
-        tracing::info!(shard = %self.identity, position, "shard abandoned");
+        tracing::info!(%shard, position, "shard abandoned");
         ThreadEnd::Stopped
     }
 
-    /// Publishes what this generation owns and has not published: nobody else ever will.
-    fn drain(&mut self, state: &ControlState, shutdown: &Shutdown) -> Result<(), ShardError> {
+    /// Publishes what this generation owns and has not published: no other generation ever will.
+    fn drain(&mut self, control: &ControlState, shutdown: &Shutdown) -> Result<(), ShardError> {
         let (generation, partition) = (self.identity.generation, self.identity.partition);
-        let windows = state.output_windows(generation, partition);
+        let windows = control.output_windows(generation, partition);
         let Some(until) = windows.last().and_then(|window| window.until) else { return Ok(()) };
         let board = self.context.control.board();
-        let said = board.get(generation, partition);
-        if said.is_some_and(|status| status.published >= until.0 && status.position >= until.0) {
+        let last = board.get(generation, partition);
+        if last.is_some_and(|status| status.published >= until.0 && status.position >= until.0) {
             return Ok(());
         }
-        let mut task = self.open(state, shutdown)?;
+        let mut task = self.open(control, shutdown)?;
         let permit = Permit { windows, muted_at: None };
         let orders = Orders { hold_at: Some(until), checkpoints: Vec::new(), permit };
-        while !self.interrupted(shutdown) && task.published()? < until {
-            self.lease.beat();
+        while !self.is_released(shutdown) && task.published()? < until {
+            self.lease.heartbeat();
             self.lease.check()?;
             task.step(&orders)?;
         }
-        if !self.interrupted(shutdown) {
-            // Whoever has to delete the shard after us need not do this again.
+        if !self.is_released(shutdown) {
+            // If another process has to delete the shard after all, it need not do this again.
             let status = self.status(&task, task.epoch(), 0.0)?;
-            self.context.status_reporter.write(&self.lease, Some(&status), None)?;
+            self.context.status_reporter.write_now(&self.lease, Some(&status), None)?;
         }
         task.close()
     }
 
-    fn interrupted(&self, shutdown: &Shutdown) -> bool {
-        self.lease.is_over() || self.leaving(shutdown).is_some()
+    fn is_released(&self, shutdown: &Shutdown) -> bool {
+        self.lease.is_over() || self.release_deadline(shutdown).is_some()
     }
 
-    /// Removes the shard for ever. What it says of itself goes last, so that whatever interrupts this, the
-    /// next owner sees that there is something left to do.
+    /// Removes the shard for ever. Its status goes last: if this is interrupted, the next owner
+    /// sees that something is left to do.
     pub(super) fn delete(
         &mut self,
-        state: &ControlState,
+        control: &ControlState,
         shutdown: &Shutdown,
     ) -> Result<ThreadEnd, ShardError> {
-        match self.drain(state, shutdown) {
+        self.set_state(ShardState::Deleting);
+        let shard = self.identity;
+        match self.drain(control, shutdown) {
             Err(error) if matches!(error.remedy, Remedy::Retry | Remedy::StandDown) => {
                 return Err(error);
             }
-            // It will not get better, and the shard is to go.
+            // Trying again would not help, and the shard has to go.
             Err(error) => {
-                tracing::error!(shard = %self.identity, reason = error.reason, "shard deleted before all of its outputs were published");
+                tracing::error!(%shard, reason = error.reason, "shard deleted before all of its outputs were published");
             }
-            Ok(()) if self.interrupted(shutdown) => return Ok(ThreadEnd::Stopped),
+            Ok(()) if self.is_released(shutdown) => return Ok(ThreadEnd::Stopped),
             Ok(()) => {}
         }
         self.lease.confirm()?;
-        if let Some(checkpoint_store) = &self.context.checkpoint_store {
-            let removed =
-                self.context.runtime.block_on(checkpoint_store.store().remove(&self.identity));
+        if let Some(store) = &self.context.checkpoint_store {
+            let removed = self.context.runtime.block_on(store.store().remove(&shard));
             match removed {
                 Err(error) if error.remedy() == Remedy::Retry => return Err(error.into()),
                 Err(error) => {
                     let reason = ShardError::from(error).reason;
-                    tracing::error!(shard = %self.identity, reason, "the shard's checkpoints stay in the store");
+                    tracing::error!(%shard, reason, "the shard's checkpoints stay in the store");
                 }
                 Ok(()) => {}
             }
         }
-        remove_local(&self.context.data, &self.identity)?;
-        self.context.status_reporter.write(&self.lease, None, None)?;
-        tracing::info!(shard = %self.identity, "shard deleted");
+        remove_local(&self.context.data, &shard)?;
+        self.context.status_reporter.write_now(&self.lease, None, None)?;
+        tracing::info!(%shard, "shard deleted");
         Ok(ThreadEnd::Deleted)
     }
 }

@@ -1,4 +1,4 @@
-//! How a shard's life here begins: restored, opened, claimed.
+//! Opening a shard: restored, opened, claimed.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::{
     error::ShardError,
     shard::{
         claim::{FormerStatus, claim},
-        status::muted,
+        status::muted_by,
         task::ShardTask,
         thread::ShardThread,
     },
@@ -21,12 +21,12 @@ use crate::{
 impl ShardThread {
     pub(super) fn open(
         &mut self,
-        state: &ControlState,
+        control: &ControlState,
         shutdown: &Shutdown,
     ) -> Result<ShardTask, ShardError> {
         let context = self.context.clone();
         let Identity { generation, partition } = self.identity;
-        let entry = state.generations().get(&generation).ok_or_else(|| {
+        let entry = control.generations().get(&generation).ok_or_else(|| {
             ShardError::new(Remedy::Retry, format!("generation {generation} is not known yet"))
         })?;
         if entry.engine_version != ENGINE_VERSION {
@@ -51,11 +51,11 @@ impl ShardThread {
             config: context.config.clone(),
         };
         context.partition_check.check(&*context.log, &setup.plan.stream)?;
-        let opened = restore::open(&setup, shutdown, |reason| self.wait_for(reason))?;
+        let opened = restore::open(&setup, shutdown, |reason| self.set_not_ready(reason))?;
         if let Some((bytes, took)) = opened.fetched {
             context.metrics.restored(bytes, took);
         }
-        // Before the shard's new metrics: it takes its own away.
+        // Dropped before the new metrics of the shard are made: the drop removes them by name.
         self.halted = None;
         let mut task =
             ShardTask::open(setup, opened, context.metrics.shard(&entry.view, &self.identity))?;
@@ -64,9 +64,10 @@ impl ShardThread {
         let (writer, status) = claim(&context, &lease, |epoch, former| {
             self.muted = own.clone();
             if let Some(FormerStatus { status, stopped_at }) = former {
-                task.inherit(status)?;
-                self.muted = muted(status).or(self.muted.take());
-                // The swap that is under way may rest on it already.
+                task.adopt_checkpoints(status)?;
+                self.muted = muted_by(status).or(self.muted.take());
+                // A swap that is under way may rest on the position at which the former owner
+                // stopped.
                 if let (Some(at), ShardDuty::Run { muted_for: Some(swap), .. }) =
                     (stopped_at, self.duty(&context.control.current()))
                     && self.muted.as_ref().is_none_or(|(muted, _)| *muted != swap)
@@ -77,17 +78,17 @@ impl ShardThread {
             self.status(&task, Some(epoch), 0.0)
         })?;
         self.epoch = Some(writer.epoch());
-        task.claimed(writer);
+        task.set_writer(writer);
         self.reported = status;
-        (self.reported_at, self.sent_at) = (Some(Instant::now()), Some(Instant::now()));
-        context.log_outage.over(self.identity);
-        self.interrupted_by = None;
+        (self.status_made_at, self.reported_at) = (Some(Instant::now()), Some(Instant::now()));
+        context.log_outage.end(self.identity);
+        self.logged_reason = None;
         if let Some(condition) = self.condition.take() {
             condition.remove();
         }
         task.metrics().stopped(false);
         let position = task.progress().position;
-        self.group.committed(partition, position);
+        self.group.note_committed(partition, position);
         tracing::info!(
             shard = %self.identity,
             view = %entry.view,
@@ -98,8 +99,8 @@ impl ShardThread {
         Ok(task)
     }
 
-    /// The process is not ready for this reason, though alive.
-    pub(super) fn wait_for(&mut self, reason: String) {
+    /// The process is alive but not ready, for this reason.
+    pub(super) fn set_not_ready(&mut self, reason: String) {
         let Identity { generation, partition } = self.identity;
         let name = format!("shard-{generation}-{partition}");
         let health = &self.context.health;

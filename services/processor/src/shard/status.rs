@@ -1,50 +1,52 @@
-//! What a shard says of itself.
+//! What a shard reports on the status topic.
 
 use std::time::{Duration, Instant};
 
+use headwater_control::SwapId;
 use headwater_log::Ends;
 use headwater_proto::status::v1::ShardStatus;
 use headwater_state::Identity;
-use headwater_types::{Epoch, Remedy};
+use headwater_types::{Epoch, Offset, Remedy};
 
 use crate::{
     error::ShardError,
     shard::{claim::claim, rate::Rate, task::ShardTask, thread::ShardThread},
 };
 
-/// A status that has not changed is said again after this time: the topic keeps one status of a shard, and
-/// that may be what a former owner had on its way.
-const REFRESH: Duration = Duration::from_secs(60);
+/// A status that has not changed is reported again after this time: the topic keeps one status per
+/// shard, and a late one of a former owner may have replaced it.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the state's size is measured.
-const MEASURE: Duration = Duration::from_secs(2);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
 
 impl ShardThread {
-    /// Tells the others, at once if they wait for it, and else now and then if something is new.
-    pub(super) fn report(
+    /// Reports the shard's status: at once if others wait for it, else every report interval if it
+    /// has changed.
+    pub(super) fn report_status(
         &mut self,
         task: &ShardTask,
         rate: &mut Rate,
         at_once: bool,
     ) -> Result<(), ShardError> {
         let interval = self.context.config.report_interval;
-        if !at_once && self.reported_at.is_some_and(|at| at.elapsed() < interval) {
+        if !at_once && self.status_made_at.is_some_and(|at| at.elapsed() < interval) {
             return Ok(());
         }
         let now = Instant::now();
         let records_per_second = rate.at(now, task.progress().tallies.read());
         let status = self.status(task, task.epoch(), records_per_second)?;
         self.epoch = task.epoch();
-        self.reported_at = Some(now);
-        let stale = self.sent_at.is_none_or(|at| at.elapsed() >= REFRESH);
-        if stale || status != self.reported {
-            self.context.status_reporter.send(&self.lease, &status);
-            self.sent_at = Some(now);
+        self.status_made_at = Some(now);
+        let outdated = self.reported_at.is_none_or(|at| at.elapsed() >= REFRESH_INTERVAL);
+        if outdated || status != self.reported {
+            self.context.status_reporter.enqueue(&self.lease, &status);
+            self.reported_at = Some(now);
             self.reported = status;
         }
         Ok(())
     }
 
-    /// How the shard is now.
+    /// The shard's status now.
     pub(super) fn status(
         &mut self,
         task: &ShardTask,
@@ -70,7 +72,7 @@ impl ShardThread {
             tallies: Some(progress.tallies.into()),
             records_per_second,
             state_bytes,
-            checkpoints: task.checkpoints(),
+            checkpoints: task.visible_checkpoints(),
             muted_for,
             muted_at,
             error: String::new(),
@@ -85,7 +87,7 @@ impl ShardThread {
 
     fn measure(&mut self, task: &ShardTask) -> u64 {
         match self.measured {
-            Some((at, bytes)) if at.elapsed() < MEASURE => bytes,
+            Some((at, bytes)) if at.elapsed() < MEASURE_INTERVAL => bytes,
             Some(_) | None => {
                 let bytes = task.state_bytes();
                 self.measured = Some((Instant::now(), bytes));
@@ -94,8 +96,8 @@ impl ShardThread {
         }
     }
 
-    /// Where the partition ends. Where that is asked over a network, not more often than statuses go out;
-    /// and as it was known last while the log is away, which reading finds out by itself.
+    /// Where the partition starts and ends. A remote log is asked once per report interval. While
+    /// the log is away the last answer counts: reading finds the outage by itself.
     fn ends(&mut self, task: &ShardTask) -> Result<Ends, ShardError> {
         let fresh = self.context.log.is_remote().then_some(self.context.config.report_interval);
         if let (Some((at, ends)), Some(fresh)) = (self.ends, fresh)
@@ -112,23 +114,23 @@ impl ShardThread {
         Ok(ends)
     }
 
-    /// Says why the shard goes on no more. One that was never opened is claimed for that, or nobody would
-    /// listen.
-    pub(super) fn stopped(&mut self, reason: &str) -> Result<(), ShardError> {
+    /// Reports why the shard is halted. A shard that was never opened is claimed for that: readers
+    /// of the topic ignore a status with an older epoch.
+    pub(super) fn report_halt(&mut self, reason: &str) -> Result<(), ShardError> {
         let Identity { generation, partition } = self.identity;
         let context = self.context.clone();
-        let state = context.control.current();
-        if let Some(entry) = state.generations().get(&generation) {
+        let control = context.control.current();
+        if let Some(entry) = control.generations().get(&generation) {
             let metrics = context.metrics.shard(&entry.view, &self.identity);
             metrics.stopped(true);
             self.halted = Some(metrics);
         }
-        self.wait_for(format!(
+        self.set_not_ready(format!(
             "partition {partition} of generation {generation} has stopped: {reason}"
         ));
         if self.epoch.is_some() {
             let status = self.error_status(self.reported.clone(), reason);
-            context.status_reporter.send(&self.lease, &status);
+            context.status_reporter.enqueue(&self.lease, &status);
             self.reported = status;
         } else {
             let (writer, status) = claim(&context, &self.lease, |epoch, former| {
@@ -138,10 +140,10 @@ impl ShardThread {
                 Ok(status)
             })?;
             self.epoch = Some(writer.epoch());
-            self.muted = muted(&status);
+            self.muted = muted_by(&status);
             self.reported = status;
         }
-        context.log_outage.over(self.identity);
+        context.log_outage.end(self.identity);
         Ok(())
     }
 
@@ -158,8 +160,8 @@ impl ShardThread {
     }
 }
 
-/// For which swap the shard publishes nothing more, by its status, and from where on.
-pub(super) fn muted(status: &ShardStatus) -> Option<(SwapId, Offset)> {
+/// The swap for which a shard with this status publishes nothing more, and from which position on.
+pub(super) fn muted_by(status: &ShardStatus) -> Option<(SwapId, Offset)> {
     let swap = Some(status.muted_for.as_str()).filter(|swap| !swap.is_empty())?;
     Some((SwapId::from(swap), Offset(status.muted_at)))
 }

@@ -1,59 +1,62 @@
-//! One shard at work: reads, applies, commits, takes checkpoints and publishes.
+//! An open shard: reads, applies, commits, takes checkpoints and publishes.
 //!
-//! It holds nothing that a crash could take away for good: whatever it knows beyond its database is
-//! read again from the log, from the directory of checkpoints or from the control topic.
+//! A crash takes nothing away for good: what the task knows beyond its database is read again from
+//! the log, from the directory of checkpoints or from the control topic.
 
 mod checkpoints;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use checkpoints::{ReplayCheckpoint, find_checkpoints};
 use headwater_control::{CheckpointAt, CheckpointDuty};
-use headwater_engine::{Limits, Shard, ViewPlan};
-use headwater_log::{Ends, FencedWriter, Log, Reader};
-use headwater_state::{Identity, Options, Progress, layout};
-use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition, Tallies};
-use tokio::runtime::Handle;
+use headwater_engine::{Limits, Shard};
+use headwater_log::{Ends, FencedWriter, Reader};
+use headwater_state::Progress;
+use headwater_types::{Epoch, Offset, Remedy, StreamDefinition, Tallies};
 
 use crate::{
-    checkpoint::{restore::OpenedDatabase, setup::ShardSetup, upload::CheckpointUploader},
+    checkpoint::{
+        replay::{ReplayCheckpoint, find_checkpoints},
+        restore::OpenedDatabase,
+        setup::ShardSetup,
+        upload::CheckpointUploader,
+    },
     error::ShardError,
     metrics::ShardMetrics,
     publish::outbox::{Permit, Publisher},
 };
 
-/// How long the log is waited for when there is nothing else to do: also how late an order is seen.
+/// How long an idle shard waits for the log: an order is seen at most that late.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
-/// How long more records are waited for before what there is gets committed.
+/// How long a shard with uncommitted records waits for more before it commits.
 const LINGER: Duration = Duration::from_millis(5);
-/// Publishing is tried again after an error.
+/// Time between an error of publishing and the next try.
 const PUBLISH_RETRY: Duration = Duration::from_millis(500);
 
 /// What the control state wants of the shard now.
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
-    /// Read no record at or beyond it.
+    /// Read no record at or beyond this offset.
     pub(crate) hold_at: Option<Offset>,
-    /// The checkpoints that shall exist, and no others.
+    /// The checkpoints that have to exist, and no others.
     pub(crate) checkpoints: Vec<CheckpointDuty>,
     pub(crate) permit: Permit,
 }
 
+/// An open shard.
 pub(crate) struct ShardTask {
     setup: ShardSetup,
     metrics: ShardMetrics,
     shard: Shard,
-    /// At the shard's position, if there is one.
+    /// Stands at the shard's position.
     reader: Option<Box<dyn Reader>>,
     publisher: Publisher,
-    publish_again: Option<Instant>,
-    /// Publishing failed, and that was said.
-    unpublished: bool,
+    publish_after: Option<Instant>,
+    /// Publishing failed, and that was logged.
+    publish_failed: bool,
     checkpoints: BTreeMap<String, ReplayCheckpoint>,
     uploader: Option<CheckpointUploader>,
     commits: u64,
@@ -81,9 +84,9 @@ impl ShardTask {
         let now = Instant::now();
         let checkpoints = find_checkpoints(&setup)?;
         let uploader = match &setup.checkpoint_store {
-            Some(checkpoint_store) => {
-                let (checkpoint_store, lease) = (checkpoint_store.clone(), setup.lease.clone());
-                Some(CheckpointUploader::new(checkpoint_store, lease, &setup.data, newest)?)
+            Some(store) => {
+                let (store, lease) = (store.clone(), setup.lease.clone());
+                Some(CheckpointUploader::new(store, lease, &setup.data, newest)?)
             }
             None => None,
         };
@@ -93,8 +96,8 @@ impl ShardTask {
             shard,
             reader: None,
             publisher,
-            publish_again: None,
-            unpublished: false,
+            publish_after: None,
+            publish_failed: false,
             checkpoints,
             uploader,
             commits: 0,
@@ -104,22 +107,22 @@ impl ShardTask {
     }
 
     /// The shard was claimed with this writer.
-    pub(crate) fn claimed(&mut self, writer: Arc<dyn FencedWriter>) {
-        self.publisher.claimed(writer);
+    pub(crate) fn set_writer(&mut self, writer: Arc<dyn FencedWriter>) {
+        self.publisher.set_writer(writer);
     }
 
-    /// Of the latest claim.
+    /// The epoch of the latest claim.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.publisher.epoch()
     }
 
-    /// One round: reads what is there, or waits a moment for it, and does what the orders say. Returns
+    /// One round: reads what is there, or waits a moment for it, and follows the orders. Returns
     /// whether something happened that others wait for.
     pub(crate) fn step(&mut self, orders: &Orders) -> Result<bool, ShardError> {
         let limit = self.limit(orders);
         let at_limit = |position| limit.is_some_and(|limit| position >= limit);
         let more = if at_limit(self.shard.position()) {
-            if !self.shard.has_uncommitted() && self.due(orders).is_none() {
+            if !self.shard.has_uncommitted() && self.due_checkpoint(orders).is_none() {
                 std::thread::sleep(IDLE_WAIT);
             }
             false
@@ -128,29 +131,31 @@ impl ShardTask {
         };
         let config = &self.setup.config;
         let full = self.shard.pending_bytes() >= bytes(config.commit_bytes.0);
-        let late = self.committed_at.elapsed() >= config.commit_interval;
-        if !more || full || late || at_limit(self.shard.position()) {
+        let overdue = self.committed_at.elapsed() >= config.commit_interval;
+        if !more || full || overdue || at_limit(self.shard.position()) {
             self.commit()?;
         }
-        let mut happened = self.keep_checkpoints(orders)?;
-        happened |= self.upload(orders)?;
+        let mut happened = self.take_and_remove_checkpoints(orders)?;
+        happened |= self.upload_checkpoints(orders)?;
         self.publish(&orders.permit)?;
-        self.sync()?;
+        self.sync_if_due()?;
         Ok(happened)
     }
 
-    /// Before which offset the shard stops for now.
+    /// The offset before which the shard stops for now.
     fn limit(&self, orders: &Orders) -> Option<Offset> {
         let position = self.shard.position();
-        let exact = self.wanted(orders).filter_map(|duty| match duty.at {
+        let exact = self.missing_checkpoints(orders).filter_map(|duty| match duty.at {
             CheckpointAt::Now => None,
             CheckpointAt::Exactly(at) => Some(at).filter(|at| *at >= position),
         });
-        // A position beyond a checkpoint that nobody can see yet would say that it was missed.
+        // Not beyond a checkpoint before it is uploaded: the coordinator would think that the shard
+        // has missed it.
         let uploading = orders.checkpoints.iter().filter_map(|duty| match duty.at {
             CheckpointAt::Now => None,
             CheckpointAt::Exactly(at) => {
-                self.checkpoints.get(duty.id.as_str()).filter(|taken| taken.location.is_none())?;
+                let taken = self.checkpoints.get(duty.id.as_str());
+                taken.filter(|checkpoint| checkpoint.location.is_none())?;
                 Some(at)
             }
         });
@@ -162,12 +167,15 @@ impl ShardTask {
         let (topic, partition) = (&self.setup.plan.stream.topic, self.setup.identity.partition);
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => {
-                self.setup.log.reader(topic, partition, self.shard.position()).map_err(trimmed)?
-            }
+            None => self
+                .setup
+                .log
+                .reader(topic, partition, self.shard.position())
+                .map_err(explain_trimmed)?,
         };
         let wait = if self.shard.has_uncommitted() { LINGER } else { IDLE_WAIT };
-        let chunk = reader.read(bytes(self.setup.config.read_bytes.0), wait).map_err(trimmed)?;
+        let chunk =
+            reader.read(bytes(self.setup.config.read_bytes.0), wait).map_err(explain_trimmed)?;
         let Some(chunk) = chunk else {
             // Some offsets hold no record.
             let passed = limit.map_or(reader.position(), |limit| limit.min(reader.position()));
@@ -177,7 +185,7 @@ impl ShardTask {
         };
         self.shard.apply(&chunk, limit)?;
         match limit {
-            // The reader is beyond the shard now, and goes.
+            // The reader stands behind the limit now and is dropped.
             Some(limit) if limit < chunk.end() => self.shard.skip_to(limit),
             Some(_) | None => {
                 self.shard.skip_to(chunk.end());
@@ -202,37 +210,38 @@ impl ShardTask {
         Ok(())
     }
 
-    /// State never waits for the outputs: what cannot be published for now is tried again later.
+    /// Publishes what the permit allows. State never waits for outputs: after an error that may
+    /// pass, publishing is tried again later.
     fn publish(&mut self, permit: &Permit) -> Result<(), ShardError> {
-        if self.publish_again.is_some_and(|again| Instant::now() < again) {
+        if self.publish_after.is_some_and(|after| Instant::now() < after) {
             return Ok(());
         }
-        self.publish_again = None;
+        self.publish_after = None;
         match self.publisher.publish(self.shard.db(), permit) {
             Ok(count) => {
                 if count > 0 {
                     self.metrics.published(count);
-                    self.unpublished = false;
+                    self.publish_failed = false;
                 }
                 Ok(())
             }
             Err(error) if error.remedy == Remedy::Retry => {
-                if error.away {
-                    // Whoever reads the log says so for all.
+                if error.log_away {
+                    // Reading finds this too, and logs it once for all shards.
                     tracing::debug!(shard = %self.setup.identity, reason = error.reason, "outputs wait for the log");
-                } else if !self.unpublished {
+                } else if !self.publish_failed {
                     tracing::warn!(shard = %self.setup.identity, reason = error.reason, "outputs cannot be published, trying again");
-                    self.unpublished = true;
+                    self.publish_failed = true;
                 }
-                self.publish_again = Some(Instant::now() + PUBLISH_RETRY);
+                self.publish_after = Some(Instant::now() + PUBLISH_RETRY);
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Lets compaction remove what has expired since.
-    fn sync(&mut self) -> Result<(), ShardError> {
+    /// Makes commits durable every so often: compaction removes only what had expired by then.
+    fn sync_if_due(&mut self) -> Result<(), ShardError> {
         if self.synced_at.elapsed() >= self.setup.config.sync_interval {
             self.synced_at = Instant::now();
             let db = self.shard.db();
@@ -243,7 +252,7 @@ impl ShardTask {
         Ok(())
     }
 
-    /// Commits what is in memory, as far as it can be, and closes the database.
+    /// Commits what is in memory and closes the database.
     pub(crate) fn close(mut self) -> Result<(), ShardError> {
         self.commit()?;
         Ok(self.shard.db().sync()?)
@@ -262,7 +271,7 @@ impl ShardTask {
         self.publisher.published(self.shard.db())
     }
 
-    /// How many outputs wait; see [`Publisher::waiting`].
+    /// See [`Publisher::waiting`].
     pub(crate) fn waiting(&self) -> Result<usize, ShardError> {
         self.publisher.waiting(self.shard.db())
     }
@@ -288,8 +297,8 @@ impl ShardTask {
     }
 }
 
-/// Says what was lost and what to do, which the log cannot know.
-fn trimmed(error: headwater_log::Error) -> ShardError {
+/// Adds to the log's error what was lost and what to do.
+fn explain_trimmed(error: headwater_log::Error) -> ShardError {
     let headwater_log::Error::Trimmed { topic, partition, requested, start } = &error else {
         return error.into();
     };

@@ -1,20 +1,17 @@
-//! The thread of one shard: does its duty for as long as it has one and the shard is ours, whatever goes
-//! wrong meanwhile.
+//! The thread of one shard: runs the shard for as long as its duty and its lease last, whatever
+//! fails in between.
 
 use std::{
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use headwater_control::{ControlState, ShardDuty, SwapId};
-use headwater_log::{Ends, Log};
+use headwater_log::Ends;
 use headwater_proto::status::v1::ShardStatus;
-use headwater_service::{Condition, Health, Shutdown, follow::ControlView};
-use headwater_state::{Identity, Options, layout};
+use headwater_service::{Condition, Shutdown};
+use headwater_state::Identity;
 use headwater_types::{Epoch, Offset, Remedy};
-use parking_lot::Mutex;
-use tokio::runtime::Handle;
 
 use crate::{
     assignment::{group::ConsumerGroup, lease::Lease},
@@ -23,61 +20,82 @@ use crate::{
     metrics::ShardMetrics,
     publish::outbox::Permit,
     shard::{
-        claim::superseded,
+        claim::check_not_superseded,
         rate::Rate,
+        state::ShardState,
         task::{Orders, ShardTask},
     },
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-/// How often a shard that the store of checkpoints keeps from beginning looks whether somebody has put that right.
-const RECHECK: Duration = Duration::from_secs(10);
-/// How often a shard that waits and is in doubt asks whether it is still ours.
-const CONFIRM: Duration = Duration::from_secs(1);
-/// How often a shard that waits looks whether its duty has changed.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often a shard that the store of checkpoints has halted tries the store again.
+const STORE_RETRY: Duration = Duration::from_secs(10);
+/// How often a waiting shard whose lease is in doubt asks the group.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a waiting shard looks whether its duty has changed.
+const DUTY_POLL: Duration = Duration::from_millis(50);
 
-/// Why a worker ended.
+/// How a shard's thread ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ThreadEnd {
-    /// Shutdown, another owner, or nothing to do for now.
+    /// Shutdown, another owner, or no duty for now.
     Stopped,
     /// Nothing is left of the shard.
     Deleted,
 }
 
-/// One shard's thread, for one lease. What it holds outlives a panic and a new beginning.
+/// One shard's thread, for one lease. Its fields survive a panic and a retry.
 pub(crate) struct ShardThread {
     pub(super) context: Arc<ProcessorContext>,
     pub(super) group: Arc<ConsumerGroup>,
     pub(super) lease: Arc<Lease>,
     pub(super) identity: Identity,
-    /// Of our claim, once there is one.
+    state: ShardState,
+    /// The epoch of this thread's claim, once there is one.
     pub(super) epoch: Option<Epoch>,
-    /// For which swap it publishes nothing more, and from where on. It must not be decided twice: the
-    /// coordinator may have made it the fence already.
+    /// The swap for which the shard publishes nothing more, and from which position on. It is
+    /// decided once: the coordinator may have made it the fence already.
     pub(super) muted: Option<(SwapId, Offset)>,
+    /// The last status that was given to the status reporter or written, and when.
     pub(super) reported: ShardStatus,
     pub(super) reported_at: Option<Instant>,
-    pub(super) sent_at: Option<Instant>,
-    /// Where the partition ended, and when that was asked.
+    /// When a status was last made to compare it with the reported one.
+    pub(super) status_made_at: Option<Instant>,
+    /// The ends of the partition, and when the log was asked for them.
     pub(super) ends: Option<(Instant, Ends)>,
     /// The state's size, and when it was measured.
     pub(super) measured: Option<(Instant, u64)>,
+    /// Makes the process not ready while the shard is restored or halted.
     pub(super) condition: Option<Condition>,
-    /// Why it had to begin anew, as it was said last.
-    pub(super) interrupted_by: Option<String>,
-    /// Says that the shard has stopped, while it has.
+    /// The last logged reason for a retry or a halt.
+    pub(super) logged_reason: Option<String>,
+    /// Shows in the metrics that the shard is halted, while it is.
     pub(super) halted: Option<ShardMetrics>,
 }
 
-/// What a shard at work goes by from round to round.
-struct LoopState {
-    state: Arc<ControlState>,
+/// What a running shard keeps from round to round.
+struct RunState {
+    control: Arc<ControlState>,
+    /// `None`: to be made from the control state.
     orders: Option<Orders>,
     rate: Rate,
-    looked: Instant,
+    preconditions_checked_at: Instant,
+}
+
+/// What follows an error.
+enum Recovery {
+    Retry,
+    /// Nothing, until a person acts or another process owns the shard.
+    Halt,
+    End,
+}
+
+/// What follows a round.
+enum RoundOutcome {
+    Continue,
+    Stop,
+    Delete,
 }
 
 impl ShardThread {
@@ -91,158 +109,98 @@ impl ShardThread {
             group,
             identity: lease.identity(),
             lease,
+            state: ShardState::Created,
             epoch: None,
             muted: None,
             reported: ShardStatus::default(),
             reported_at: None,
-            sent_at: None,
+            status_made_at: None,
             ends: None,
             measured: None,
             condition: None,
-            interrupted_by: None,
+            logged_reason: None,
             halted: None,
         }
     }
 
-    /// Works until the shard is not ours any more, or has no duty.
+    /// Runs the shard until its lease or its duty ends.
     pub(crate) fn run(&mut self, shutdown: &Shutdown) -> ThreadEnd {
+        // A panic of this thread may have left any other state.
+        self.state = ShardState::Created;
         let mut backoff = FIRST_BACKOFF;
         let end = loop {
-            if self.leaving(shutdown).is_some() || self.lease.is_over() {
+            if self.release_deadline(shutdown).is_some() || self.lease.is_over() {
                 break ThreadEnd::Stopped;
             }
             let begun = Instant::now();
-            let error = match self.live(shutdown) {
+            let error = match self.run_once(shutdown) {
                 Ok(end) => break end,
                 Err(error) => error,
             };
             if begun.elapsed() > LONGEST_BACKOFF {
                 backoff = FIRST_BACKOFF;
             }
-            let wait = match self.after(&error) {
-                Recovery::Again => Some(backoff),
-                Recovery::Halt => error.store.then_some(RECHECK),
-                Recovery::ThreadEnd => break ThreadEnd::Stopped,
+            let wait = match self.recovery(&error) {
+                Recovery::Retry => {
+                    self.set_state(ShardState::BackingOff);
+                    Some(backoff)
+                }
+                Recovery::Halt => {
+                    self.set_state(ShardState::Halted);
+                    error.from_store.then_some(STORE_RETRY)
+                }
+                Recovery::End => break ThreadEnd::Stopped,
             };
             if !self.wait(shutdown, wait) {
                 break ThreadEnd::Stopped;
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         };
-        self.context.log_outage.over(self.identity);
+        self.set_state(ShardState::Closed);
+        self.context.log_outage.end(self.identity);
         if let Some(condition) = self.condition.take() {
             condition.remove();
         }
         end
     }
 
-    /// What follows from an error that ended a life.
-    fn after(&mut self, error: &ShardError) -> Recovery {
-        let (shard, reason) = (self.identity, &error.reason);
-        match error.remedy {
-            Remedy::Retry if error.away => {
-                self.context.log_outage.met(shard, reason);
-                Recovery::Again
-            }
-            Remedy::Retry => {
-                // Once, however often it is tried.
-                if self.interrupted_by.as_ref() != Some(reason) {
-                    tracing::warn!(%shard, reason, "shard interrupted, going on from its last commit");
-                    self.interrupted_by = Some(reason.clone());
-                }
-                Recovery::Again
-            }
-            // Whether there is another owner is for the group to say.
-            Remedy::StandDown => match self.lease.confirm() {
-                Ok(()) => {
-                    tracing::warn!(%shard, reason, "somebody claimed the shard, and the group says that it is ours: claiming it again");
-                    Recovery::Again
-                }
-                Err(error) if error.remedy == Remedy::StandDown => {
-                    tracing::warn!(%shard, reason, "the shard is another processor's now; nothing more is written for it here");
-                    Recovery::ThreadEnd
-                }
-                Err(_) => Recovery::Again,
-            },
-            Remedy::Correct | Remedy::Repair => match self.stopped(reason) {
-                Ok(()) => {
-                    if self.interrupted_by.as_ref() != Some(reason) {
-                        tracing::error!(%shard, reason, remedy = ?error.remedy, "shard stopped");
-                        self.interrupted_by = Some(reason.clone());
-                    }
-                    Recovery::Halt
-                }
-                Err(error) => {
-                    tracing::debug!(%shard, reason = error.reason, "cannot say yet that the shard has stopped");
-                    Recovery::Again
-                }
-            },
+    pub(super) fn set_state(&mut self, next: ShardState) {
+        if self.state != next {
+            debug_assert!(self.state.can_become(next), "{:?} to {next:?}", self.state);
+            tracing::debug!(shard = %self.identity, from = ?self.state, to = ?next, "shard state");
+            self.state = next;
         }
     }
 
-    /// Waits before a new beginning; without a time it waits for another duty. Returns whether to go on.
-    pub(super) fn wait(&self, shutdown: &Shutdown, wait: Option<Duration>) -> bool {
-        let begun = Instant::now();
-        let mut asked: Option<Instant> = None;
-        while self.leaving(shutdown).is_none() && !self.lease.is_over() {
-            self.lease.beat();
-            // What it has said last would be held back for as long as it waits. A loss ends the lease.
-            if !self.lease.allows() && asked.is_none_or(|at| at.elapsed() >= CONFIRM) {
-                asked = Some(Instant::now());
-                if let Err(error) = self.lease.confirm() {
-                    tracing::debug!(shard = %self.identity, reason = error.reason, "not confirmed yet");
-                }
+    /// Opens the shard and runs it until it is closed or fails.
+    fn run_once(&mut self, shutdown: &Shutdown) -> Result<ThreadEnd, ShardError> {
+        let control = self.context.control.current();
+        let mut task = match self.duty(&control) {
+            ShardDuty::Run { .. } => {
+                self.set_state(ShardState::Opening);
+                self.open(&control, shutdown)?
             }
-            let over = match wait {
-                Some(wait) => begun.elapsed() >= wait,
-                None => {
-                    !matches!(self.duty(&self.context.control.current()), ShardDuty::Run { .. })
-                }
-            };
-            if over {
-                return true;
-            }
-            self.lease.pause(LOOK);
-        }
-        false
-    }
-
-    /// By when the shard shall be handed over, if it shall.
-    pub(super) fn leaving(&self, shutdown: &Shutdown) -> Option<Instant> {
-        if shutdown.is_cancelled() {
-            self.lease.leave(Instant::now() + self.context.config.hand_over_timeout);
-        }
-        self.lease.leaving()
-    }
-
-    pub(super) fn duty(&self, state: &ControlState) -> ShardDuty {
-        state.shard_duty(self.identity.generation, self.identity.partition)
-    }
-
-    /// From opening the database to its end.
-    fn live(&mut self, shutdown: &Shutdown) -> Result<ThreadEnd, ShardError> {
-        let state = self.context.control.current();
-        let mut task = match self.duty(&state) {
-            ShardDuty::Run { .. } => self.open(&state, shutdown)?,
             ShardDuty::Stop => return Ok(ThreadEnd::Stopped),
-            ShardDuty::Delete => return self.delete(&state, shutdown),
+            ShardDuty::Delete => return self.delete(&control, shutdown),
         };
+        self.set_state(ShardState::Running);
         let now = Instant::now();
         let rate = Rate::new(now, task.progress().tallies.read());
-        let mut loop_state = LoopState { state, orders: None, rate, looked: now };
+        let mut run = RunState { control, orders: None, rate, preconditions_checked_at: now };
         let mut backoff = FIRST_BACKOFF;
         loop {
             if self.lease.is_over() {
                 return Ok(self.abandon(task));
             }
-            if let Some(until) = self.leaving(shutdown) {
+            if let Some(until) = self.release_deadline(shutdown) {
                 return Ok(self.hand_over(task, until, shutdown));
             }
-            match self.round(&mut task, &mut loop_state) {
-                Ok(RoundOutcome::Round) => {
+            match self.run_round(&mut task, &mut run) {
+                Ok(RoundOutcome::Continue) => {
                     if backoff != FIRST_BACKOFF {
                         backoff = FIRST_BACKOFF;
-                        self.context.log_outage.over(self.identity);
+                        self.set_state(ShardState::Running);
+                        self.context.log_outage.end(self.identity);
                     }
                 }
                 Ok(RoundOutcome::Stop) => {
@@ -253,19 +211,21 @@ impl ShardThread {
                     task.close()?;
                     return self.delete(&self.context.control.current(), shutdown);
                 }
-                // What is open stays open: all that is lacking is the log.
-                Err(error) if error.away => {
-                    self.context.log_outage.met(self.identity, &error.reason);
+                // The database stays open: only the log is missing.
+                Err(error) if error.log_away => {
+                    self.set_state(ShardState::LogAway);
+                    self.context.log_outage.begin(self.identity, &error.reason);
                     task.commit()?;
-                    self.lease.pause(backoff);
-                    self.lease.beat();
+                    self.lease.wait_for_change(backoff);
+                    self.lease.heartbeat();
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
                 Err(error) => {
-                    // All before an unreadable record counts. If this fails too, the log is read again.
+                    // The records before an unreadable one count. If this commit fails too, they
+                    // are read again.
                     let _ = task.commit();
                     if error.remedy != Remedy::StandDown {
-                        let _ = self.report(&task, &mut loop_state.rate, true);
+                        let _ = self.report_status(&task, &mut run.rate, true);
                     }
                     return Err(error);
                 }
@@ -273,56 +233,61 @@ impl ShardThread {
         }
     }
 
-    /// One round of a shard at work.
-    fn round(
+    /// One round of a running shard.
+    fn run_round(
         &mut self,
         task: &mut ShardTask,
-        loop_state: &mut LoopState,
+        run: &mut RunState,
     ) -> Result<RoundOutcome, ShardError> {
-        // After a pause that was too long this asks the group, before anything else is written.
-        self.lease.beat();
+        // After a pause that was too long this asks the group, before anything is written.
+        self.lease.heartbeat();
         self.lease.check()?;
-        let state = self.context.control.current();
-        let unchanged = state.position() == loop_state.state.position();
-        loop_state.state = state;
-        if !unchanged || loop_state.orders.is_none() {
-            loop_state.orders = match self.duty(&loop_state.state) {
+        let control = self.context.control.current();
+        let control_changed = control.position() != run.control.position();
+        run.control = control;
+        if control_changed {
+            // The former orders must not stay in force if the new ones cannot be made yet.
+            run.orders = None;
+        }
+        let orders = match run.orders.take() {
+            Some(orders) => orders,
+            None => match self.duty(&run.control) {
                 ShardDuty::Run { hold_at, checkpoints, muted_for } => {
-                    let permit = self.permit(&loop_state.state, muted_for, task)?;
-                    Some(Orders { hold_at, checkpoints, permit })
+                    let permit = self.permit(&run.control, muted_for, task)?;
+                    Orders { hold_at, checkpoints, permit }
                 }
                 ShardDuty::Stop => return Ok(RoundOutcome::Stop),
                 ShardDuty::Delete => return Ok(RoundOutcome::Delete),
-            };
+            },
+        };
+        let orders = run.orders.insert(orders);
+        if run.preconditions_checked_at.elapsed() >= self.context.config.report_interval {
+            run.preconditions_checked_at = Instant::now();
+            self.check_preconditions(task)?;
         }
-        if loop_state.looked.elapsed() >= self.context.config.report_interval {
-            loop_state.looked = Instant::now();
-            self.look_around(task)?;
-        }
-        let Some(orders) = &loop_state.orders else { return Ok(RoundOutcome::Round) };
         let happened = task.step(orders)?;
-        self.group.committed(self.identity.partition, task.progress().position);
-        self.report(task, &mut loop_state.rate, happened || !unchanged)?;
-        Ok(RoundOutcome::Round)
+        self.group.note_committed(self.identity.partition, task.progress().position);
+        self.report_status(task, &mut run.rate, happened || control_changed)?;
+        Ok(RoundOutcome::Continue)
     }
 
-    /// Whether anything has changed around the shard that forbids it to go on.
-    fn look_around(&self, task: &ShardTask) -> Result<(), ShardError> {
+    /// An error if the topic's partitions or the shard's owner have changed.
+    fn check_preconditions(&self, task: &ShardTask) -> Result<(), ShardError> {
         self.context.partition_check.check(&*self.context.log, task.stream())?;
         let Some(epoch) = task.epoch() else { return Ok(()) };
         let board = self.context.control.board();
-        superseded(board.get(self.identity.generation, self.identity.partition), epoch)
+        check_not_superseded(board.get(self.identity.generation, self.identity.partition), epoch)
     }
 
-    /// What may be published now. A shard that is asked to mute does so from what it has committed, or
-    /// from what it has published if a power cut, or a new owner, took commits away since.
-    pub(super) fn permit(
+    /// What may be published now. A shard that is asked to mute does so from what it has committed,
+    /// or from what it has published if a power cut or a new owner took commits away since.
+    fn permit(
         &mut self,
-        state: &ControlState,
+        control: &ControlState,
         muted_for: Option<SwapId>,
         task: &mut ShardTask,
     ) -> Result<Permit, ShardError> {
-        let windows = state.output_windows(self.identity.generation, self.identity.partition);
+        let windows = control.output_windows(self.identity.generation, self.identity.partition);
         match muted_for {
             Some(swap) if self.muted.as_ref().is_none_or(|(muted, _)| *muted != swap) => {
                 let at = task.progress().position.max(task.frontier()?);
@@ -333,19 +298,90 @@ impl ShardThread {
         }
         Ok(Permit { windows, muted_at: self.muted.as_ref().map(|(_, at)| *at) })
     }
-}
 
-/// What follows an error.
-enum Recovery {
-    Again,
-    /// Nothing, until a person acts or the shard is somebody else's.
-    Halt,
-    ThreadEnd,
-}
+    /// What follows an error that ended [`Self::run_once`].
+    fn recovery(&mut self, error: &ShardError) -> Recovery {
+        let (shard, reason) = (self.identity, &error.reason);
+        match error.remedy {
+            Remedy::Retry if error.log_away => {
+                self.context.log_outage.begin(shard, reason);
+                Recovery::Retry
+            }
+            Remedy::Retry => {
+                // Logged once, however often it is tried.
+                if self.logged_reason.as_ref() != Some(reason) {
+                    tracing::warn!(%shard, reason, "shard interrupted, going on from its last commit");
+                    self.logged_reason = Some(reason.clone());
+                }
+                Recovery::Retry
+            }
+            // The group decides whether there is another owner.
+            Remedy::StandDown => match self.lease.confirm() {
+                Ok(()) => {
+                    tracing::warn!(%shard, reason, "another process claimed the shard, but the group assigns it to this one: claiming it again");
+                    Recovery::Retry
+                }
+                Err(error) if error.remedy == Remedy::StandDown => {
+                    tracing::warn!(%shard, reason, "the shard belongs to another processor now; nothing more is written for it here");
+                    Recovery::End
+                }
+                Err(_) => Recovery::Retry,
+            },
+            Remedy::Correct | Remedy::Repair => match self.report_halt(reason) {
+                Ok(()) => {
+                    if self.logged_reason.as_ref() != Some(reason) {
+                        tracing::error!(%shard, reason, remedy = ?error.remedy, "shard stopped");
+                        self.logged_reason = Some(reason.clone());
+                    }
+                    Recovery::Halt
+                }
+                Err(error) => {
+                    tracing::debug!(%shard, reason = error.reason, "cannot report yet that the shard has stopped");
+                    Recovery::Retry
+                }
+            },
+        }
+    }
 
-/// What follows a round.
-enum RoundOutcome {
-    Round,
-    Stop,
-    Delete,
+    /// Waits before the shard is opened again; without a time it waits until the duty is no longer
+    /// to run. Returns whether to go on.
+    fn wait(&self, shutdown: &Shutdown, time: Option<Duration>) -> bool {
+        let begun = Instant::now();
+        let mut asked_at: Option<Instant> = None;
+        while self.release_deadline(shutdown).is_none() && !self.lease.is_over() {
+            self.lease.heartbeat();
+            // Without this the reporter would hold the last status back while the shard waits. If
+            // the shard is lost, that ends the lease.
+            if !self.lease.may_write() && asked_at.is_none_or(|at| at.elapsed() >= CONFIRM_INTERVAL)
+            {
+                asked_at = Some(Instant::now());
+                if let Err(error) = self.lease.confirm() {
+                    tracing::debug!(shard = %self.identity, reason = error.reason, "lease not confirmed yet");
+                }
+            }
+            let over = match time {
+                Some(time) => begun.elapsed() >= time,
+                None => {
+                    !matches!(self.duty(&self.context.control.current()), ShardDuty::Run { .. })
+                }
+            };
+            if over {
+                return true;
+            }
+            self.lease.wait_for_change(DUTY_POLL);
+        }
+        false
+    }
+
+    /// The time by which the shard has to be handed over, if it has to be.
+    pub(super) fn release_deadline(&self, shutdown: &Shutdown) -> Option<Instant> {
+        if shutdown.is_cancelled() {
+            self.lease.release_by(Instant::now() + self.context.config.hand_over_timeout);
+        }
+        self.lease.release_deadline()
+    }
+
+    pub(super) fn duty(&self, control: &ControlState) -> ShardDuty {
+        control.shard_duty(self.identity.generation, self.identity.partition)
+    }
 }

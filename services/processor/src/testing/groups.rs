@@ -7,7 +7,7 @@ use headwater_log::{Assignee, Error, GroupId, Member, Membership};
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
 
-use super::{Connection, TestLog};
+use crate::testing::log::{Connection, TestLog, pass};
 
 /// Consumer groups whose rebalances a test makes. Every group of the same partition has the same owner.
 #[derive(Clone, Default)]
@@ -57,7 +57,7 @@ impl Groups {
     }
 
     /// The process that was expelled is told, and may own something again.
-    pub(crate) fn tell(&self, process: &'static str) {
+    pub(crate) fn tell_expelled(&self, process: &'static str) {
         let mut state = self.0.lock();
         state.expelled.remove(process);
         let mut lost = Vec::new();
@@ -185,7 +185,7 @@ impl Member for TestMember {
     }
 
     fn confirm(&self) -> Result<(), Error> {
-        super::pass(&self.log.connection)?;
+        pass(&self.log.connection)?;
         match self.groups.0.lock().expelled.contains(self.process) {
             true => Err(Error::NotMember { group: self.group.clone() }),
             false => Ok(()),

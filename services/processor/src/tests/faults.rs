@@ -10,9 +10,9 @@ use headwater_proto::status::v1::ShardStatus;
 use headwater_state::Identity;
 use headwater_types::{Epoch, PartitionId};
 
-use super::world::{Traffic, World, config, expected_letters};
+use super::world::{PATIENCE, Traffic, World, config, expected_letters};
 use crate::{
-    Config,
+    config::Config,
     publish::writer_id::writer_id,
     testing::{Connection, Groups, P0, append_status, generation},
 };
@@ -73,7 +73,7 @@ async fn a_log_that_is_away_makes_the_process_wait_with_all_that_it_has() {
     one.log.set(Connection::Cut);
     let begun = Instant::now();
     while one.node.health.is_ready() {
-        assert!(begun.elapsed() < super::PATIENCE);
+        assert!(begun.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let unmet: Vec<_> =
@@ -163,11 +163,15 @@ async fn a_shard_that_hangs_is_given_up_in_time_and_writes_nothing_afterwards() 
     assert_eq!(one.metric(r#"headwater_processor_hand_overs_total{outcome="late"}"#), 1.0);
     world.log.orders(100..120);
     world.until("the new owner", |w| w.caught_up(1) && w.published(1)).await;
-    let taken_over = world.said(1, P0).into_iter().find(|s| s.1.processor == "two").unwrap().0;
+    let taken_over =
+        world.status_history(1, P0).into_iter().find(|s| s.1.processor == "two").unwrap().0;
     one.log.set(Connection::Open);
     tokio::time::sleep(Duration::from_millis(300)).await;
     // One status may have been on its way when the process was stopped.
-    let late = world.said(1, P0).into_iter().filter(|s| s.1.processor == "one" && s.0 > taken_over);
+    let late = world
+        .status_history(1, P0)
+        .into_iter()
+        .filter(|s| s.1.processor == "one" && s.0 > taken_over);
     assert!(late.count() <= 1);
     let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
     letters.sort();

@@ -9,7 +9,7 @@ use std::{
 use headwater_proto::{control::v1::Phase, status::v1::ShardStatus};
 use headwater_types::Offset;
 
-use super::world::{PATIENCE, Process, World, config, expected_letters};
+use super::world::{PATIENCE, Process, World, config, expected_letters, swap};
 use crate::testing::{Connection, Groups, P0, TestLog};
 
 const SWAP: &str = "spend-1-s1";
@@ -37,7 +37,7 @@ async fn owner_that_vanishes(
     world.until("HOLD", |w| w.phase() == Phase::Hold).await;
     one.log.set(Connection::Cut);
     groups.expel("one", "two");
-    world.append(super::swap(1, 1, 2, false));
+    world.append(swap(1, 1, 2, false));
     let last = ShardStatus { look_back: None, ..world.status(1).unwrap() };
     let log = world.log.another();
     *log.interjection.lock() = Some(last_word(last));
@@ -58,13 +58,13 @@ fn stopped_at_60(last: ShardStatus) -> ShardStatus {
 async fn swapped_at(world: &mut World, owner: &str, at: u64) -> BTreeSet<u64> {
     world.until("the swap", |world| world.phase() == Phase::Retain).await;
     let fence = world.state.replays().values().next().unwrap().swap_fence.clone().unwrap();
-    assert_eq!(fence[&P0], Offset(at), "{:#?}", world.said(1, P0));
+    assert_eq!(fence[&P0], Offset(at), "{:#?}", world.status_history(1, P0));
     let settled = |status: ShardStatus| status.processor == owner && status.look_back.is_none();
     world.until("the new owner's word", |world| world.status(1).is_some_and(settled)).await;
-    let said = world.said(1, P0).into_iter().map(|said| said.1);
+    let said = world.status_history(1, P0).into_iter().map(|said| said.1);
     let mute = said.filter(|said| said.processor == owner && said.muted_for == SWAP);
     let muted: BTreeSet<_> = mute.map(|said| said.muted_at).collect();
-    assert!(muted.iter().all(|muted_at| *muted_at == at), "{:#?}", world.said(1, P0));
+    assert!(muted.iter().all(|muted_at| *muted_at == at), "{:#?}", world.status_history(1, P0));
     muted
 }
 
@@ -136,7 +136,7 @@ async fn a_new_owner_that_has_not_heard_of_the_swap_yet_is_bound_by_it() {
     two.log.deaf.store(true, Ordering::Relaxed);
     // A read that had begun before ends.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    world.append(super::swap(1, 1, 2, false));
+    world.append(swap(1, 1, 2, false));
     within_patience("the former owner's word", || world.status(1).unwrap().muted_for == SWAP).await;
     one.log.set(Connection::Cut);
     groups.expel("one", "two");

@@ -9,7 +9,7 @@ use headwater_state::{Identity, Options, ShardDb, layout};
 use headwater_types::{Offset, PartitionId};
 use tempfile::TempDir;
 
-use super::world::{Traffic, World, config, digest_of, expected_letters};
+use super::world::{Process, Traffic, World, config, digest_of, expected_letters};
 use crate::{
     assignment::group::group_id,
     testing::{Connection, Groups, P0, TestLog, generation, name, plan_of},
@@ -100,7 +100,8 @@ async fn partitions_move(seed: u64, store: bool) {
             "law 5"
         );
         // One owner after the other, each with a claim of its own.
-        let epochs: Vec<_> = world.said(1, partition).into_iter().map(|s| s.1.epoch).collect();
+        let epochs: Vec<_> =
+            world.status_history(1, partition).into_iter().map(|s| s.1.epoch).collect();
         assert!(epochs.is_sorted() && epochs[0] > 0, "{epochs:?}");
     }
     check_letters(&world, 3, count);
@@ -113,10 +114,10 @@ async fn partitions_move(seed: u64, store: bool) {
     for process in processes {
         let processor = process.processor.clone();
         process.stop().await;
-        let account = processor.account().unwrap();
+        let summary = processor.summary().unwrap();
         assert!(
-            account.contains("0 of them late") && account.contains("0 outputs left"),
-            "{account}"
+            summary.contains("0 of them late") && summary.contains("0 outputs left"),
+            "{summary}"
         );
     }
     assert!(groups.members(&group).is_empty());
@@ -204,7 +205,8 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     let begun = two.log.begun.lock().clone();
     assert_eq!(begun, [(P0, Offset(500))], "from the store");
     world.until("its outputs", |world| world.published(1)).await;
-    let taken_over = world.said(1, P0).into_iter().find(|s| s.1.processor == "two").unwrap();
+    let taken_over =
+        world.status_history(1, P0).into_iter().find(|s| s.1.processor == "two").unwrap();
     let letters = world.letters().len();
 
     one.log.set(Connection::Open);
@@ -212,7 +214,8 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     world.log.orders(600..620);
     world.until("more work", |world| world.caught_up(1) && world.published(1)).await;
     // One status may have been on its way when the process was stopped; nobody listens to it.
-    let late: Vec<_> = world.said(1, P0).into_iter().filter(|s| s.0 > taken_over.0).collect();
+    let late: Vec<_> =
+        world.status_history(1, P0).into_iter().filter(|s| s.0 > taken_over.0).collect();
     let late: Vec<_> = late.iter().filter(|s| s.1.processor == "one").collect();
     assert!(late.len() <= 1 && late.iter().all(|s| s.1.epoch < taken_over.1.epoch), "{late:?}");
     assert_eq!(world.status(1).unwrap().processor, "two");
@@ -221,7 +224,7 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     assert!(one.node.tasks.failure().is_none() && one.node.health.is_ready());
 
     // The group tells it at last, and may give it something again.
-    groups.tell("one");
+    groups.tell_expelled("one");
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P0, "one")).await.unwrap();
     world.log.orders(620..640);
@@ -345,7 +348,7 @@ async fn moved_in_every_phase(store: bool) {
     let fence = world.state.replays().values().next().unwrap().swap_fence.clone().unwrap();
     for partition in world.all() {
         let muted: BTreeSet<_> = world
-            .said(1, partition)
+            .status_history(1, partition)
             .into_iter()
             .filter(|s| s.1.muted_for == "spend-1-s1")
             .map(|s| s.1.muted_at)
@@ -395,8 +398,7 @@ async fn a_retired_generation_is_deleted_by_its_owners_and_stale_copies_by_whoev
     let moving = groups.clone();
     tokio::task::spawn_blocking(move || moving.hand_over(P2, "two")).await.unwrap();
     world.until("the move", |w| w.status_of(1, P2).unwrap().processor == "two").await;
-    let local =
-        |process: &super::world::Process, p| layout::shard_dir(&process.data, generation(1), p);
+    let local = |process: &Process, p| layout::shard_dir(&process.data, generation(1), p);
     assert!(local(&one, P2).exists());
     let count = traffic.stop();
     let stored = world.dir.path().join("store").join(generation(1).to_string());

@@ -30,7 +30,8 @@ use prost::Message;
 use tempfile::TempDir;
 
 use crate::{
-    Config, Processor,
+    Processor,
+    config::Config,
     testing::{Groups, P0, StatusAt, TestLog, VIEW_SQL, generation, name, read_board, stream_sql},
 };
 
@@ -291,7 +292,7 @@ impl World {
     }
 
     /// Every statement about a shard that was ever made, in order, with its place in the topic.
-    pub(crate) fn said(&self, number: u64, partition: PartitionId) -> Vec<StatusAt> {
+    pub(crate) fn status_history(&self, number: u64, partition: PartitionId) -> Vec<StatusAt> {
         let topic = name(STATUS_TOPIC);
         let mut reader = self.log.memory.reader(&topic, P0, Offset::ZERO).unwrap();
         let mut said = Vec::new();

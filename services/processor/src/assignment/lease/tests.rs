@@ -10,7 +10,7 @@ impl Lease {
     /// Of a process that has the log for itself.
     pub(crate) fn alone(identity: Identity) -> Arc<Self> {
         let handle = GroupHandle::default();
-        handle.take(Box::new(ScriptedMember::default()));
+        handle.set(Box::new(ScriptedMember::default()));
         Self::new(identity, Arc::new(handle), Duration::from_secs(5))
     }
 }
@@ -38,7 +38,7 @@ impl Member for ScriptedMember {
 
 fn lease(guard: Duration) -> (Arc<Lease>, ScriptedMember) {
     let (answers, handle) = (ScriptedMember::default(), Arc::new(GroupHandle::default()));
-    handle.take(Box::new(answers.clone()));
+    handle.set(Box::new(answers.clone()));
     let identity = Identity { generation: generation(1), partition: P0 };
     (Lease::new(identity, handle, guard), answers)
 }
@@ -48,22 +48,22 @@ fn nothing_is_asked_while_the_thread_is_there_and_the_group_decides_after_a_paus
     let (lease, answers) = lease(Duration::from_millis(800));
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(5));
-        lease.beat();
+        lease.heartbeat();
         lease.check().unwrap();
     }
     assert_eq!(answers.asked.load(Ordering::Relaxed), 0);
 
     std::thread::sleep(Duration::from_millis(850));
-    lease.beat();
-    assert!(!lease.allows(), "a beat after the pause does not make it undone");
+    lease.heartbeat();
+    assert!(!lease.may_write(), "a beat after the pause does not make it undone");
     lease.check().unwrap();
-    assert!(lease.allows());
+    assert!(lease.may_write());
     assert_eq!(answers.asked.load(Ordering::Relaxed), 1);
 
     std::thread::sleep(Duration::from_millis(850));
     answers.answer.store(2, Ordering::Relaxed);
     assert_eq!(lease.check().unwrap_err().remedy, Remedy::Retry);
-    assert!(!lease.is_over() && !lease.allows(), "nobody knows, so nothing is written");
+    assert!(!lease.is_over() && !lease.may_write(), "nobody knows, so nothing is written");
 
     answers.answer.store(1, Ordering::Relaxed);
     assert_eq!(lease.check().unwrap_err().remedy, Remedy::StandDown);
@@ -74,41 +74,44 @@ fn nothing_is_asked_while_the_thread_is_there_and_the_group_decides_after_a_paus
 #[test]
 fn a_lease_that_was_lost_is_not_given_back_by_an_answer_that_was_on_its_way() {
     let (lease, _) = lease(Duration::from_secs(5));
-    assert!(lease.begin());
-    lease.leave(Instant::now() + Duration::from_secs(5));
-    assert!(lease.leaving().is_some() && lease.allows(), "the last words are still ours");
+    assert!(lease.attach_thread());
+    lease.release_by(Instant::now() + Duration::from_secs(5));
+    assert!(
+        lease.release_deadline().is_some() && lease.may_write(),
+        "the last words are still ours"
+    );
     lease.lose();
-    assert!(lease.leaving().is_none() && !lease.allows());
-    lease.leave(Instant::now() + Duration::from_secs(5));
+    assert!(lease.release_deadline().is_none() && !lease.may_write());
+    lease.release_by(Instant::now() + Duration::from_secs(5));
     assert!(lease.is_over());
 }
 
 #[test]
 fn a_hand_over_waits_for_the_thread_and_no_longer_than_its_limit() {
     let (lease, _) = lease(Duration::from_secs(5));
-    assert!(lease.begin());
-    assert!(!lease.begin(), "one thread at a time");
+    assert!(lease.attach_thread());
+    assert!(!lease.attach_thread(), "one thread at a time");
     let closer = lease.clone();
     let closed = ClosedShard { position: 7, uploaded: true, outbox: 0 };
     let thread = std::thread::spawn(move || {
-        while closer.leaving().is_none() {
+        while closer.release_deadline().is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
-        closer.closed(closed);
-        closer.end();
+        closer.set_closed(closed);
+        closer.detach_thread();
     });
     let until = Instant::now() + Duration::from_secs(20);
-    lease.leave(until);
+    lease.release_by(until);
     lease.await_idle(until);
-    assert_eq!(lease.conclude(), (true, Some(closed)));
+    assert_eq!(lease.expire(), (true, Some(closed)));
     thread.join().unwrap();
 
     let (lease, _) = super::tests::lease(Duration::from_secs(5));
-    assert!(lease.begin());
+    assert!(lease.attach_thread());
     let begun = Instant::now();
     lease.await_idle(begun + Duration::from_millis(30));
-    assert_eq!(lease.conclude(), (false, None));
-    assert!(!lease.allows(), "late is as good as lost");
+    assert_eq!(lease.expire(), (false, None));
+    assert!(!lease.may_write(), "late is as good as lost");
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn leaving_waits_for_whoever_is_asking_the_member() {
         }
     }
     let (state, handle) = (Arc::new(AtomicU32::new(0)), Arc::new(GroupHandle::default()));
-    handle.take(Box::new(Slow(state.clone())));
+    handle.set(Box::new(Slow(state.clone())));
     let member = handle.member().unwrap();
     let asking = std::thread::spawn(move || member.confirm().unwrap());
     handle.leave();

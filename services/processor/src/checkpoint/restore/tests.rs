@@ -9,8 +9,8 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::{
-    Config,
     checkpoint::store::CheckpointStore,
+    config::Config,
     metrics::ProcessorMetrics,
     testing::{P0, TestLog, generation, name, plan},
 };
@@ -225,7 +225,7 @@ fn a_crash_at_any_moment_of_the_swap_leaves_a_whole_copy() {
                 fs::write(path.join("CURRENT"), text).unwrap();
             }
         }
-        copies.settle().unwrap();
+        copies.recover().unwrap();
         assert_eq!(fs::read_to_string(shard.join("CURRENT")).unwrap(), used, "{present:?}");
         let left: Vec<_> = fs::read_dir(shard.parent().unwrap()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
@@ -281,7 +281,7 @@ fn a_shard_without_a_copy_says_that_it_waits_for_a_store_that_is_none() {
     let mut announced = Vec::new();
     let opened = open(&fixture.setup("one"), &Shutdown::new(), |text| announced.push(text));
     let error = opened.err().unwrap();
-    assert_eq!((error.remedy, error.store), (Remedy::Retry, true));
+    assert_eq!((error.remedy, error.from_store), (Remedy::Retry, true));
     assert!(error.reason.contains("it answers 404 Not Found"), "{}", error.reason);
     assert!(announced.concat().contains(&error.reason), "{announced:?}");
 }
@@ -298,7 +298,7 @@ fn a_store_that_refuses_keeps_no_shard_from_going_on_with_its_copy() {
     let mut announced = Vec::new();
     let without = open(&fixture.setup("two"), &Shutdown::new(), |text| announced.push(text));
     let error = without.err().unwrap();
-    assert_eq!((error.remedy, error.store), (Remedy::Correct, true));
+    assert_eq!((error.remedy, error.from_store), (Remedy::Correct, true));
     assert!(error.reason.contains("check the credentials"), "{}", error.reason);
     assert!(announced.is_empty(), "the shard stops, and says so itself: {announced:?}");
 }
@@ -312,7 +312,7 @@ fn a_store_that_hangs_holds_up_no_hand_over() {
     let lease = setup.lease.clone();
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(300));
-        lease.leave(Instant::now() + Duration::from_secs(1));
+        lease.release_by(Instant::now() + Duration::from_secs(1));
     });
     let begun = Instant::now();
     let error = open(&setup, &Shutdown::new(), |_| {}).err().unwrap();

@@ -1,32 +1,25 @@
-//! Checkpoints of a shard at work: for replays, and for the store.
+//! The checkpoints that a shard takes while it runs: for replays, and for the store.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::time::Instant;
 
 use headwater_control::{CheckpointAt, CheckpointDuty};
 use headwater_proto::status::v1::{Checkpoint, ShardStatus};
 use headwater_service::Shutdown;
-use headwater_state::{ShardReader, layout};
-use headwater_types::{Offset, Remedy};
+use headwater_state::layout;
+use headwater_types::Offset;
 
 use super::{Orders, ShardTask};
 use crate::{
     checkpoint::{
-        setup::ShardSetup,
+        replay::{ReplayCheckpoint, file_url},
         upload::{UploadPurpose, UploadRequest},
     },
     error::ShardError,
 };
 
-/// A checkpoint for a replay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ReplayCheckpoint {
-    pub(crate) position: Offset,
-    /// Where others find it; `None` until it is in the store.
-    pub(crate) location: Option<String>,
-}
-
 impl ShardTask {
-    pub(super) fn wanted<'a>(
+    /// The ordered checkpoints that have not been taken.
+    pub(super) fn missing_checkpoints<'a>(
         &self,
         orders: &'a Orders,
     ) -> impl Iterator<Item = &'a CheckpointDuty> {
@@ -34,18 +27,22 @@ impl ShardTask {
     }
 
     /// A checkpoint that is to be taken at this very position.
-    pub(super) fn due<'a>(&self, orders: &'a Orders) -> Option<&'a CheckpointDuty> {
+    pub(super) fn due_checkpoint<'a>(&self, orders: &'a Orders) -> Option<&'a CheckpointDuty> {
         let position = self.shard.position();
-        self.wanted(orders).find(|duty| match duty.at {
+        self.missing_checkpoints(orders).find(|duty| match duty.at {
             CheckpointAt::Now => true,
             CheckpointAt::Exactly(at) => at == position,
         })
     }
 
-    /// Takes the checkpoints that are due and removes those that nobody needs.
-    pub(super) fn keep_checkpoints(&mut self, orders: &Orders) -> Result<bool, ShardError> {
-        let mut happened = false;
-        while let Some(duty) = self.due(orders) {
+    /// Takes the checkpoints that are due and removes those that are no longer ordered. Returns
+    /// whether there were any.
+    pub(super) fn take_and_remove_checkpoints(
+        &mut self,
+        orders: &Orders,
+    ) -> Result<bool, ShardError> {
+        let mut changed = false;
+        while let Some(duty) = self.due_checkpoint(orders) {
             self.commit()?;
             let directory = self.setup.checkpoint_dir(duty.id.as_str());
             let progress = self.shard.db().checkpoint(&directory)?;
@@ -55,23 +52,23 @@ impl ShardTask {
                 position = progress.position.0,
                 "checkpoint taken"
             );
-            // Without a store it lies where all that need it can see it.
+            // Without a store all processes share this disk, and find the checkpoint here.
             let location = self.uploader.is_none().then(|| file_url(&directory));
-            let taken = ReplayCheckpoint { position: progress.position, location };
-            self.checkpoints.insert(duty.id.to_string(), taken);
-            happened = true;
+            let checkpoint = ReplayCheckpoint { position: progress.position, location };
+            self.checkpoints.insert(duty.id.to_string(), checkpoint);
+            changed = true;
         }
-        let needed = |id: &str| orders.checkpoints.iter().any(|duty| duty.id.as_str() == id);
-        while let Some(id) = self.checkpoints.keys().find(|id| !needed(id)).cloned() {
+        let ordered = |id: &str| orders.checkpoints.iter().any(|duty| duty.id.as_str() == id);
+        while let Some(id) = self.checkpoints.keys().find(|id| !ordered(id)).cloned() {
             layout::remove(&self.setup.checkpoint_dir(&id))?;
             self.checkpoints.remove(&id);
-            happened = true;
+            changed = true;
         }
-        Ok(happened)
+        Ok(changed)
     }
 
-    /// What the former owner has left in the store for a replay that goes on.
-    pub(crate) fn inherit(&mut self, former: &ShardStatus) -> Result<(), ShardError> {
+    /// Takes over the checkpoints that the former owner has stored for a replay that goes on.
+    pub(crate) fn adopt_checkpoints(&mut self, former: &ShardStatus) -> Result<(), ShardError> {
         let Some(uploader) = &self.uploader else { return Ok(()) };
         for Checkpoint { replay_id, position, location } in &former.checkpoints {
             if !uploader.store().has(location) {
@@ -81,64 +78,66 @@ impl ShardTask {
             if uploader.manifest(location)?.is_none_or(|manifest| manifest.position() != position) {
                 continue;
             }
-            let present = self.checkpoints.get(replay_id);
-            if present.is_some_and(|present| present.position != position) {
-                // The fence is where the other one was taken.
+            let own = self.checkpoints.get(replay_id);
+            if own.is_some_and(|own| own.position != position) {
+                // The fence is at the former owner's checkpoint.
                 layout::remove(&self.setup.checkpoint_dir(replay_id))?;
             }
-            let taken = ReplayCheckpoint { position, location: Some(location.clone()) };
-            self.checkpoints.insert(replay_id.clone(), taken);
+            let checkpoint = ReplayCheckpoint { position, location: Some(location.clone()) };
+            self.checkpoints.insert(replay_id.clone(), checkpoint);
         }
         Ok(())
     }
 
-    /// Moves checkpoints to the store, in the background. Returns whether one arrived that others wait for.
-    pub(super) fn upload(&mut self, orders: &Orders) -> Result<bool, ShardError> {
-        let happened = self.collect()?;
-        let Some(uploader) = &mut self.uploader else { return Ok(happened) };
-        let Some(epoch) = self.publisher.epoch() else { return Ok(happened) };
-        if uploader.is_running() || uploader.rests() || !self.setup.lease.allows() {
-            return Ok(happened);
+    /// Begins an upload if one is due. Returns whether a checkpoint for a replay has arrived in the
+    /// store.
+    pub(super) fn upload_checkpoints(&mut self, orders: &Orders) -> Result<bool, ShardError> {
+        let arrived = self.collect_upload()?;
+        let Some(uploader) = &mut self.uploader else { return Ok(arrived) };
+        let Some(epoch) = self.publisher.epoch() else { return Ok(arrived) };
+        if uploader.is_running() || uploader.is_backing_off() || !self.setup.lease.may_write() {
+            return Ok(arrived);
         }
         let position = self.shard.progress().position;
-        let waiting = self.checkpoints.iter().find(|(_, taken)| taken.location.is_none());
-        let (purpose, directory, position) = if let Some((id, taken)) = waiting {
-            (UploadPurpose::Replay(id.clone()), self.setup.checkpoint_dir(id), taken.position)
+        let waiting = self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.location.is_none());
+        let (purpose, directory, position) = if let Some((id, checkpoint)) = waiting {
+            let directory = self.setup.checkpoint_dir(id);
+            (UploadPurpose::Replay(id.clone()), directory, checkpoint.position)
         } else if uploader.is_due(position) && position > self.setup.floor {
-            let directory = uploader.place(position);
+            let directory = uploader.checkpoint_dir(position);
             let progress = self.shard.db().checkpoint(&directory)?;
             (UploadPurpose::HandOver, directory, progress.position)
         } else {
-            return Ok(happened);
+            return Ok(arrived);
         };
         let mut replays: Vec<_> = self.checkpoints.keys().cloned().collect();
         replays.extend(orders.checkpoints.iter().map(|duty| duty.id.to_string()));
         uploader.begin(UploadRequest { purpose, directory, position, epoch, replays });
-        Ok(happened)
+        Ok(arrived)
     }
 
-    /// Notes what has arrived in the store.
-    fn collect(&mut self) -> Result<bool, ShardError> {
+    /// Notes where the checkpoint is that has arrived in the store. Returns whether one has.
+    fn collect_upload(&mut self) -> Result<bool, ShardError> {
         let Some(uploader) = &mut self.uploader else { return Ok(false) };
-        let Some((id, manifest)) = uploader.finished()? else { return Ok(false) };
-        let Some(taken) = self.checkpoints.get_mut(&id) else { return Ok(false) };
-        taken.location = Some(manifest.url().to_owned());
+        let Some((id, manifest)) = uploader.take_finished()? else { return Ok(false) };
+        let Some(checkpoint) = self.checkpoints.get_mut(&id) else { return Ok(false) };
+        checkpoint.location = Some(manifest.url().to_owned());
         Ok(true)
     }
 
-    /// Sees to it that the store has all that is committed, as far as there is time until then. Returns
-    /// whether it has.
-    pub(crate) fn upload_last(
+    /// Stores a checkpoint of everything that is committed, if there is time for that before the
+    /// deadline. Returns whether the store has it.
+    pub(crate) fn upload_last_checkpoint(
         &mut self,
         until: Instant,
         shutdown: &Shutdown,
     ) -> Result<bool, ShardError> {
         loop {
-            self.collect()?;
+            self.collect_upload()?;
             match &self.uploader {
                 None => return Ok(false),
                 Some(uploader) if uploader.is_running() => {
-                    if Instant::now() >= until || !uploader.linger(shutdown) {
+                    if Instant::now() >= until || !uploader.wait_briefly(shutdown) {
                         return Ok(false);
                     }
                 }
@@ -147,67 +146,30 @@ impl ShardTask {
         }
         let Some(uploader) = &mut self.uploader else { return Ok(false) };
         let position = self.shard.progress().position;
-        if uploader.has(position) {
+        if uploader.has_stored(position) {
             return Ok(true);
         }
         let Some(epoch) = self.publisher.epoch() else { return Ok(false) };
         if position <= self.setup.floor || Instant::now() >= until {
             return Ok(false);
         }
-        let directory = uploader.place(position);
-        let progress = self.shard.db().checkpoint(&directory)?;
+        let directory = uploader.checkpoint_dir(position);
+        let position = self.shard.db().checkpoint(&directory)?.position;
         let replays = self.checkpoints.keys().cloned().collect();
-        let (purpose, position) = (UploadPurpose::HandOver, progress.position);
-        let upload = UploadRequest { purpose, directory, position, epoch, replays };
-        Ok(uploader.last(&upload, until, shutdown))
+        let purpose = UploadPurpose::HandOver;
+        let request = UploadRequest { purpose, directory, position, epoch, replays };
+        Ok(uploader.upload_now(&request, until, shutdown))
     }
 
-    /// Those that others can find.
-    pub(crate) fn checkpoints(&self) -> Vec<Checkpoint> {
-        let told = |(id, taken): (&String, &ReplayCheckpoint)| {
+    /// The checkpoints that others can find.
+    pub(crate) fn visible_checkpoints(&self) -> Vec<Checkpoint> {
+        let visible = |(id, checkpoint): (&String, &ReplayCheckpoint)| {
             Some(Checkpoint {
                 replay_id: id.clone(),
-                position: taken.position.0,
-                location: taken.location.clone()?,
+                position: checkpoint.position.0,
+                location: checkpoint.location.clone()?,
             })
         };
-        self.checkpoints.iter().filter_map(told).collect()
+        self.checkpoints.iter().filter_map(visible).collect()
     }
-}
-
-/// The checkpoints that are there since an earlier life.
-pub(super) fn find_checkpoints(
-    setup: &ShardSetup,
-) -> Result<BTreeMap<String, ReplayCheckpoint>, ShardError> {
-    let mut found = BTreeMap::new();
-    let Ok(entries) = fs::read_dir(setup.checkpoint_dir("").as_path()) else { return Ok(found) };
-    for entry in entries.flatten() {
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        match ShardReader::open_checkpoint_with(&entry.path(), &setup.identity, &setup.options) {
-            Ok(reader) => {
-                let location = setup.checkpoint_store.is_none().then(|| file_url(&entry.path()));
-                found.insert(
-                    id,
-                    ReplayCheckpoint { position: reader.progress().position, location },
-                );
-            }
-            Err(error) if error.remedy() == Remedy::Retry && !is_missing(&error) => {
-                return Err(error.into());
-            }
-            // One that a crash left half done, or damage: another can be taken, this one cannot be used.
-            Err(error) => {
-                tracing::info!(path = %entry.path().display(), %error, "removing what is no checkpoint");
-                layout::remove(&entry.path())?;
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn is_missing(error: &headwater_state::Error) -> bool {
-    matches!(error, headwater_state::Error::Missing { .. })
-}
-
-fn file_url(directory: &Path) -> String {
-    format!("file://{}", directory.display())
 }

@@ -1,7 +1,9 @@
 use headwater_control::{CheckpointId, OutputWindow};
+use headwater_engine::ViewPlan;
+use headwater_log::Log as _;
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::Metrics;
-use headwater_state::{ShardReader, Store, digest};
+use headwater_state::{Identity, Options, ShardReader, Store, digest, layout};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -9,9 +11,9 @@ use headwater_service::{Shutdown, Tasks};
 
 use super::*;
 use crate::{
-    Config,
     assignment::lease::Lease,
     checkpoint::{restore, store::CheckpointStore},
+    config::Config,
     metrics::ProcessorMetrics,
     publish::writer_id::writer_id,
     testing::{P0, TestLog, generation, name, plan},
@@ -64,7 +66,7 @@ impl TaskFixture {
             )
         };
         let mut task = self.try_open_with(number, 0, Some(Arc::new(checkpoint_store))).unwrap();
-        task.claimed(self.log.writer(&writer_id(Self::identity(number))).unwrap());
+        task.set_writer(self.log.writer(&writer_id(Self::identity(number))).unwrap());
         task
     }
 
@@ -113,7 +115,7 @@ impl TaskFixture {
 }
 
 fn position_of(task: &ShardTask, id: &str) -> Option<Offset> {
-    let checkpoints = task.checkpoints();
+    let checkpoints = task.visible_checkpoints();
     let found = checkpoints.iter().find(|checkpoint| checkpoint.replay_id == id)?;
     assert!(found.location.starts_with("file:///"), "{}", found.location);
     Some(Offset(found.position))
@@ -191,7 +193,7 @@ fn a_shard_that_is_past_the_fence_takes_no_checkpoint_and_goes_on() {
             ..orders()
         },
     );
-    assert!(task.checkpoints().is_empty());
+    assert!(task.visible_checkpoints().is_empty());
     assert_eq!(task.progress().position, Offset(20));
 }
 
@@ -232,7 +234,7 @@ fn a_live_shard_takes_its_checkpoint_where_it_is_and_only_once() {
     let next = Orders { checkpoints: checkpoint("spend-1-a2", CheckpointAt::Now), ..orders() };
     run(&mut task, &next);
     assert_eq!(position_of(&task, "spend-1-a2"), Some(Offset(20)));
-    assert_eq!(task.checkpoints().len(), 1);
+    assert_eq!(task.visible_checkpoints().len(), 1);
     assert!(!task.setup.checkpoint_dir("spend-1-a1").exists(), "nobody needs it any more");
 }
 
@@ -270,7 +272,7 @@ fn half_a_checkpoint_of_a_crash_is_taken_again() {
     std::fs::create_dir_all(&half).unwrap();
     std::fs::write(half.join("000001.sst"), b"half").unwrap();
     let mut task = fixture.open(1);
-    assert!(task.checkpoints().is_empty());
+    assert!(task.visible_checkpoints().is_empty());
     run(
         &mut task,
         &Orders {
@@ -364,7 +366,7 @@ fn a_new_generation_waits_at_the_fence_until_others_can_see_its_checkpoint() {
     let mut task = fixture.open_with_store(1, 0);
     run(&mut task, &fence);
     assert_eq!(task.progress().position, Offset(7));
-    assert!(task.checkpoints().is_empty(), "nobody else could open it yet");
+    assert!(task.visible_checkpoints().is_empty(), "nobody else could open it yet");
     drop(task);
 
     // A live shard does not wait for anything.
@@ -373,13 +375,13 @@ fn a_new_generation_waits_at_the_fence_until_others_can_see_its_checkpoint() {
     live.step(&now).unwrap();
     run(&mut live, &now);
     assert_eq!(live.progress().position, Offset(20));
-    assert!(live.checkpoints().is_empty());
+    assert!(live.visible_checkpoints().is_empty());
 
     let mut task = fixture.open_with_store(1, 1);
     while task.progress().position < Offset(20) {
         task.step(&fence).unwrap();
     }
-    let told = task.checkpoints();
+    let told = task.visible_checkpoints();
     assert_eq!((told[0].position, told.len()), (7, 1));
     let store =
         Store::open(&format!("file://{}", fixture.dir.path().join("store").display())).unwrap();
@@ -397,7 +399,7 @@ fn a_new_generation_waits_at_the_fence_until_others_can_see_its_checkpoint() {
     task.close().unwrap();
     layout::remove(&layout::checkpoint_dir(fixture.dir.path(), generation(1), P0, "")).unwrap();
     let mut next = fixture.open_with_store(1, 1);
-    next.inherit(&said).unwrap();
+    next.adopt_checkpoints(&said).unwrap();
     run(&mut next, &fence);
-    assert_eq!(next.checkpoints(), told);
+    assert_eq!(next.visible_checkpoints(), told);
 }
