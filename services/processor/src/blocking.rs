@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headwater_log::{Log, Record};
+use headwater_log::{Log, Record, block_on};
 use headwater_types::{Name, Offset, PartitionId};
 use tokio::runtime::Handle;
 
@@ -41,7 +41,7 @@ pub(crate) fn read_until(
     if position >= to {
         return Ok(position);
     }
-    let mut reader = log.reader(topic, partition, position)?;
+    let mut reader = block_on(log.reader(topic, partition, position))?;
     while position < to {
         match reader.read(READ_BYTES, READ_WAIT)? {
             Some(chunk) => {

@@ -17,26 +17,27 @@ pub struct Config {
     #[schemars(with = "String")]
     pub commit_interval: Duration,
 
-    /// A shard commits earlier when so much waits in its memory.
+    /// A shard commits earlier when this much waits in its memory.
     pub commit_bytes: ByteSize,
 
-    /// What a shard reads from the log at a time.
+    /// How much a shard reads from the log at a time.
     pub read_bytes: ByteSize,
 
-    /// Shortest time between two statuses of a shard, unless something happened that others wait for.
+    /// Shortest time between two statuses of a shard, unless something happened that others wait
+    /// for. The log is asked once per interval how far the shard lags.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub report_interval: Duration,
 
-    /// How often commits of a shard whose rows expire are made to survive a power cut. Compaction removes
-    /// only what expired before that; without it, nothing is removed from the disk.
+    /// How often a shard whose rows expire makes its commits survive a power cut. Compaction
+    /// removes only rows that had expired by then; without it nothing is removed from the disk.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub sync_interval: Duration,
 
-    /// How long a shard that goes to another processor, or the end of this one, may take to commit, to leave
-    /// a checkpoint in the store and to close. The group waits for that long; afterwards nothing is written
-    /// any more, whatever is not done yet.
+    /// How long a shard may take to commit, to store a checkpoint and to close when it goes to
+    /// another processor or this process ends. The group waits for that long. Afterwards nothing is
+    /// written for the shard here, even if something is not done.
     ///
     /// * **Handing over**: the next owner reads less of the log when the checkpoint is whole.
     /// * **Rebalances**: a processor that hangs holds all the others up for this long.
@@ -44,14 +45,15 @@ pub struct Config {
     #[schemars(with = "String")]
     pub hand_over_timeout: Duration,
 
-    /// A process that stood still for longer asks its groups whether its shards are still its own, before it
-    /// writes anything that others see. It must be shorter than `kafka.session-timeout` less a quarter of that, at
-    /// most 3s: so old may be the last that the group has heard when a pause begins.
+    /// After a pause of the whole process that was longer than this, the groups have to confirm its
+    /// shards before it writes anything that others see. Must be below `kafka.session-timeout`
+    /// minus one heartbeat (a quarter of the timeout, at most 3s): the last heartbeat may already
+    /// be that old when a pause starts.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub session_guard: Duration,
 
-    /// How often a shard that goes on leaves a checkpoint in the store, where there is one.
+    /// How often a running shard stores a checkpoint, if there is a store.
     ///
     /// * **Recovery**: after a crash the next owner reads at most this much of the log again.
     /// * **Cost**: every checkpoint uploads the files that are new since the last.
@@ -62,8 +64,8 @@ pub struct Config {
     /// Checkpoints that are uploaded at the same time.
     pub uploads: NonZeroU16,
 
-    /// How often a topic is asked whether it still has the partitions that its stream declares. Records that
-    /// come to other partitions until then are in the wrong shards.
+    /// How often the log is asked whether a topic still has the partitions that its stream
+    /// declares. Records that come to other partitions until then are in the wrong shards.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub topic_interval: Duration,
@@ -71,8 +73,8 @@ pub struct Config {
     /// Memory per shard for groups that were touched lately.
     pub groups: ByteSize,
 
-    /// Memory per shard for rows that are not yet in a file of their own. Readers of the shard need as
-    /// much again.
+    /// Memory per shard for rows that are not yet in a file of their own. Readers of the shard need
+    /// as much again.
     pub write_buffer: ByteSize,
 
     /// Memory for blocks of state that were read, for all shards together.
@@ -125,8 +127,8 @@ impl Config {
         Ok(())
     }
 
-    /// Whether a pause is noticed here before the group, which may hear nothing of a process for so long, has
-    /// given its shards away.
+    /// `silence` is how long a group may hear nothing of a process before it gives the process's
+    /// shards away. A pause must be noticed here before that.
     pub(crate) fn check_silence(&self, silence: Duration) -> anyhow::Result<()> {
         ensure!(
             self.session_guard < silence,

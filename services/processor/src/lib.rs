@@ -13,7 +13,7 @@
 //! ```text
 //!  Processor::start
 //!   └─ "processor"                  ShardSupervisor        joins groups, starts shard threads
-//!       ├─ "group-<generation>"     ConsumerGroup          one per generation: joins, commits, leaves
+//!       ├─ "group-<generation>"     ConsumerGroup          one per generation: joins, leaves
 //!       │    └─ Lease               one per assigned shard; the group ends it, the shard asks it
 //!       └─ "shard-<generation>-<n>" ShardThread            one per lease
 //!            └─ ShardTask           while the shard is open: database, reader, checkpoints
@@ -55,7 +55,7 @@
 //! | which shards run here, and what happens at the end | `supervisor` |
 //! | a shard's life: its states and their transitions | `shard` (the page), `shard/thread` |
 //! | one round: read, apply, commit | `shard/task` |
-//! | opening, claiming, reporting, handing over, deleting a shard | `shard/{open,claim,status,close}` |
+//! | opening, claiming, reporting, closing a shard | `shard/{open,claim,status,close}` |
 //! | joining a group, assigned, revoked and lost partitions | `assignment/group` |
 //! | the right to write for a shard | `assignment/lease` |
 //! | a topic whose partitions changed | `assignment/partition_check` |
@@ -172,16 +172,10 @@ impl Processor {
 /// The control plane as it is now. An older control state could ask for what was taken back since,
 /// and an older status board would lack shards that still have to be deleted.
 async fn follow_control(node: &Node) -> anyhow::Result<ControlView> {
-    let (log, tasks) = (node.log.clone(), node.tasks.clone());
-    // It asks the log, which may be far away.
-    let control = tokio::task::spawn_blocking(move || ControlView::start(&log, &tasks)).await??;
+    let control = ControlView::start(node);
     control.wait_current().await?;
-    let (log, topic) = (node.log.clone(), Name::new(STATUS_TOPIC)?);
-    let ends = tokio::task::spawn_blocking(move || {
-        create_topics(&*log)?;
-        Ok::<_, anyhow::Error>(log.ends(&topic, ONLY)?)
-    });
-    let ends = ends.await??;
+    create_topics(&*node.log).await?;
+    let ends = node.log.ends(&Name::new(STATUS_TOPIC)?, ONLY).await?;
     control.wait_board(ends.end).await?;
     Ok(control)
 }

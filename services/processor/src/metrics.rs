@@ -29,7 +29,7 @@ struct OutcomeLabels {
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 
-/// What the processor counts, for all shards.
+/// The metrics of all shards.
 #[derive(Clone)]
 pub(crate) struct ProcessorMetrics {
     lag: Family<ShardLabels, Gauge>,
@@ -52,11 +52,11 @@ pub(crate) struct ProcessorMetrics {
 /// How a shard left this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HandOverOutcome {
-    /// It was closed in time.
+    /// It was closed by the deadline.
     InTime,
-    /// It was not.
+    /// It was not closed by the deadline.
     Late,
-    /// The group had given it away.
+    /// The group had given it to another process before this one knew.
     Lost,
 }
 
@@ -182,7 +182,7 @@ impl ProcessorMetrics {
     }
 }
 
-/// The metrics of one shard. They vanish with it.
+/// The metrics of one shard. Dropping it removes them.
 pub(crate) struct ShardMetrics {
     all: ProcessorMetrics,
     shard: ShardLabels,

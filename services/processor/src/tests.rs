@@ -12,8 +12,8 @@ use headwater_proto::control::v1::{GenerationRetired, Phase, ViewCreated, contro
 use headwater_state::layout;
 use headwater_types::{ENGINE_VERSION, Offset, PartitionId};
 
-use crate::testing::{P0, generation, name};
-use world::{PATIENCE, Traffic, World, built, swap};
+use crate::testing::{P0, PATIENCE, generation, name};
+use world::{Traffic, World, built, swap};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_is_promoted_and_undone_through_restarts_and_every_dead_letter_leaves_once() {
@@ -92,7 +92,7 @@ async fn a_shard_stays_muted_where_it_was_muted_through_a_restart() {
     let process = world.start().await;
     world.replay(2, 1);
     world.until("HOLD", |world| world.phase() == Phase::Hold).await;
-    // By hand from here on: nobody swaps.
+    // From here on the test alone appends control records, and does not swap yet.
     world.append(swap(1, 1, 2, false));
     let wait = async |world: &World, position: u64| {
         let begun = Instant::now();
@@ -136,7 +136,7 @@ async fn a_shard_that_cannot_go_on_says_so_and_the_others_go_on() {
     world.until("live work", |world| world.caught_up(1)).await;
     assert!(process.node.health.is_ready());
 
-    world.log.trim(&name("orders"), P0, Offset(50)).unwrap();
+    world.log.trim(&name("orders"), P0, Offset(50)).await.unwrap();
     world.replay(2, 1);
     let begun = Instant::now();
     while world.status(2).is_none_or(|status| status.error.is_empty()) {

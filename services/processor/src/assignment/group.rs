@@ -2,9 +2,9 @@
 //! generation has something to do.
 //!
 //! ```text
-//! group thread    join ───────── commit positions, every second ───────── hand over, commit, leave, delete
+//! group thread    join ──── commit positions, every second ──── hand over, commit, leave, delete
 //! its member          assigned ──► lease ──► the supervisor starts a thread for the shard
-//!                     revoked  ──► the thread commits, uploads, closes; the call returns when it has
+//!                     revoked  ──► the thread commits, uploads, closes; then the call returns
 //!                     lost     ──► the lease is over at once
 //! ```
 
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::{Assignee, GroupId, Membership};
+use headwater_log::{Assignee, GroupId, Membership, block_on};
 use headwater_service::{Condition, Shutdown};
 use headwater_state::Identity;
 use headwater_types::{GenerationId, Name, Offset, PartitionId};
@@ -154,7 +154,7 @@ impl ConsumerGroup {
             self.hand_over_all_and_leave();
         }
         if self.intent(shutdown) == GroupIntent::Delete
-            && let Err(error) = self.context.membership.delete(&self.id)
+            && let Err(error) = block_on(self.context.membership.delete(&self.id))
         {
             // Kafka deletes an empty group by itself after a while.
             tracing::info!(group = %self.id, %error, "group not deleted");

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::Member;
+use headwater_log::{Member, block_on};
 use headwater_state::Identity;
 use headwater_types::Remedy;
 use parking_lot::{Condvar, Mutex};
@@ -220,7 +220,7 @@ impl Lease {
             let reason = format!("{} has not joined its group", self.identity);
             return Err(ShardError::new(Remedy::Retry, reason));
         };
-        let answer = member.confirm();
+        let answer = block_on(member.confirm());
         drop(member);
         if let Err(error) = answer {
             if error.remedy() == Remedy::StandDown {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::{Error, Log};
+use headwater_log::{Error, Log, block_on};
 use headwater_types::{Name, Remedy, StreamDefinition};
 use parking_lot::Mutex;
 
@@ -31,8 +31,8 @@ struct TopicCheck {
     missing_since: Option<Instant>,
 }
 
-/// A remote log that knows no such topic is believed after this time: the broker that answers may
-/// not have heard of a new topic yet.
+/// A log that knows no such topic is believed after this time: the broker that answers may not have
+/// heard of a new topic yet.
 const MISSING_GRACE: Duration = Duration::from_secs(30);
 
 impl PartitionCheck {
@@ -54,13 +54,13 @@ impl PartitionCheck {
         let (known, due) = self.known(topic);
         let mut partitions = known;
         if due {
-            match log.topic(topic) {
+            match block_on(log.topic(topic)) {
                 Ok(Some(spec)) => {
                     self.note(topic, spec.partitions);
                     partitions = Some(spec.partitions);
                 }
                 // The shard's reader finds a topic that is gone.
-                Ok(None) if known.is_none() => return Err(self.missing(log, topic)),
+                Ok(None) if known.is_none() => return Err(self.missing(topic)),
                 Ok(None) => {}
                 Err(error) if known.is_none() => {
                     self.forget(topic);
@@ -89,11 +89,11 @@ impl PartitionCheck {
         (entry.partitions, due)
     }
 
-    fn missing(&self, log: &dyn Log, topic: &Name) -> ShardError {
+    fn missing(&self, topic: &Name) -> ShardError {
         let mut topics = self.topics.lock();
         let entry = topics.entry(topic.clone()).or_default();
         let since = *entry.missing_since.get_or_insert_with(Instant::now);
-        if log.is_remote() && since.elapsed() < self.missing_grace {
+        if since.elapsed() < self.missing_grace {
             let reason = format!("there is no topic {topic} yet, or a broker has not heard of it");
             return ShardError::new(Remedy::Retry, reason);
         }
@@ -138,17 +138,18 @@ mod tests {
     use headwater_log::{MemoryLog, TopicSpec};
 
     use super::*;
-    use crate::testing::{TestLog, name, plan};
+    use crate::testing::{name, plan};
 
     #[test]
     fn a_topic_with_other_partitions_than_declared_is_an_error_that_says_both_and_what_to_do() {
         let (log, plan) = (MemoryLog::new(), plan());
-        let check = PartitionCheck::new(Duration::ZERO);
+        let mut check = PartitionCheck::new(Duration::ZERO);
+        check.missing_grace = Duration::ZERO;
         let missing = check.check(&log, &plan.stream).unwrap_err();
         assert_eq!(missing.remedy, Remedy::Correct);
         assert!(missing.reason.contains("no topic orders"), "{}", missing.reason);
 
-        log.create_topic(&name("orders"), TopicSpec::keep(3)).unwrap();
+        block_on(log.create_topic(&name("orders"), TopicSpec::keep(3))).unwrap();
         let error = check.check(&log, &plan.stream).unwrap_err();
         assert_eq!(error.remedy, Remedy::Correct);
         for part in ["topic orders has 3 partitions", "stream orders declares 1", "partitions = 3"]
@@ -158,26 +159,25 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_logs_word_that_there_is_no_topic_is_believed_after_a_while() {
-        let (log, mut stream) = (TestLog::new(), StreamDefinition::clone(&plan().stream));
-        log.remote.store(true, std::sync::atomic::Ordering::SeqCst);
+    fn a_log_that_knows_no_such_topic_is_believed_after_a_while() {
+        let (log, mut stream) = (MemoryLog::new(), StreamDefinition::clone(&plan().stream));
         stream.topic = name("late");
         let mut check = PartitionCheck::new(Duration::ZERO);
         for _ in 0..3 {
-            let error = check.check(&*log, &stream).unwrap_err();
+            let error = check.check(&log, &stream).unwrap_err();
             assert_eq!(error.remedy, Remedy::Retry, "{}", error.reason);
         }
         check.missing_grace = Duration::ZERO;
-        let error = check.check(&*log, &stream).unwrap_err();
+        let error = check.check(&log, &stream).unwrap_err();
         assert_eq!(error.remedy, Remedy::Correct, "{}", error.reason);
-        log.create_topic(&name("late"), TopicSpec::keep(1)).unwrap();
-        check.check(&*log, &stream).unwrap();
+        block_on(log.create_topic(&name("late"), TopicSpec::keep(1))).unwrap();
+        check.check(&log, &stream).unwrap();
     }
 
     #[test]
     fn an_assignment_beyond_the_declared_partitions_is_enough_to_know() {
         let (log, plan) = (MemoryLog::new(), plan());
-        log.create_topic(&name("orders"), TopicSpec::keep(1)).unwrap();
+        block_on(log.create_topic(&name("orders"), TopicSpec::keep(1))).unwrap();
         let check = PartitionCheck::new(Duration::from_secs(3600));
         check.check(&log, &plan.stream).unwrap();
         check.has_at_least(&name("orders"), 2);

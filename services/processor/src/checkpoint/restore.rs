@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_log::Log;
+use headwater_log::{Log, block_on};
 use headwater_service::Shutdown;
 use headwater_state::{Manifest, ShardDb, Store, layout};
 use headwater_types::{Offset, Remedy};
@@ -113,7 +113,8 @@ pub(crate) fn open(
     copies.swap()?;
     let mut db = open()?;
     // A reader that has the former copy open recognises another one by the name of RocksDB's
-    // manifest. Each copy counts these names from the start, so they may be equal: opening counts on.
+    // manifest. Each copy counts these names from the start, so they may be equal: opening counts
+    // on.
     while former.is_some() && fs::read(copies.shard.join("CURRENT")).ok() == former {
         drop(db);
         db = open()?;
@@ -137,8 +138,9 @@ fn reading_is_cheaper(setup: &ShardSetup, from: Offset, manifest: &Manifest) -> 
     let (topic, partition) = (&setup.plan.stream.topic, setup.identity.partition);
     let log: &dyn Log = &*setup.log;
     // If the log cannot say, the checkpoint is the safe choice.
-    let Ok(ends) = log.ends(topic, partition) else { return false };
-    let Ok(missing) = log.size(topic, partition, from, manifest.position()) else { return false };
+    let Ok(ends) = block_on(log.ends(topic, partition)) else { return false };
+    let missing = block_on(log.size(topic, partition, from, manifest.position()));
+    let Ok(missing) = missing else { return false };
     ends.start <= from && missing.saturating_mul(FETCH_ADVANTAGE) < manifest.bytes()
 }
 

@@ -2,12 +2,12 @@
 //!
 //! A record lies in the outbox before it is published, and leaves the outbox after that. If the
 //! process ends in between, or the log does not say whether it took a batch, the publisher does not
-//! know what was published. Then it claims the shard's writer anew, so that nothing can come from an
-//! older claim any more, and reads the topic back from the last position that it is sure of: what it
-//! finds there of its own was published. A shard publishes its records in the order of their
-//! sequence, so the last one that is found is enough. A power cut may take commits away, and the
-//! outbox with them: then the same records lead to the same sequence again, and are found. The same
-//! holds for the shard's next owner, which may begin from an older checkpoint.
+//! know what was published. Then it claims the shard's writer anew, so that nothing can come from
+//! an older claim any more, and reads the topic back from the last position that it is sure of:
+//! what it finds there of its own was published. A shard publishes its records in the order of
+//! their sequence, so the last one that is found is enough. A power cut may take commits away, and
+//! the outbox with them: then the same records lead to the same sequence again, and are found. The
+//! same holds for the shard's next owner, which may begin from an older checkpoint.
 //!
 //! Only the owner claims: the group confirms the lease before every claim.
 
@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use headwater_control::OutputWindow;
 use headwater_engine::DeadLetter;
-use headwater_log::{BatchBuilder, Cleanup, Error, FencedWriter, Log, Record, TopicSpec};
+use headwater_log::{BatchBuilder, Cleanup, Error, FencedWriter, Log, Record, TopicSpec, block_on};
 use headwater_proto::headers;
 use headwater_state::{Identity, OutboxKey, ShardDb};
 use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition};
@@ -70,7 +70,7 @@ impl Permit {
     }
 }
 
-/// Publishes the outbox of one shard to its stream's dead-letter topic, partition by partition alike.
+/// Publishes the outbox of one shard to the same partition of its stream's dead-letter topic.
 pub(crate) struct Publisher {
     log: Arc<dyn Log>,
     runtime: Handle,
@@ -244,8 +244,8 @@ impl Publisher {
         }
         let requested = TopicSpec::keep(self.partitions);
         let topic = self.topic.clone();
-        match self.log.topic(&topic)? {
-            None => self.log.create_topic(&topic, requested)?,
+        match block_on(self.log.topic(&topic))? {
+            None => block_on(self.log.create_topic(&topic, requested))?,
             Some(existing) => {
                 // It may delete old letters. A compacted topic would replace letters by others.
                 let lossy = existing.cleanup == Cleanup::Compact;
@@ -285,7 +285,7 @@ impl Publisher {
     fn published_so_far(&mut self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
         if self.writer.is_none() {
             self.lease.confirm()?;
-            self.set_writer(self.log.writer(&writer_id(self.identity))?);
+            self.set_writer(block_on(self.log.writer(&writer_id(self.identity)))?);
         }
         let so_far = match self.published {
             Some(so_far) => so_far,
@@ -298,12 +298,12 @@ impl Publisher {
     /// Reads what was published under older claims. They are fenced, so nothing is added any more.
     fn read_back(&self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
         let partition = self.identity.partition;
-        if self.log.topic(&self.topic)?.is_none() {
+        if block_on(self.log.topic(&self.topic))?.is_none() {
             return Ok(PublishedSoFar { last: None, cursor: Offset::ZERO });
         }
-        let ends = self.log.ends(&self.topic, partition)?;
+        let ends = block_on(self.log.ends(&self.topic, partition))?;
         let cursor = db.outbox_cursor()?.and_then(|bytes| self.decode_cursor(&bytes));
-        // A topic that was trimmed beyond the cursor, or made anew, holds nothing to be found there.
+        // A topic that was trimmed beyond the cursor, or created anew, has nothing before `from`.
         let from = cursor.filter(|cursor| *cursor <= ends.end).unwrap_or_default().max(ends.start);
         let mut last = None;
         let cursor = read_until(&*self.log, &self.topic, partition, from, ends.end, |record| {

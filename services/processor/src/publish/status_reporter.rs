@@ -12,7 +12,7 @@ use std::{
 };
 
 use headwater_control::{STATUS_TOPIC, status_key};
-use headwater_log::{Appended, BatchBuilder, BoxFuture, Error, Log};
+use headwater_log::{Answer, Appended, BatchBuilder, Log};
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::{Health, Node, OnFailure, Shutdown};
 use headwater_state::Identity;
@@ -29,8 +29,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// A log that takes longer is away.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-
-type Append = BoxFuture<'static, Result<Appended, Error>>;
 
 /// Appends the statuses of all shards. At most one status per shard waits: a newer status replaces
 /// one that the log has not taken yet.
@@ -156,7 +154,7 @@ impl StatusReporter {
 
     /// Gives the log what is pending. Returns what that was, the append, and whether a status is
     /// held back.
-    fn append_pending(&self) -> (StatusesByKey, Option<Append>, bool) {
+    fn append_pending(&self) -> (StatusesByKey, Option<Answer<Appended>>, bool) {
         let _order = self.append_order.lock();
         let mut statuses = std::mem::take(&mut self.pending.lock().by_key);
         statuses.retain(|_, status| !status.lease.is_over());
@@ -223,12 +221,12 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::testing::{P0, TestLog, generation, read_board};
+    use crate::testing::{P0, PATIENCE, TestLog, generation, read_board};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_status_that_the_log_did_not_take_never_comes_after_a_later_one() {
         let (log, dir) = (TestLog::new(), TempDir::new().unwrap());
-        create_topics(&*log).unwrap();
+        create_topics(&*log).await.unwrap();
         let node = Node::new(log.clone(), dir.path(), "test");
         let reporter = StatusReporter::start(&node).unwrap();
         let identity = Identity { generation: generation(1), partition: P0 };
@@ -240,9 +238,9 @@ mod tests {
         };
         let last = || read_board(&log.memory).position(identity.generation, P0);
 
-        log.lost.store(1, Ordering::Relaxed);
+        log.lost_statuses.store(1, Ordering::Relaxed);
         reporter.enqueue(&lease, &at(1));
-        while log.lost.load(Ordering::Relaxed) > 0 {
+        while log.lost_statuses.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let (own, own_lease, second) = (reporter.clone(), lease.clone(), at(2));
@@ -253,7 +251,7 @@ mod tests {
 
         reporter.enqueue(&lease, &at(3));
         reporter.close();
-        assert!(node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+        assert!(node.tasks.stop(PATIENCE).await.is_clean());
         assert_eq!(last().map(|position| position.0), Some(3));
     }
 }

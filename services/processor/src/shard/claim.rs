@@ -27,7 +27,7 @@
 use std::{sync::Arc, time::Duration};
 
 use headwater_control::{CONTROL_TOPIC, StatusBoard};
-use headwater_log::FencedWriter;
+use headwater_log::{FencedWriter, block_on};
 use headwater_proto::status::v1::{LookBack, ShardStatus};
 use headwater_state::Identity;
 use headwater_types::{Epoch, Offset, Remedy};
@@ -61,9 +61,9 @@ pub(crate) fn claim(
 ) -> Result<(Arc<dyn FencedWriter>, ShardStatus), ShardError> {
     let (shard, reporter) = (lease.identity(), &context.status_reporter);
     lease.confirm()?;
-    let writer = context.log.writer(&writer_id(shard))?;
+    let writer = block_on(context.log.writer(&writer_id(shard)))?;
     let epoch = writer.epoch();
-    let end = context.log.ends(reporter.topic(), ONLY)?.end;
+    let end = block_on(context.log.ends(reporter.topic(), ONLY))?.end;
     let board = board_at(context, end)?;
     let former = board.get(shard.generation, shard.partition);
     check_not_superseded(former, epoch)?;

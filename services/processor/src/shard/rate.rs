@@ -9,7 +9,7 @@ const STEP: Duration = Duration::from_millis(250);
 /// Records per second over the last few seconds.
 #[derive(Debug)]
 pub(crate) struct Rate {
-    /// When, and how many in all by then. Never empty.
+    /// Times and totals. Never empty.
     samples: VecDeque<(Instant, u64)>,
 }
 

@@ -56,7 +56,9 @@ impl ShardThread {
         let state_bytes = self.measure(task);
         let ends = self.ends(task)?;
         let progress = task.progress();
-        task.metrics().lag(ends.end.0.saturating_sub(progress.position.0));
+        // The shard may have read beyond the end that the log named last.
+        let log_end = ends.end.max(progress.position);
+        task.metrics().lag(log_end.0 - progress.position.0);
         task.metrics().measured(state_bytes, records_per_second);
         let (muted_for, muted_at) = match &self.muted {
             Some((swap, at)) => (swap.to_string(), at.0),
@@ -66,7 +68,7 @@ impl ShardThread {
             generation: self.identity.generation.to_string(),
             partition: self.identity.partition.0,
             position: progress.position.0,
-            log_end: ends.end.0,
+            log_end: log_end.0,
             log_start: ends.start.0,
             watermark_micros: progress.watermark.known().map(|time| time.0),
             tallies: Some(progress.tallies.into()),
@@ -96,13 +98,11 @@ impl ShardThread {
         }
     }
 
-    /// Where the partition starts and ends. A remote log is asked once per report interval. While
-    /// the log is away the last answer counts: reading finds the outage by itself.
+    /// Where the partition starts and ends: asked once per report interval. While the log is away
+    /// the last answer counts, for reading finds the outage by itself.
     fn ends(&mut self, task: &ShardTask) -> Result<Ends, ShardError> {
-        let fresh = self.context.log.is_remote().then_some(self.context.config.report_interval);
-        if let (Some((at, ends)), Some(fresh)) = (self.ends, fresh)
-            && at.elapsed() < fresh
-        {
+        let interval = self.context.config.report_interval;
+        if let Some((_, ends)) = self.ends.filter(|(asked_at, _)| asked_at.elapsed() < interval) {
             return Ok(ends);
         }
         let ends = match (task.ends(), self.ends) {

@@ -13,7 +13,7 @@ use std::{
 
 use headwater_control::{CheckpointAt, CheckpointDuty};
 use headwater_engine::{Limits, Shard};
-use headwater_log::{Ends, FencedWriter, Reader};
+use headwater_log::{Ends, FencedWriter, Reader, block_on};
 use headwater_state::Progress;
 use headwater_types::{Epoch, Offset, Remedy, StreamDefinition, Tallies};
 
@@ -167,11 +167,11 @@ impl ShardTask {
         let (topic, partition) = (&self.setup.plan.stream.topic, self.setup.identity.partition);
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => self
-                .setup
-                .log
-                .reader(topic, partition, self.shard.position())
-                .map_err(explain_trimmed)?,
+            None => {
+                let position = self.shard.position();
+                block_on(self.setup.log.reader(topic, partition, position))
+                    .map_err(explain_trimmed)?
+            }
         };
         let wait = if self.shard.has_uncommitted() { LINGER } else { IDLE_WAIT };
         let chunk =
@@ -285,7 +285,8 @@ impl ShardTask {
     }
 
     pub(crate) fn ends(&self) -> Result<Ends, ShardError> {
-        Ok(self.setup.log.ends(&self.setup.plan.stream.topic, self.setup.identity.partition)?)
+        let (topic, partition) = (&self.setup.plan.stream.topic, self.setup.identity.partition);
+        Ok(block_on(self.setup.log.ends(topic, partition))?)
     }
 
     pub(crate) fn state_bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! A stream, a view and the names that go with them.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use headwater_engine::ViewPlan;
 use headwater_sql::{parse_stream, parse_view, plan_view};
@@ -16,6 +16,8 @@ pub(crate) const VIEW_SQL: &str = "
     SELECT user_id, count(*) AS orders, sum(amount) AS spend FROM orders GROUP BY user_id";
 
 pub(crate) const P0: PartitionId = PartitionId(0);
+/// How long a test waits for something that has to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -29,7 +31,7 @@ pub(crate) fn plan() -> Arc<ViewPlan> {
     plan_of(1)
 }
 
-/// The same over so many partitions.
+/// The plan of the view over a stream with so many partitions.
 pub(crate) fn plan_of(partitions: u32) -> Arc<ViewPlan> {
     let stream = parse_stream(&stream_sql(partitions)).unwrap();
     Arc::new(plan_view(&parse_view(VIEW_SQL).unwrap(), &stream).unwrap())

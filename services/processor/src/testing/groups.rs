@@ -3,24 +3,24 @@ use std::{
     sync::Arc,
 };
 
-use headwater_log::{Assignee, Error, GroupId, Member, Membership};
+use headwater_log::{Answer, Assignee, Error, GroupId, Member, Membership, answered};
 use headwater_types::{Name, Offset, PartitionId};
 use parking_lot::Mutex;
 
-use crate::testing::log::{Connection, TestLog, pass};
+use crate::testing::{connection::Connection, log::TestLog};
 
-/// Consumer groups whose rebalances a test makes. Every group of the same partition has the same owner.
+/// Consumer groups whose rebalances a test makes. A partition has the same owner in every group.
 #[derive(Clone, Default)]
 pub(crate) struct Groups(Arc<Mutex<GroupsState>>);
 
 #[derive(Default)]
 struct GroupsState {
-    /// Who shall own a partition.
+    /// The owner that a test chose for each partition.
     owners: BTreeMap<PartitionId, &'static str>,
     members: BTreeMap<(GroupId, &'static str), Arc<dyn Assignee>>,
-    /// What members were told that they own.
+    /// The partitions that each member was told it owns.
     told: BTreeMap<(GroupId, &'static str), BTreeSet<PartitionId>>,
-    /// The groups have gone on without them.
+    /// Processes that the groups no longer count in.
     expelled: BTreeSet<&'static str>,
     committed: BTreeMap<(GroupId, PartitionId), Offset>,
     deleted: BTreeSet<GroupId>,
@@ -33,7 +33,7 @@ impl Groups {
         Self(Arc::new(Mutex::new(GroupsState { owners, ..GroupsState::default() })))
     }
 
-    /// As a process sees them.
+    /// The groups as a process sees them.
     pub(crate) fn of(&self, process: &'static str, log: &Arc<TestLog>) -> Arc<dyn Membership> {
         Arc::new(ProcessMembership { groups: self.clone(), process, log: log.clone() })
     }
@@ -108,7 +108,7 @@ impl Groups {
         }
     }
 
-    /// Tells everybody what it owns.
+    /// Tells every member which partitions are new.
     fn settle(&self) {
         let mut state = self.0.lock();
         let mut calls = Vec::new();
@@ -157,13 +157,15 @@ impl Membership for ProcessMembership {
         }))
     }
 
-    fn delete(&self, group: &GroupId) -> Result<(), Error> {
-        let mut state = self.groups.0.lock();
-        if state.members.keys().any(|key| key.0 == *group) {
-            return Err(Error::Unavailable("the group has members".into()));
-        }
-        state.deleted.insert(group.clone());
-        Ok(())
+    fn delete(&self, group: &GroupId) -> Answer<()> {
+        answered(|| {
+            let mut state = self.groups.0.lock();
+            if state.members.keys().any(|key| key.0 == *group) {
+                return Err(Error::Unavailable("the group has members".into()));
+            }
+            state.deleted.insert(group.clone());
+            Ok(())
+        })
     }
 }
 
@@ -184,12 +186,14 @@ impl Member for TestMember {
         }
     }
 
-    fn confirm(&self) -> Result<(), Error> {
-        pass(&self.log.connection)?;
-        match self.groups.0.lock().expelled.contains(self.process) {
-            true => Err(Error::NotMember { group: self.group.clone() }),
-            false => Ok(()),
-        }
+    fn confirm(&self) -> Answer<()> {
+        answered(|| {
+            self.log.connection.pass()?;
+            match self.groups.0.lock().expelled.contains(self.process) {
+                true => Err(Error::NotMember { group: self.group.clone() }),
+                false => Ok(()),
+            }
+        })
     }
 }
 

@@ -5,59 +5,56 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::FutureExt;
 use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC};
 use headwater_log::{
-    Appended, BatchBuilder, BoxFuture, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log,
-    MemoryLog, Reader, Record, TopicSpec, WriterId,
+    Answer, Appended, BatchBuilder, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog,
+    Reader, Record, TopicSpec, WriterId, answered, block_on,
 };
 use headwater_proto::status::v1::ShardStatus;
 use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use prost::Message;
 
-use crate::testing::fixtures::{P0, name};
+use crate::{
+    blocking::read_until,
+    testing::{
+        connection::{Connection, Link, is_cut},
+        fixtures::{P0, PATIENCE, name},
+    },
+};
 
-/// How a process reaches the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Connection {
-    #[default]
-    Open,
-    /// Every call stands still, as in a process that is stopped.
-    Frozen,
-    /// Every call fails, as when the log is away, or for a process that is dead to the others.
-    Cut,
-}
-
-/// A process's view of a memory log. Its fenced writers can be made to store a batch and then fail, or to
-/// fail before.
+/// A process's view of a memory log, with faults that a test chooses.
 pub(crate) struct TestLog {
     pub(crate) memory: MemoryLog,
-    /// So many appends of fenced writers are stored, but not acknowledged.
+    /// How many appends of fenced writers are stored but not acknowledged.
     pub(crate) doubtful: Arc<AtomicU32>,
-    /// So many are not stored.
+    /// How many appends of fenced writers are not stored.
     pub(crate) refused: Arc<AtomicU32>,
-    pub(super) connection: Arc<(Mutex<Connection>, Condvar)>,
-    /// How often ends of the topic of orders were asked for.
+    pub(super) connection: Arc<Link>,
+    /// No writer can be claimed.
+    pub(crate) claims_refused: AtomicBool,
+    /// How often the log was asked for the ends of the topic of orders.
     pub(crate) ends_asked: AtomicU32,
     /// Where readers of the topic of orders began.
-    pub(crate) begun: Mutex<Vec<(PartitionId, Offset)>>,
-    /// So many partitions more than there are.
-    pub(crate) added: AtomicU32,
-    /// Offsets that hold no record in partition 0 of the topic of orders; batches must end and begin there.
+    pub(crate) readers_begun_at: Mutex<Vec<(PartitionId, Offset)>>,
+    /// How many more partitions the topic of orders claims to have than it has.
+    pub(crate) added_partitions: AtomicU32,
+    /// Offsets that hold no record in partition 0 of the topic of orders. Batches must end and
+    /// begin there.
     pub(crate) gap: Mutex<Option<(u64, u64)>>,
-    pub(crate) remote: AtomicBool,
-    /// What somebody else says just before this process next says something of the same shard.
+    /// A status that another process appends just before this one next appends a status of the same
+    /// shard.
     pub(crate) interjection: Arc<Mutex<Option<ShardStatus>>>,
-    /// The line is cut as soon as that was said.
-    pub(crate) interrupted: AtomicBool,
+    /// The connection is cut as soon as that has happened.
+    pub(crate) cut_after_interjection: AtomicBool,
     /// The control topic hands out nothing more.
-    pub(crate) deaf: Arc<AtomicBool>,
-    /// So many appends to the status topic are not stored, and that is said after a while.
-    pub(crate) lost: Arc<AtomicU32>,
+    pub(crate) control_withheld: Arc<AtomicBool>,
+    /// How many appends to the status topic are not stored, and fail after a while.
+    pub(crate) lost_statuses: Arc<AtomicU32>,
 }
 
 /// A status, and its offset.
@@ -71,7 +68,7 @@ impl TestLog {
     /// Its topic of orders has so many partitions.
     pub(crate) fn with(partitions: u32) -> Arc<Self> {
         let memory = MemoryLog::new();
-        memory.create_topic(&name("orders"), TopicSpec::keep(partitions)).unwrap();
+        block_on(memory.create_topic(&name("orders"), TopicSpec::keep(partitions))).unwrap();
         Self::over(memory)
     }
 
@@ -86,28 +83,40 @@ impl TestLog {
             doubtful: Arc::default(),
             refused: Arc::default(),
             connection: Arc::default(),
+            claims_refused: AtomicBool::new(false),
             ends_asked: AtomicU32::new(0),
-            begun: Mutex::default(),
-            added: AtomicU32::new(0),
+            readers_begun_at: Mutex::default(),
+            added_partitions: AtomicU32::new(0),
             gap: Mutex::default(),
-            remote: AtomicBool::new(false),
             interjection: Arc::default(),
-            interrupted: AtomicBool::new(false),
-            deaf: Arc::default(),
-            lost: Arc::default(),
+            cut_after_interjection: AtomicBool::new(false),
+            control_withheld: Arc::default(),
+            lost_statuses: Arc::default(),
         })
     }
 
     pub(crate) fn set(&self, connection: Connection) {
-        *self.connection.0.lock() = connection;
-        self.connection.1.notify_all();
+        *self.connection.state.lock() = connection;
+        self.connection.changed.notify_all();
+    }
+
+    /// Freezes the connection, and waits until a shard's thread stands still in a read.
+    pub(crate) async fn freeze(&self) {
+        self.connection.reader_stalled.store(false, Ordering::Release);
+        self.set(Connection::Frozen);
+        let begun = Instant::now();
+        while !self.connection.reader_stalled.load(Ordering::Acquire) {
+            assert!(begun.elapsed() < PATIENCE, "no shard reads");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     pub(crate) fn connection(&self) -> Connection {
-        *self.connection.0.lock()
+        *self.connection.state.lock()
     }
 
-    /// Appends records in one batch. An odd number is an order of user 1 to 7, the others are no JSON.
+    /// Appends records in one batch. An odd number is an order of user 1 to 7, the others are not
+    /// JSON.
     pub(crate) fn orders(&self, numbers: impl IntoIterator<Item = u64>) {
         self.orders_to(P0, numbers);
     }
@@ -128,30 +137,27 @@ impl TestLog {
             );
         }
         let batch = batch.build().unwrap();
-        futures::executor::block_on(self.memory.append(&name("orders"), partition, batch)).unwrap();
+        block_on(self.memory.append(&name("orders"), partition, batch)).unwrap();
     }
 
-    /// Generation, sequence and value of every dead letter, partition by partition in the order of the
-    /// topic.
+    /// Generation, sequence and value of every dead letter, by partition and offset.
     pub(crate) fn dead_letters(&self) -> Vec<(GenerationId, String, String)> {
         let topic = name("orders.dead-letters");
-        let Some(spec) = self.memory.topic(&topic).unwrap() else { return Vec::new() };
+        let Some(spec) = block_on(self.memory.topic(&topic)).unwrap() else {
+            return Vec::new();
+        };
         let mut letters = Vec::new();
         for partition in (0..spec.partitions).map(PartitionId) {
-            let ends = self.memory.ends(&topic, partition).unwrap();
-            let mut reader = self.memory.reader(&topic, partition, ends.start).unwrap();
-            while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
-                for record in chunk.records(ends.start) {
-                    let record = record.unwrap();
-                    let text =
-                        |name| std::str::from_utf8(record.headers.get(name).unwrap()).unwrap();
-                    letters.push((
-                        text("headwater.generation").parse().unwrap(),
-                        text("headwater.sequence").into(),
-                        String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
-                    ));
-                }
-            }
+            let Ends { start, end } = block_on(self.memory.ends(&topic, partition)).unwrap();
+            read_until(&self.memory, &topic, partition, start, end, |record| {
+                let text = |name| std::str::from_utf8(record.headers.get(name).unwrap()).unwrap();
+                letters.push((
+                    text("headwater.generation").parse().unwrap(),
+                    text("headwater.sequence").into(),
+                    String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
+                ));
+            })
+            .unwrap();
         }
         letters
     }
@@ -169,7 +175,7 @@ fn interject(
     if batch.walk().any(same) { interjection.take() } else { None }
 }
 
-/// Says something as a process would that nobody sees.
+/// Appends a status as a process of its own would.
 pub(crate) fn append_status(log: &MemoryLog, status: &ShardStatus) {
     let key = format!("{}/{}", status.generation, status.partition);
     let mut batch = BatchBuilder::new();
@@ -178,27 +184,11 @@ pub(crate) fn append_status(log: &MemoryLog, status: &ShardStatus) {
     append.now_or_never().unwrap().unwrap();
 }
 
-/// Stands still or fails, as the line is.
-pub(super) fn pass(connection: &(Mutex<Connection>, Condvar)) -> Result<(), Error> {
-    let mut state = connection.0.lock();
-    while *state == Connection::Frozen {
-        connection.1.wait(&mut state);
-    }
-    match *state {
-        Connection::Open => Ok(()),
-        Connection::Frozen | Connection::Cut => Err(is_cut()),
-    }
-}
-
-fn is_cut() -> Error {
-    Error::Unavailable("the line is cut".into())
-}
-
 struct TestWriter {
     inner: Arc<dyn FencedWriter>,
     doubtful: Arc<AtomicU32>,
     refused: Arc<AtomicU32>,
-    connection: Arc<(Mutex<Connection>, Condvar)>,
+    connection: Arc<Link>,
 }
 
 fn take(count: &AtomicU32) -> bool {
@@ -215,9 +205,9 @@ impl FencedWriter for TestWriter {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let failure = || Error::Unavailable("the test wants it".into());
-        if let Err(error) = pass(&self.connection) {
+        if let Err(error) = self.connection.pass() {
             return Box::pin(async move { Err(error) });
         }
         if take(&self.refused) {
@@ -235,11 +225,11 @@ impl FencedWriter for TestWriter {
 struct TestReader {
     log: MemoryLog,
     inner: Box<dyn Reader>,
-    connection: Arc<(Mutex<Connection>, Condvar)>,
+    connection: Arc<Link>,
     topic: Name,
     partition: PartitionId,
     gap: Option<(u64, u64)>,
-    deaf: Arc<AtomicBool>,
+    control_withheld: Arc<AtomicBool>,
 }
 
 impl Reader for TestReader {
@@ -248,58 +238,76 @@ impl Reader for TestReader {
     }
 
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
-        pass(&self.connection)?;
-        if self.deaf.load(Ordering::Relaxed) && self.topic.as_str() == CONTROL_TOPIC {
-            std::thread::sleep(wait.min(Duration::from_millis(5)));
-            return Ok(None);
-        }
+        self.pass()?;
         if let Some((from, to)) = self.gap
             && (from..to).contains(&self.position().0)
         {
-            self.inner = self.log.reader(&self.topic, self.partition, Offset(to))?;
+            self.inner = self.reader_at(Offset(to))?;
             return Ok(None);
         }
         // A batch at a time, so that none of the gap is handed out with what is before it.
         let bytes = if self.gap.is_some() { 1 } else { max_bytes };
+        let before = self.position();
         let chunk = self.inner.read(bytes, wait)?;
-        pass(&self.connection)?;
+        self.pass()?;
+        if self.topic.as_str() == CONTROL_TOPIC && self.control_withheld.load(Ordering::Relaxed) {
+            self.inner = self.reader_at(before)?;
+            std::thread::sleep(Duration::from_millis(5));
+            return Ok(None);
+        }
         Ok(chunk)
     }
 }
 
+impl TestReader {
+    fn pass(&self) -> Result<(), Error> {
+        self.connection.pass_or_stall(|| {
+            if self.topic.as_str() == "orders" {
+                self.connection.reader_stalled.store(true, Ordering::Release);
+            }
+        })
+    }
+
+    fn reader_at(&self, position: Offset) -> Result<Box<dyn Reader>, Error> {
+        block_on(self.log.reader(&self.topic, self.partition, position))
+    }
+}
+
 impl Log for TestLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Result<(), Error> {
-        pass(&self.connection)?;
-        // The log in memory compacts at once. Kafka never compacts what was just written, and several
-        // processors need that.
-        let spec = match topic.as_str() {
-            STATUS_TOPIC => TopicSpec::keep(spec.partitions),
-            _ => spec,
-        };
-        self.memory.create_topic(topic, spec)
+    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
+        answered(|| {
+            self.connection.pass()?;
+            // The log in memory compacts at once. Several processors need what Kafka does: it
+            // never compacts the newest records.
+            let spec = match topic.as_str() {
+                STATUS_TOPIC => TopicSpec::keep(spec.partitions),
+                _ => spec,
+            };
+            block_on(self.memory.create_topic(topic, spec))
+        })
     }
 
-    fn topic(&self, topic: &Name) -> Result<Option<TopicSpec>, Error> {
-        pass(&self.connection)?;
-        let mut spec = self.memory.topic(topic)?;
-        if let Some(spec) = &mut spec
-            && topic.as_str() == "orders"
-        {
-            spec.partitions += self.added.load(Ordering::Relaxed);
-        }
-        Ok(spec)
+    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
+        answered(|| {
+            self.connection.pass()?;
+            let mut spec = block_on(self.memory.topic(topic))?;
+            if let Some(spec) = &mut spec
+                && topic.as_str() == "orders"
+            {
+                spec.partitions += self.added_partitions.load(Ordering::Relaxed);
+            }
+            Ok(spec)
+        })
     }
 
-    fn is_remote(&self) -> bool {
-        self.remote.load(Ordering::Relaxed)
-    }
-
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Result<Ends, Error> {
-        pass(&self.connection)?;
-        if topic.as_str() == "orders" {
-            self.ends_asked.fetch_add(1, Ordering::Relaxed);
-        }
-        self.memory.ends(topic, partition)
+    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
+        answered(|| {
+            self.connection.pass()?;
+            if topic.as_str() == "orders" {
+                self.ends_asked.fetch_add(1, Ordering::Relaxed);
+            }
+            block_on(self.memory.ends(topic, partition))
+        })
     }
 
     fn append(
@@ -307,16 +315,16 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         batch: EncodedBatch,
-    ) -> BoxFuture<'static, Result<Appended, Error>> {
+    ) -> Answer<Appended> {
         let about_shards = topic.as_str() == STATUS_TOPIC;
-        if about_shards && take(&self.lost) {
+        if about_shards && take(&self.lost_statuses) {
             return Box::pin(async {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 Err(Error::Uncertain("it was not stored".into()))
             });
         }
-        // Held, so that nothing comes to the log any more once the line is cut.
-        let mut connection = self.connection.0.lock();
+        // Held, so that nothing reaches the log once the connection is cut.
+        let mut connection = self.connection.state.lock();
         match *connection {
             Connection::Open => {}
             Connection::Cut => return Box::pin(async { Err(is_cut()) }),
@@ -325,11 +333,11 @@ impl Log for TestLog {
                 let (connection, log, topic) =
                     (self.connection.clone(), self.memory.clone(), topic.clone());
                 return Box::pin(async move {
-                    // Not `pass`: a task of the runtime must not stand still.
-                    while *connection.0.lock() == Connection::Frozen {
+                    // Not `Link::pass`: a task of the runtime must not block its thread.
+                    while *connection.state.lock() == Connection::Frozen {
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
-                    pass(&connection)?;
+                    connection.pass()?;
                     log.append(&topic, partition, batch).await
                 });
             }
@@ -339,7 +347,7 @@ impl Log for TestLog {
             append_status(&self.memory, status);
         }
         let append = self.memory.append(topic, partition, batch);
-        if interjected.is_some() && self.interrupted.load(Ordering::Relaxed) {
+        if interjected.is_some() && self.cut_after_interjection.load(Ordering::Relaxed) {
             *connection = Connection::Cut;
         }
         append
@@ -350,44 +358,52 @@ impl Log for TestLog {
         topic: &Name,
         partition: PartitionId,
         from: Offset,
-    ) -> Result<Box<dyn Reader>, Error> {
-        pass(&self.connection)?;
-        let inner = self.memory.reader(topic, partition, from)?;
-        let orders = topic.as_str() == "orders";
-        if orders {
-            self.begun.lock().push((partition, from));
-        }
-        let gap = *self.gap.lock();
-        Ok(Box::new(TestReader {
-            log: self.memory.clone(),
-            inner,
-            connection: self.connection.clone(),
-            topic: topic.clone(),
-            partition,
-            gap: gap.filter(|_| orders && partition == P0),
-            deaf: self.deaf.clone(),
-        }))
+    ) -> Answer<Box<dyn Reader>> {
+        answered(|| -> Result<Box<dyn Reader>, Error> {
+            self.connection.pass()?;
+            let inner = block_on(self.memory.reader(topic, partition, from))?;
+            let orders = topic.as_str() == "orders";
+            if orders {
+                self.readers_begun_at.lock().push((partition, from));
+            }
+            let gap = *self.gap.lock();
+            Ok(Box::new(TestReader {
+                log: self.memory.clone(),
+                inner,
+                connection: self.connection.clone(),
+                topic: topic.clone(),
+                partition,
+                gap: gap.filter(|_| orders && partition == P0),
+                control_withheld: self.control_withheld.clone(),
+            }))
+        })
     }
 
-    fn writer(&self, id: &WriterId) -> Result<Arc<dyn FencedWriter>, Error> {
-        pass(&self.connection)?;
-        let inner = self.memory.writer(id)?;
-        let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
-        Ok(Arc::new(TestWriter { inner, doubtful, refused, connection: self.connection.clone() }))
+    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
+        answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
+            self.connection.pass()?;
+            if self.claims_refused.load(Ordering::Relaxed) {
+                return Err(Error::Unavailable("the test wants it".into()));
+            }
+            let inner = block_on(self.memory.writer(id))?;
+            let (doubtful, refused) = (self.doubtful.clone(), self.refused.clone());
+            Ok(Arc::new(TestWriter {
+                inner,
+                doubtful,
+                refused,
+                connection: self.connection.clone(),
+            }))
+        })
     }
 
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Result<(), Error> {
-        self.memory.trim(topic, partition, before)
+    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
+        answered(|| block_on(self.memory.trim(topic, partition, before)))
     }
 
-    fn size(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, Error> {
-        pass(&self.connection)?;
-        self.memory.size(topic, partition, from, to)
+    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
+        answered(|| {
+            self.connection.pass()?;
+            block_on(self.memory.size(topic, partition, from, to))
+        })
     }
 }

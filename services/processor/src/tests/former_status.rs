@@ -1,4 +1,4 @@
-//! What the former owner of a shard said last binds the next one, whatever comes between the two.
+//! The last status of a shard's former owner binds the next owner, whatever comes between the two.
 
 use std::{
     collections::BTreeSet,
@@ -9,8 +9,8 @@ use std::{
 use headwater_proto::{control::v1::Phase, status::v1::ShardStatus};
 use headwater_types::Offset;
 
-use super::world::{PATIENCE, Process, World, config, expected_letters, swap};
-use crate::testing::{Connection, Groups, P0, TestLog};
+use super::world::{Process, World, config, expected_letters, swap};
+use crate::testing::{Connection, Groups, P0, PATIENCE, TestLog};
 
 const SWAP: &str = "spend-1-s1";
 
@@ -22,8 +22,8 @@ async fn within_patience(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// A swap is asked for, and the owner of the serving shard vanishes. Just before the next one says its first
-/// word, the former one says what `last_word` makes of its last status.
+/// A swap is requested, and the owner of the serving shard vanishes. Just before the next owner's
+/// first status, the former owner appends what `last_word` makes of its last status.
 async fn owner_that_vanishes(
     groups: &Groups,
     last_word: impl Fn(ShardStatus) -> ShardStatus,
@@ -48,13 +48,14 @@ fn muted_at_77(last: ShardStatus) -> ShardStatus {
     ShardStatus { muted_for: SWAP.into(), muted_at: 77, ..last }
 }
 
-/// Which counts as mute.
+/// A shard that has stopped counts as mute.
 fn stopped_at_60(last: ShardStatus) -> ShardStatus {
     ShardStatus { error: "disk".into(), position: 60, ..last }
 }
 
-/// Until it is swapped there and the present owner knows what binds it. Returns where it said that it is mute
-/// from: nowhere else. A swap that rests on what the former owner said can be over before the next one speaks.
+/// Waits until the swap's fence is at this offset and the present owner has looked back. Returns
+/// the positions from which that owner reported itself mute. There may be none: a swap that rests
+/// on the former owner's status can be over before the next owner reports.
 async fn swapped_at(world: &mut World, owner: &str, at: u64) -> BTreeSet<u64> {
     world.until("the swap", |world| world.phase() == Phase::Retain).await;
     let fence = world.state.replays().values().next().unwrap().swap_fence.clone().unwrap();
@@ -103,7 +104,7 @@ async fn a_new_owner_that_dies_before_it_looked_back_leaves_that_to_the_next() {
 async fn interrupted(last_word: fn(ShardStatus) -> ShardStatus, at: u64, dies: bool) {
     let groups = Groups::new(&["one"]);
     let (mut world, one, log) = owner_that_vanishes(&groups, last_word).await;
-    log.interrupted.store(true, Ordering::Relaxed);
+    log.cut_after_interjection.store(true, Ordering::Relaxed);
     let two = world.join_over(log, &groups, "two", false, config()).await;
     within_patience("the interruption", || two.log.connection() == Connection::Cut).await;
     let first = world.status(1).unwrap();
@@ -133,9 +134,7 @@ async fn a_new_owner_that_has_not_heard_of_the_swap_yet_is_bound_by_it() {
     let two = world.join(&groups, "two", false, config()).await;
     world.replay(2, 1);
     world.until("HOLD", |w| w.phase() == Phase::Hold && w.published(1)).await;
-    two.log.deaf.store(true, Ordering::Relaxed);
-    // A read that had begun before ends.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    two.log.control_withheld.store(true, Ordering::Relaxed);
     world.append(swap(1, 1, 2, false));
     within_patience("the former owner's word", || world.status(1).unwrap().muted_for == SWAP).await;
     one.log.set(Connection::Cut);
@@ -145,7 +144,7 @@ async fn a_new_owner_that_has_not_heard_of_the_swap_yet_is_bound_by_it() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(world.letters().len(), 50, "the former owner had stopped to publish");
 
-    two.log.deaf.store(false, Ordering::Relaxed);
+    two.log.control_withheld.store(false, Ordering::Relaxed);
     assert!(!swapped_at(&mut world, "two", 100).await.is_empty());
     world.until("the end", |world| world.caught_up(2) && world.published(2)).await;
     let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();

