@@ -1,5 +1,3 @@
-//! What the supervisor and all shard threads share.
-
 use std::{path::PathBuf, sync::Arc};
 
 use headwater_log::Log;
@@ -14,7 +12,7 @@ use crate::{
     publish::status_reporter::StatusReporter,
 };
 
-/// What the supervisor and all shard threads share.
+/// Shared by the supervisor and all shard threads.
 pub(crate) struct ProcessorContext {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) control: ControlView,
@@ -32,6 +30,6 @@ pub(crate) struct ProcessorContext {
     pub(crate) instance: String,
     pub(crate) directory: String,
     pub(crate) runtime: Handle,
-    /// How the shards were handed over at the end; see [`crate::Processor::summary`].
+    /// How the shards were handed over at the end; see `Service::summary`.
     pub(crate) summary: Arc<Mutex<Option<String>>>,
 }

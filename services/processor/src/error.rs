@@ -1,4 +1,4 @@
-use headwater_types::Remedy;
+use headwater_types::{Remedy, error_chain};
 
 /// Why a shard cannot go on, and what helps.
 #[derive(Clone, Debug)]
@@ -24,14 +24,7 @@ impl ShardError {
     }
 
     fn with_causes(remedy: Remedy, error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason.push_str(": ");
-            reason.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::new(remedy, reason)
+        Self::new(remedy, error_chain(error))
     }
 
     fn of_log(remedy: Remedy, error: &dyn std::error::Error) -> Self {

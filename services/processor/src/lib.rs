@@ -67,8 +67,8 @@
 //!
 //! # Elsewhere
 //!
-//! What a record does to a row is `headwater-engine`'s business, what a shard has to do
-//! `headwater-control`'s.
+//! `headwater-engine` decides what a record does to a row, `headwater-control` what a shard has to
+//! do.
 
 mod assignment;
 mod blocking;
@@ -94,7 +94,7 @@ use headwater_service::{
     follow::{ControlView, create_topics},
 };
 use headwater_state::{Cache, Options, Store};
-use headwater_types::Name;
+use headwater_types::{Name, PartitionId};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
@@ -105,7 +105,7 @@ use context::ProcessorContext;
 use log_outage::LogOutage;
 use metrics::ProcessorMetrics;
 use plan_cache::PlanCache;
-use publish::status_reporter::{ONLY, StatusReporter};
+use publish::status_reporter::StatusReporter;
 use supervisor::ShardSupervisor;
 
 /// The running processor. It serves nothing: its work is seen in the state and on the status topic.
@@ -162,11 +162,6 @@ impl Processor {
         condition.ready();
         Ok(Self { summary })
     }
-
-    /// How the shards were handed over, in a few words; `None` before that is done.
-    pub fn summary(&self) -> Option<String> {
-        self.summary.lock().clone()
-    }
 }
 
 /// The control plane as it is now. An older control state could ask for what was taken back since,
@@ -175,7 +170,7 @@ async fn follow_control(node: &Node) -> anyhow::Result<ControlView> {
     let control = ControlView::start(node);
     control.wait_current().await?;
     create_topics(&*node.log).await?;
-    let ends = node.log.ends(&Name::new(STATUS_TOPIC)?, ONLY).await?;
+    let ends = node.log.ends(&Name::new(STATUS_TOPIC)?, PartitionId::ONLY).await?;
     control.wait_board(ends.end).await?;
     Ok(control)
 }

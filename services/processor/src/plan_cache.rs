@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use headwater_control::GenerationEntry;
 use headwater_engine::ViewPlan;
-use headwater_sql::{parse_stream, parse_view, plan_view};
+use headwater_sql::compile;
 use headwater_types::{GenerationId, Remedy};
 use parking_lot::Mutex;
 
@@ -30,15 +30,15 @@ impl PlanCache {
 }
 
 fn plan(entry: &GenerationEntry) -> Result<ViewPlan, ShardError> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
+    compile(&entry.stream_sql, &entry.view_sql).map_err(|error| {
         let reason = format!(
-            "the definition of {what} that generation {} was begun with is not understood: {error}; run the Headwater \
-             that began it, or start a replay of view {}",
-            entry.id, entry.view
+            "the definition of {} that generation {} was begun with is not understood: {}; run the Headwater that \
+             began it, or start a replay of view {}",
+            error.object(),
+            entry.id,
+            error.diagnostics(),
+            entry.view
         );
         ShardError::new(Remedy::Correct, reason)
-    };
-    let stream = parse_stream(&entry.stream_sql).map_err(|error| failed("the stream", &error))?;
-    let view = parse_view(&entry.view_sql).map_err(|error| failed("the view", &error))?;
-    plan_view(&view, &stream).map_err(|error| failed("the view", &error))
+    })
 }

@@ -1,4 +1,4 @@
-//! What a shard writes to the log: dead letters and statuses.
+//! Everything that a shard writes to the log: dead letters and statuses.
 //!
 //! `outbox` publishes each record of the outbox once, through the fenced writer that `writer_id`
 //! names. `status_reporter` appends the statuses of all shards, together where it can.

@@ -28,7 +28,8 @@ impl Service for Processor {
     /// The processor serves nothing over gRPC.
     fn add_to(&self, _routes: &mut RoutesBuilder) {}
 
-    fn account(&self) -> Option<String> {
-        self.summary()
+    /// How the shards were handed over; `None` before that is done.
+    fn summary(&self) -> Option<String> {
+        self.summary.lock().clone()
     }
 }

@@ -37,7 +37,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// How often a waiting group thread looks for shutdown, which cannot wake it.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
-/// What all groups of this process share.
+/// Shared by all groups of this process.
 #[derive(Clone)]
 pub(crate) struct GroupContext {
     pub(crate) membership: Arc<dyn Membership>,

@@ -76,7 +76,7 @@ impl PartitionCheck {
         }
     }
 
-    /// What is known, and whether the caller has to ask: one of them at a time.
+    /// Returns the known number, and whether the caller has to ask: one caller at a time does.
     fn known(&self, topic: &Name) -> (Option<u32>, bool) {
         let mut topics = self.topics.lock();
         let entry = topics.entry(topic.clone()).or_default();

@@ -1,6 +1,6 @@
 //! Opening a shard's database: from this disk, from the store of checkpoints, or empty.
 //!
-//! State at an offset is the same whoever computed it, so the copy that is furthest along is taken.
+//! State at an offset is the same on every process, so the copy that is furthest along is taken.
 //! A good copy on this disk is not touched before a better one lies beside it, whole:
 //!
 //! ```text

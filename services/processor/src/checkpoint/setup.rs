@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::{assignment::lease::Lease, checkpoint::store::CheckpointStore, config::Config};
 
-/// What one shard is opened from and run with.
+/// Everything that one shard is opened from and run with.
 pub(crate) struct ShardSetup {
     pub(crate) identity: Identity,
     pub(crate) view: Name,

@@ -29,7 +29,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// How often a thread that waits for an upload sends a heartbeat and looks at its deadline.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What an upload is for.
+/// The purpose of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UploadPurpose {
     HandOver,

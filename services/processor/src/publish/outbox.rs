@@ -1,4 +1,4 @@
-//! What a shard put into its outbox, published exactly once.
+//! Publishes the outbox of a shard, each record exactly once.
 //!
 //! A record lies in the outbox before it is published, and leaves the outbox after that. If the
 //! process ends in between, or the log does not say whether it took a batch, the publisher does not
@@ -35,7 +35,7 @@ const MAX_BATCHES: usize = 8;
 /// A log that takes longer is away: the shard goes on with its records.
 const APPEND_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What the shard may publish now.
+/// The outputs that the shard may publish now.
 #[derive(Clone, Debug)]
 pub(crate) struct Permit {
     /// The parts of the partition whose outputs belong to this generation, in order.
@@ -44,7 +44,7 @@ pub(crate) struct Permit {
     pub(crate) muted_at: Option<Offset>,
 }
 
-/// What to do with an entry of the outbox.
+/// How an entry of the outbox is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryAction {
     Publish,
@@ -92,7 +92,7 @@ pub(crate) struct Publisher {
     next: OutboxKey,
 }
 
-/// What the topic has of this shard.
+/// The records of this shard that the topic has.
 #[derive(Clone, Copy)]
 struct PublishedSoFar {
     /// The last record of this shard that was found in the topic.
@@ -174,14 +174,14 @@ impl Publisher {
             let ready: Vec<_> = ready.collect();
             let Some((last, _)) = ready.last() else { return Ok(count) };
             let until = last.next();
-            let ours = ready
+            let own = ready
                 .iter()
                 .filter(|(key, _)| permit.action_for(key.position) == EntryAction::Publish);
-            let ours: Vec<_> = ours.collect();
+            let own: Vec<_> = own.collect();
             let mut cursor = None;
-            if !ours.is_empty() {
+            if !own.is_empty() {
                 let published;
-                (published, cursor) = self.append(db, &ours)?;
+                (published, cursor) = self.append(db, &own)?;
                 count += published;
             }
             let cursor = match cursor {
@@ -237,7 +237,7 @@ impl Publisher {
         Ok((count, Some(so_far.cursor)))
     }
 
-    /// Creates the topic of dead letters before the first one, unless somebody else has.
+    /// Creates the topic of dead letters before the first one, unless it exists.
     fn ensure_topic(&mut self) -> Result<(), ShardError> {
         if self.topic_checked {
             return Ok(());
@@ -281,7 +281,7 @@ impl Publisher {
         );
     }
 
-    /// What the topic has of this shard, whichever owner has published it.
+    /// Finds the records of this shard in the topic, of all its owners.
     fn published_so_far(&mut self, db: &ShardDb) -> Result<PublishedSoFar, ShardError> {
         if self.writer.is_none() {
             self.lease.confirm()?;

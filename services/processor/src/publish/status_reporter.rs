@@ -23,8 +23,6 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use crate::{assignment::lease::Lease, blocking::wait_within, error::ShardError};
 
-/// The status topic has one partition.
-pub(crate) const ONLY: PartitionId = PartitionId(0);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// A log that takes longer is away.
@@ -131,7 +129,7 @@ impl StatusReporter {
         pending.by_key.remove(&key);
         *pending.written.entry(key).or_default() += 1;
         drop(pending);
-        let append = self.log.append(&self.topic, ONLY, batch);
+        let append = self.log.append(&self.topic, PartitionId::ONLY, batch);
         drop(order);
         let left = limit.saturating_sub(begun.elapsed());
         wait_within(&self.runtime, left, append, late)
@@ -167,7 +165,8 @@ impl StatusReporter {
         for (key, status) in &statuses {
             batch.push(self.clock.now_millis(), Some(key.as_bytes()), Some(&status.status), &[]);
         }
-        let append = batch.build().map(|batch| self.log.append(&self.topic, ONLY, batch));
+        let append =
+            batch.build().map(|batch| self.log.append(&self.topic, PartitionId::ONLY, batch));
         (statuses, append, held_back)
     }
 

@@ -30,7 +30,7 @@ use headwater_control::{CONTROL_TOPIC, StatusBoard};
 use headwater_log::{FencedWriter, block_on};
 use headwater_proto::status::v1::{LookBack, ShardStatus};
 use headwater_state::Identity;
-use headwater_types::{Epoch, Offset, Remedy};
+use headwater_types::{Epoch, Offset, PartitionId, Remedy};
 use prost::Message;
 
 use crate::{
@@ -38,13 +38,13 @@ use crate::{
     blocking::{read_until, wait_within},
     context::ProcessorContext,
     error::ShardError,
-    publish::{status_reporter::ONLY, writer_id::writer_id},
+    publish::writer_id::writer_id,
 };
 
 /// A log that takes longer to hand out the control plane's topics is away.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a former owner has left that binds the next one.
+/// The former owner's status, which binds the next owner.
 pub(crate) struct FormerStatus<'a> {
     pub(crate) status: &'a ShardStatus,
     /// Where the former owner stopped with an error, which counts as muted from there on. `None`
@@ -63,7 +63,7 @@ pub(crate) fn claim(
     lease.confirm()?;
     let writer = block_on(context.log.writer(&writer_id(shard)))?;
     let epoch = writer.epoch();
-    let end = block_on(context.log.ends(reporter.topic(), ONLY))?.end;
+    let end = block_on(context.log.ends(reporter.topic(), PartitionId::ONLY))?.end;
     let board = board_at(context, end)?;
     let former = board.get(shard.generation, shard.partition);
     check_not_superseded(former, epoch)?;
@@ -152,21 +152,22 @@ fn last_status_between(
     let mut last: Option<ShardStatus> = None;
     let key = headwater_control::status_key(shard.generation, shard.partition);
     let topic = context.status_reporter.topic();
-    let reached = read_until(&*context.log, topic, ONLY, Offset(from), to, |record| {
-        if record.offset >= to || record.key != Some(key.as_bytes()) {
-            return;
-        }
-        // A status that cannot be decoded binds nobody: no reader understands it.
-        let Some(Ok(status)) = record.value.map(ShardStatus::decode) else { return };
-        if status.epoch < epoch {
-            return;
-        }
-        epoch = status.epoch;
-        // An owner that had not looked back only repeats the one before.
-        if status.look_back.is_none() {
-            last = Some(status);
-        }
-    })?;
+    let reached =
+        read_until(&*context.log, topic, PartitionId::ONLY, Offset(from), to, |record| {
+            if record.offset >= to || record.key != Some(key.as_bytes()) {
+                return;
+            }
+            // A status that cannot be decoded binds nobody: no reader understands it.
+            let Some(Ok(status)) = record.value.map(ShardStatus::decode) else { return };
+            if status.epoch < epoch {
+                return;
+            }
+            epoch = status.epoch;
+            // An owner that had not looked back only repeats the one before.
+            if status.look_back.is_none() {
+                last = Some(status);
+            }
+        })?;
     if reached < to {
         return Err(ShardError::log_away(format!("{topic} cannot be read at {reached}")));
     }

@@ -1,4 +1,4 @@
-//! What a shard reports on the status topic.
+//! The statuses that a shard reports on the status topic.
 
 use std::time::{Duration, Instant};
 

@@ -36,7 +36,7 @@ const LINGER: Duration = Duration::from_millis(5);
 /// Time between an error of publishing and the next try.
 const PUBLISH_RETRY: Duration = Duration::from_millis(500);
 
-/// What the control state wants of the shard now.
+/// The orders of the control state to the shard.
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
     /// Read no record at or beyond this offset.

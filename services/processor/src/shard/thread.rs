@@ -74,7 +74,7 @@ pub(crate) struct ShardThread {
     pub(super) halted: Option<ShardMetrics>,
 }
 
-/// What a running shard keeps from round to round.
+/// The state of a running shard between rounds.
 struct RunState {
     control: Arc<ControlState>,
     /// `None`: to be made from the control state.
@@ -83,7 +83,7 @@ struct RunState {
     preconditions_checked_at: Instant,
 }
 
-/// What follows an error.
+/// The reaction to an error.
 enum Recovery {
     Retry,
     /// Nothing, until a person acts or another process owns the shard.
@@ -91,7 +91,7 @@ enum Recovery {
     End,
 }
 
-/// What follows a round.
+/// The result of a round.
 enum RoundOutcome {
     Continue,
     Stop,
@@ -279,8 +279,8 @@ impl ShardThread {
         check_not_superseded(board.get(self.identity.generation, self.identity.partition), epoch)
     }
 
-    /// What may be published now. A shard that is asked to mute does so from what it has committed,
-    /// or from what it has published if a power cut or a new owner took commits away since.
+    /// Makes the permit to publish. A shard that is asked to mute does so from its committed
+    /// position, or from its published one if a power cut or a new owner took commits away since.
     fn permit(
         &mut self,
         control: &ControlState,
@@ -299,7 +299,7 @@ impl ShardThread {
         Ok(Permit { windows, muted_at: self.muted.as_ref().map(|(_, at)| *at) })
     }
 
-    /// What follows an error that ended [`Self::run_once`].
+    /// Decides whether to retry, halt or end after [`Self::run_once`] failed.
     fn recovery(&mut self, error: &ShardError) -> Recovery {
         let (shard, reason) = (self.identity, &error.reason);
         match error.remedy {

@@ -61,7 +61,7 @@ async fn swapped_at(world: &mut World, owner: &str, at: u64) -> BTreeSet<u64> {
     let fence = world.state.replays().values().next().unwrap().swap_fence.clone().unwrap();
     assert_eq!(fence[&P0], Offset(at), "{:#?}", world.status_history(1, P0));
     let settled = |status: ShardStatus| status.processor == owner && status.look_back.is_none();
-    world.until("the new owner's word", |world| world.status(1).is_some_and(settled)).await;
+    world.until("the new owner's status", |world| world.status(1).is_some_and(settled)).await;
     let said = world.status_history(1, P0).into_iter().map(|said| said.1);
     let mute = said.filter(|said| said.processor == owner && said.muted_for == SWAP);
     let muted: BTreeSet<_> = mute.map(|said| said.muted_at).collect();
@@ -136,7 +136,8 @@ async fn a_new_owner_that_has_not_heard_of_the_swap_yet_is_bound_by_it() {
     world.until("HOLD", |w| w.phase() == Phase::Hold && w.published(1)).await;
     two.log.control_withheld.store(true, Ordering::Relaxed);
     world.append(swap(1, 1, 2, false));
-    within_patience("the former owner's word", || world.status(1).unwrap().muted_for == SWAP).await;
+    within_patience("the former owner's status", || world.status(1).unwrap().muted_for == SWAP)
+        .await;
     one.log.set(Connection::Cut);
     groups.expel("one", "two");
     world.log.orders(100..200);

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use headwater_engine::{Limits, Shard};
 use headwater_log::{Log, block_on};
 use headwater_proto::control::v1::{GenerationRetired, Phase, control_record::Event};
+use headwater_service::Service;
 use headwater_state::{Identity, Options, ShardDb, layout};
 use headwater_types::{Offset, PartitionId};
 use tempfile::TempDir;
@@ -115,7 +116,7 @@ async fn partitions_move(seed: u64, store: bool) {
     for process in processes {
         let processor = process.processor.clone();
         process.stop().await;
-        let summary = processor.summary().unwrap();
+        let summary = Service::summary(&processor).unwrap();
         assert!(
             summary.contains("0 of them late") && summary.contains("0 outputs left"),
             "{summary}"
@@ -124,7 +125,7 @@ async fn partitions_move(seed: u64, store: bool) {
     assert!(groups.members(&group).is_empty());
     for partition in world.all().filter(|_| store) {
         let end = world.end_of(partition).0;
-        assert!(world.stored(1, partition, end), "the last word before the end");
+        assert!(world.stored(1, partition, end), "the last checkpoint before the end");
         assert_eq!(world.manifests(1, partition).len(), 1, "and no other is left");
     }
 }
@@ -389,7 +390,7 @@ async fn a_replay_goes_through_the_store_while_its_shards_move_in_every_phase() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_retired_generation_is_deleted_by_its_owners_and_stale_copies_by_whoever_has_them() {
+async fn a_retired_generation_is_deleted_by_its_owners_and_stale_copies_by_their_processes() {
     let mut world = World::with(3);
     world.declare();
     world.create(1);

@@ -85,7 +85,7 @@ fn a_lease_that_was_lost_is_not_given_back_by_an_answer_that_was_on_its_way() {
     lease.release_by(Instant::now() + Duration::from_secs(5));
     assert!(
         lease.release_deadline().is_some() && lease.may_write(),
-        "the last words are still ours"
+        "the last status may still be written"
     );
     lease.lose();
     assert!(lease.release_deadline().is_none() && !lease.may_write());

@@ -234,7 +234,7 @@ fn a_crash_at_any_moment_of_the_swap_leaves_a_whole_copy() {
 }
 
 #[test]
-fn a_store_that_is_away_stops_nobody_who_has_a_copy() {
+fn a_store_that_is_away_stops_no_shard_that_has_a_copy() {
     let fixture = RestoreFixture::new();
     fixture.advance("one", 40);
     fixture.store("one", 1);

@@ -235,7 +235,7 @@ fn a_live_shard_takes_its_checkpoint_where_it_is_and_only_once() {
     run(&mut task, &next);
     assert_eq!(position_of(&task, "spend-1-a2"), Some(Offset(20)));
     assert_eq!(task.visible_checkpoints().len(), 1);
-    assert!(!task.setup.checkpoint_dir("spend-1-a1").exists(), "nobody needs it any more");
+    assert!(!task.setup.checkpoint_dir("spend-1-a1").exists(), "it is no longer ordered");
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_new_generation_waits_at_the_fence_until_others_can_see_its_checkpoint() {
     let mut task = fixture.open_with_store(1, 0);
     run(&mut task, &fence);
     assert_eq!(task.progress().position, Offset(7));
-    assert!(task.visible_checkpoints().is_empty(), "nobody else could open it yet");
+    assert!(task.visible_checkpoints().is_empty(), "no other process could open it yet");
     drop(task);
 
     // A live shard does not wait for anything.
