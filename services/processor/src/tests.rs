@@ -13,7 +13,7 @@ use headwater_state::layout;
 use headwater_types::{ENGINE_VERSION, Offset, PartitionId};
 
 use crate::testing::{P0, PATIENCE, generation, name};
-use world::{Traffic, World, built, swap};
+use world::{Traffic, World, built, swap, within_patience};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_is_promoted_and_undone_through_restarts_and_every_dead_letter_leaves_once() {
@@ -138,11 +138,8 @@ async fn a_shard_that_cannot_go_on_says_so_and_the_others_go_on() {
 
     world.log.trim(&name("orders"), P0, Offset(50)).await.unwrap();
     world.replay(2, 1);
-    let begun = Instant::now();
-    while world.status(2).is_none_or(|status| status.error.is_empty()) {
-        assert!(begun.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let halted = || world.status(2).is_some_and(|status| !status.error.is_empty());
+    within_patience("an error", halted).await;
     let error = world.status(2).unwrap().error;
     assert!(error.contains("records 0 to 50 of orders[0] were trimmed"), "{error}");
     assert!(!process.node.health.is_ready());
@@ -168,11 +165,8 @@ async fn a_generation_of_another_engine_is_refused_with_what_to_do() {
     other.engine_version = ENGINE_VERSION + 1;
     world.append(Event::ViewCreated(ViewCreated { generation: Some(other) }));
     let process = world.start().await;
-    let begun = Instant::now();
-    while world.status(1).is_none_or(|status| status.error.is_empty()) {
-        assert!(begun.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let halted = || world.status(1).is_some_and(|status| !status.error.is_empty());
+    within_patience("an error", halted).await;
     let error = world.status(1).unwrap().error;
     assert!(error.contains("start a replay of view spend"), "{error}");
     assert!(!layout::shard_dir(world.dir.path(), generation(1), PartitionId(0)).exists());

@@ -10,7 +10,7 @@ use headwater_proto::{control::v1::Phase, status::v1::ShardStatus};
 use headwater_state::Identity;
 use headwater_types::{Epoch, PartitionId};
 
-use super::world::{Traffic, World, config, expected_letters, swap};
+use super::world::{Traffic, World, config, expected_letters, swap, within_patience};
 use crate::{
     config::Config,
     publish::writer_id::writer_id,
@@ -71,11 +71,7 @@ async fn a_log_that_is_away_makes_the_process_wait_with_all_that_it_has() {
     world.until("work", |world| world.status(1).is_some_and(|s| s.published > 200)).await;
     let before = world.status(1).unwrap();
     one.log.set(Connection::Cut);
-    let begun = Instant::now();
-    while one.node.health.is_ready() {
-        assert!(begun.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within_patience("the outage", || !one.node.health.is_ready()).await;
     let unmet: Vec<_> =
         one.node.health.conditions().into_iter().filter(|(_, reason)| reason.is_some()).collect();
     assert_eq!(unmet.len(), 1, "one condition for all shards: {unmet:?}");
@@ -206,19 +202,16 @@ async fn a_shard_that_cannot_mute_at_once_mutes_when_the_log_is_back() {
     world.log.orders(0..100);
     let process = world.start().await;
     world.replay(2, 1);
-    world.until("HOLD", |w| w.phase() == Phase::Hold && w.published(1)).await;
+    world.until("HOLD", |w| w.phase() == Phase::Hold).await;
+    within_patience("outputs", || world.published(1)).await;
     // The shard does not know what it has published, and cannot find that out.
     world.log.refused.store(1, Ordering::Relaxed);
     world.log.claims_refused.store(true, Ordering::Relaxed);
     world.log.orders(100..110);
-    world.until("the doubt", |world| world.log.refused.load(Ordering::Relaxed) == 0).await;
+    within_patience("the doubt", || world.log.refused.load(Ordering::Relaxed) == 0).await;
     assert!(process.node.health.is_ready());
     world.append(swap(1, 1, 2, false));
-    let begun = Instant::now();
-    while process.node.health.is_ready() {
-        assert!(begun.elapsed() < PATIENCE, "the shard has not noticed");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    within_patience("the outage", || !process.node.health.is_ready()).await;
     world.log.claims_refused.store(false, Ordering::Relaxed);
     world.until("the swap", |world| world.phase() == Phase::Retain).await;
     world.until("the end", |world| world.caught_up(2) && world.published(2)).await;

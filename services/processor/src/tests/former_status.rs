@@ -3,24 +3,16 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use headwater_proto::{control::v1::Phase, status::v1::ShardStatus};
 use headwater_types::Offset;
 
-use super::world::{Process, World, config, expected_letters, swap};
-use crate::testing::{Connection, Groups, P0, PATIENCE, TestLog};
+use super::world::{Process, World, config, expected_letters, swap, within_patience};
+use crate::testing::{Connection, Groups, P0, TestLog};
 
 const SWAP: &str = "spend-1-s1";
-
-async fn within_patience(what: &str, done: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < PATIENCE, "{what} does not come");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
 
 /// A swap is requested, and the owner of the serving shard vanishes. Just before the next owner's
 /// first status, the former owner appends what `last_word` makes of its last status.
@@ -133,7 +125,8 @@ async fn a_new_owner_that_has_not_heard_of_the_swap_yet_is_bound_by_it() {
     let one = world.join(&groups, "one", false, config()).await;
     let two = world.join(&groups, "two", false, config()).await;
     world.replay(2, 1);
-    world.until("HOLD", |w| w.phase() == Phase::Hold && w.published(1)).await;
+    world.until("HOLD", |w| w.phase() == Phase::Hold).await;
+    within_patience("outputs", || world.published(1)).await;
     two.log.control_withheld.store(true, Ordering::Relaxed);
     world.append(swap(1, 1, 2, false));
     within_patience("the former owner's status", || world.status(1).unwrap().muted_for == SWAP)

@@ -97,6 +97,15 @@ pub(crate) fn digest_of(data: &Path, generation: GenerationId, partition: Partit
     digest(reader.view()).unwrap()
 }
 
+/// Waits until the condition holds, while the coordinator does nothing.
+pub(crate) async fn within_patience(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// Settings with short times.
 pub(crate) fn config() -> Config {
     Config {
