@@ -11,11 +11,11 @@ use tonic::Status;
 
 /// Parsed streams by their normal form: every decision asks for them, and parsing costs more than deciding.
 #[derive(Default)]
-pub(crate) struct Streams {
+pub(crate) struct StreamCache {
     parsed: Mutex<HashMap<String, Arc<StreamDefinition>>>,
 }
 
-impl Streams {
+impl StreamCache {
     /// The definition that a control record holds in its normal form.
     pub(crate) fn parse(&self, normal_sql: &str) -> Result<Arc<StreamDefinition>, Status> {
         if let Some(stream) = self.parsed.lock().get(normal_sql) {
@@ -54,7 +54,7 @@ fn stored(object: &str, error: &dyn fmt::Display) -> Status {
 
 /// A statement and the file it came from.
 #[derive(Clone, Debug)]
-pub(crate) struct Sourced<T> {
+pub(crate) struct FromFile<T> {
     pub(crate) file: String,
     pub(crate) definition: T,
 }
@@ -62,20 +62,20 @@ pub(crate) struct Sourced<T> {
 /// What the files of one request hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Definitions {
-    pub(crate) streams: Vec<Sourced<StreamDefinition>>,
-    pub(crate) views: Vec<Sourced<ViewDefinition>>,
+    pub(crate) streams: Vec<FromFile<StreamDefinition>>,
+    pub(crate) views: Vec<FromFile<ViewDefinition>>,
     /// The objects in the order of the statements.
-    pub(crate) order: Vec<Object>,
+    pub(crate) order: Vec<CatalogObject>,
 }
 
 /// A named thing in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Object {
+pub(crate) enum CatalogObject {
     Stream(Name),
     View(Name),
 }
 
-impl fmt::Display for Object {
+impl fmt::Display for CatalogObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stream(name) => write!(f, "stream {name}"),
@@ -89,7 +89,7 @@ impl Definitions {
     pub(crate) fn read(files: &[DefinitionFile]) -> Result<Self, Status> {
         let mut definitions = Self::default();
         let mut problems = Problems::default();
-        let mut seen: HashMap<Object, String> = HashMap::new();
+        let mut seen: HashMap<CatalogObject, String> = HashMap::new();
         for file in files {
             let statements = match headwater_sql::parse(&file.sql) {
                 Ok(statements) => statements,
@@ -103,8 +103,8 @@ impl Definitions {
             for statement in statements {
                 let file = file.name.clone();
                 let object = match &statement {
-                    Statement::Stream(stream) => Object::Stream(stream.name.clone()),
-                    Statement::View(view) => Object::View(view.name.clone()),
+                    Statement::Stream(stream) => CatalogObject::Stream(stream.name.clone()),
+                    Statement::View(view) => CatalogObject::View(view.name.clone()),
                 };
                 if let Some(first) = seen.insert(object.clone(), file.clone()) {
                     problems.wrong(format!(
@@ -115,10 +115,10 @@ impl Definitions {
                 definitions.order.push(object);
                 match statement {
                     Statement::Stream(definition) => {
-                        definitions.streams.push(Sourced { file, definition })
+                        definitions.streams.push(FromFile { file, definition })
                     }
                     Statement::View(definition) => {
-                        definitions.views.push(Sourced { file, definition })
+                        definitions.views.push(FromFile { file, definition })
                     }
                 }
             }

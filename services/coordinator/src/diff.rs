@@ -24,9 +24,9 @@ use headwater_proto::{
 };
 use headwater_state::Store;
 
-use crate::office::Office;
+use crate::context::Context;
 use cell::Cell;
-use side::{Fetched, Rows, Side};
+use side::{FetchedCheckpoints, Rows, Side};
 
 /// Two sides, ready to be compared.
 pub(crate) struct Comparison {
@@ -42,7 +42,7 @@ pub(crate) struct Comparison {
 impl Comparison {
     /// Collects where both sides' checkpoints lie. Reads nothing yet.
     pub(crate) fn prepare(
-        office: &Office,
+        context: &Context,
         state: &ControlState,
         board: &StatusBoard,
         replay: &ReplayEntry,
@@ -52,16 +52,16 @@ impl Comparison {
         let id: CheckpointId = replay.checkpoint_id();
         let side = |generation| {
             let entry = state.generations().get(&generation).context("a generation is unknown")?;
-            Side::new(entry, board, fence, &id, office.store.as_ref())
+            Side::new(entry, board, fence, &id, context.store.as_ref())
         };
         Ok(Self {
             old: side(replay.old)?,
             new: side(replay.new)?,
             // One that was stopped may still be tidying up.
-            scratch: office
+            scratch: context
                 .scratch
                 .join(format!("{id}-{}", STARTED.fetch_add(1, Ordering::Relaxed))),
-            store: office.store.clone(),
+            store: context.store.clone(),
             options: replay.options.clone(),
             samples,
         })
@@ -86,7 +86,7 @@ pub(crate) fn compare(
     let Comparison { old, new, scratch, store, options, samples } = comparison;
     let (old_plan, new_plan) = (old.plan()?, new.plan()?);
     // Goes after the readers.
-    let fetched = Fetched::new(store.as_ref(), scratch, stop);
+    let fetched = FetchedCheckpoints::new(store.as_ref(), scratch, stop);
     let (old_readers, new_readers) = (old.open(&fetched)?, new.open(&fetched)?);
     let mut old_rows = Rows::new(&old_plan, &old_readers)?;
     let mut new_rows = Rows::new(&new_plan, &new_readers)?;
@@ -167,13 +167,13 @@ struct Tally {
     /// The key columns of both sides are the same.
     matched: bool,
     /// The columns that both have, in the new order.
-    common: Vec<Common>,
+    common: Vec<CommonColumn>,
     samples: usize,
     only_samples: [usize; 2],
 }
 
 /// A column that both sides have, and how it changed.
-struct Common {
+struct CommonColumn {
     old: usize,
     new: usize,
     changed: u64,
@@ -233,7 +233,7 @@ impl Tally {
                             ),
                         );
                     }
-                    common.push(Common {
+                    common.push(CommonColumn {
                         old: old_index,
                         new: new_index,
                         changed: 0,
@@ -326,7 +326,7 @@ impl Tally {
     fn values(
         &self,
         rows: &Rows<'_>,
-        index: impl Fn(&Common) -> usize,
+        index: impl Fn(&CommonColumn) -> usize,
     ) -> anyhow::Result<Vec<Value>> {
         self.common.iter().map(|column| rows.cell(index(column)).map(Cell::into_value)).collect()
     }

@@ -1,13 +1,13 @@
 //! The coordinator: the catalog, and the replays that change it.
 //!
-//! It is the only writer of the control topic. Whatever it decides, a request's wish or the next step of
+//! It is the only writer of the control topic. Whatever it decides, a request's command or the next step of
 //! a replay, becomes a record there before anything else happens; its own state is the fold of that topic.
 //! What to do next is `headwater-control`'s pure decision, so that a coordinator which died between any
 //! two records folds again and goes on.
 //!
 //! ```text
 //! gRPC catalog --+                          +--> headwater.control --> processors, queries, ingest
-//!                +--> requests --> Desk ----+                                  |
+//!                +--> requests --> Reconciler ----+                                  |
 //! gRPC replay  --+                  ^  |    +--> diff of two checkpoints       |
 //!                                   |  +------------- result --------+         |
 //!                                   +-------------- headwater.status <---------+
@@ -33,21 +33,16 @@
 
 #![allow(clippy::result_large_err, reason = "a gRPC status is the error of every verb")]
 
-mod apply;
-mod catalog;
+mod api;
+mod commands;
 mod config;
+mod context;
 mod definitions;
-mod desk;
 mod diff;
-mod lead;
-mod ledger;
+mod leader;
 mod metrics;
-mod office;
-mod plan;
-mod replays;
-mod seat;
+mod replay_plan;
 mod service;
-mod verbs;
 
 #[cfg(test)]
 mod tests;
@@ -62,14 +57,14 @@ use headwater_service::Node;
 use tokio::sync::watch;
 
 pub use config::Config;
-use lead::Lead;
-use office::{Office, Standing};
-use seat::Post;
+use context::{Context, Leadership};
+use leader::Leader;
+use leader::election::Election;
 
 /// The coordinator: start it, then add it to a server.
 #[derive(Clone)]
 pub struct Coordinator {
-    office: Arc<Office>,
+    context: Arc<Context>,
 }
 
 impl Coordinator {
@@ -83,22 +78,26 @@ impl Coordinator {
         let ready = node.health.condition("coordinator");
         let reason = "reading the control topic";
         ready.not_ready(reason);
-        let (standing, stands) = watch::channel(Standing::Not(reason.into()));
+        let (standing, stands) = watch::channel(Leadership::Not(reason.into()));
         let (published, publishes) = watch::channel(Arc::new(ControlState::default()));
-        let (office, inbox) = Office::new(&config, node, stands, publishes)?;
-        let post = Post::new(node, inbox, standing, ready);
-        let mut lead = Lead::new(&config, node, office.clone(), post, published);
+        let (context, inbox) = Context::new(&config, node, stands, publishes)?;
+        let election = Election::new(node, inbox, standing, ready);
+        let mut lead = Leader::new(&config, node, context.clone(), election, published);
         if !node.log.is_remote() {
             lead.begin().await?;
         }
         node.tasks.spawn_once("coordinator", lead.run());
-        Ok(Self { office })
+        Ok(Self { context })
     }
 
     /// Adds `CatalogService` and `ReplayService`.
     pub fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
-        routes.add_service(CatalogServiceServer::new(catalog::Catalog::new(self.office.clone())));
-        routes.add_service(ReplayServiceServer::new(replays::Replays::new(self.office.clone())));
+        routes.add_service(CatalogServiceServer::new(api::catalog_service::CatalogApi::new(
+            self.context.clone(),
+        )));
+        routes.add_service(ReplayServiceServer::new(api::replay_service::ReplayApi::new(
+            self.context.clone(),
+        )));
     }
 }
 

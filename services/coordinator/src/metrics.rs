@@ -18,7 +18,7 @@ type Floats = ByView<f64, std::sync::atomic::AtomicU64>;
 type Integers = ByView<i64, std::sync::atomic::AtomicI64>;
 
 /// What `/metrics` shows of the control plane: of each view its newest replay.
-pub(crate) struct Gauges {
+pub(crate) struct CoordinatorMetrics {
     phase: Integers,
     progress: Floats,
     rate: Floats,
@@ -28,7 +28,7 @@ pub(crate) struct Gauges {
     leading: Gauge,
 }
 
-impl Gauges {
+impl CoordinatorMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         Self {
             phase: metrics.register(

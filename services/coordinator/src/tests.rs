@@ -1,5 +1,5 @@
 mod applying;
 mod fixture;
+mod kafka_like;
 mod leading;
-mod remote;
 mod replaying;

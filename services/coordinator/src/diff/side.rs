@@ -26,18 +26,18 @@ pub(super) struct Side {
     generation: GenerationId,
     view_sql: String,
     stream_sql: String,
-    checkpoints: Vec<Checkpoint>,
+    checkpoints: Vec<FencedCheckpoint>,
 }
 
-struct Checkpoint {
+struct FencedCheckpoint {
     partition: PartitionId,
     fence: Offset,
-    place: Place,
+    place: CheckpointLocation,
 }
 
 /// Where a checkpoint lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum CheckpointLocation {
     /// On this machine's disk.
     Directory(PathBuf),
     /// In the store: the URL of its manifest.
@@ -45,22 +45,26 @@ pub(super) enum Place {
 }
 
 /// What was fetched from the store for a comparison: goes with it.
-pub(super) struct Fetched<'a> {
+pub(super) struct FetchedCheckpoints<'a> {
     store: Option<&'a Store>,
     scratch: &'a Path,
     stop: &'a AtomicBool,
 }
 
-impl<'a> Fetched<'a> {
+impl<'a> FetchedCheckpoints<'a> {
     pub(super) fn new(store: Option<&'a Store>, scratch: &'a Path, stop: &'a AtomicBool) -> Self {
         Self { store, scratch, stop }
     }
 
     /// The directory of a checkpoint. It blocks until it is there.
-    fn directory(&self, place: &Place, identity: &Identity) -> anyhow::Result<PathBuf> {
+    fn directory(
+        &self,
+        place: &CheckpointLocation,
+        identity: &Identity,
+    ) -> anyhow::Result<PathBuf> {
         let url = match place {
-            Place::Directory(path) => return Ok(path.clone()),
-            Place::Stored(url) => url,
+            CheckpointLocation::Directory(path) => return Ok(path.clone()),
+            CheckpointLocation::Stored(url) => url,
         };
         ensure!(!self.stop.load(Ordering::Relaxed), "it was stopped");
         let store = self.store.context("there is no store of checkpoints")?;
@@ -85,7 +89,7 @@ impl<'a> Fetched<'a> {
     }
 }
 
-impl Drop for Fetched<'_> {
+impl Drop for FetchedCheckpoints<'_> {
     fn drop(&mut self) {
         if let Err(error) = layout::remove(self.scratch) {
             tracing::warn!(%error, "what was fetched for a comparison stays on the disk");
@@ -105,7 +109,11 @@ impl Side {
             let checkpoint = board.checkpoint(entry.id, partition, id).with_context(|| {
                 format!("generation {} has no checkpoint of partition {partition}", entry.id)
             })?;
-            Ok(Checkpoint { partition, fence, place: place_of(&checkpoint.location, store)? })
+            Ok(FencedCheckpoint {
+                partition,
+                fence,
+                place: location_of(&checkpoint.location, store)?,
+            })
         });
         Ok(Self {
             generation: entry.id,
@@ -122,10 +130,10 @@ impl Side {
         stream_sql: &str,
         checkpoints: [(PartitionId, Offset, PathBuf); 2],
     ) -> Self {
-        let checkpoints = checkpoints.map(|(partition, fence, path)| Checkpoint {
+        let checkpoints = checkpoints.map(|(partition, fence, path)| FencedCheckpoint {
             partition,
             fence,
-            place: Place::Directory(path),
+            place: CheckpointLocation::Directory(path),
         });
         let (view_sql, stream_sql) = (view_sql.to_owned(), stream_sql.to_owned());
         Self { generation, view_sql, stream_sql, checkpoints: checkpoints.into() }
@@ -144,17 +152,20 @@ impl Side {
     }
 
     /// Opens every checkpoint, and makes sure that each is of this shard and exactly at the fence.
-    pub(super) fn open(&self, fetched: &Fetched<'_>) -> anyhow::Result<Vec<ShardReader>> {
+    pub(super) fn open(
+        &self,
+        fetched: &FetchedCheckpoints<'_>,
+    ) -> anyhow::Result<Vec<ShardReader>> {
         let readers = self.checkpoints.iter().map(|checkpoint| {
-            let Checkpoint { partition, fence, place } = checkpoint;
+            let FencedCheckpoint { partition, fence, place } = checkpoint;
             let identity = Identity { generation: self.generation, partition: *partition };
             let path = fetched.directory(place, &identity)?;
             let reader = ShardReader::open_checkpoint(&path, &identity).with_context(|| match place {
-                Place::Directory(_) => {
+                CheckpointLocation::Directory(_) => {
                     "a checkpoint is not on this machine's disk; if the processors run on others, set \
                      checkpoints.url for them and for the coordinator"
                 }
-                Place::Stored(_) => "a checkpoint from the store cannot be read",
+                CheckpointLocation::Stored(_) => "a checkpoint from the store cannot be read",
             })?;
             let position = reader.progress().position;
             ensure!(
@@ -169,9 +180,9 @@ impl Side {
 }
 
 /// Where a checkpoint lies by what the processor said of it.
-fn place_of(location: &str, store: Option<&Store>) -> anyhow::Result<Place> {
+fn location_of(location: &str, store: Option<&Store>) -> anyhow::Result<CheckpointLocation> {
     match store {
-        Some(store) if store.has(location) => Ok(Place::Stored(location.to_owned())),
+        Some(store) if store.has(location) => Ok(CheckpointLocation::Stored(location.to_owned())),
         Some(store) if !location.starts_with("file://") || location.ends_with(".json") => bail!(
             "the checkpoint {location:?} does not lie in the store at {}: set checkpoints.url to the same URL for the \
              coordinator and all processors",
@@ -181,7 +192,7 @@ fn place_of(location: &str, store: Option<&Store>) -> anyhow::Result<Place> {
             "the checkpoint {location:?} lies in a store, and the coordinator knows of none: set checkpoints.url for \
              it as it is set for the processors"
         ),
-        Some(_) | None => path_of(location).map(Place::Directory),
+        Some(_) | None => path_of(location).map(CheckpointLocation::Directory),
     }
 }
 
@@ -278,21 +289,24 @@ mod tests {
 
     #[test]
     fn a_location_is_a_directory_or_a_manifest_in_the_store() {
-        let directory = |path: &str| Place::Directory(PathBuf::from(path));
+        let directory = |path: &str| CheckpointLocation::Directory(PathBuf::from(path));
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}/store", dir.path().display());
         let store = Store::open(&url).unwrap();
         for store in [None, Some(&store)] {
-            let place = |location| place_of(location, store).unwrap();
+            let place = |location| location_of(location, store).unwrap();
             assert_eq!(place("file:///data/a b/1"), directory("/data/a b/1"));
             assert_eq!(place("file:///data/a%20b/1%"), directory("/data/a b/1%"));
             for elsewhere in ["s3://bucket/g/0/replays/v-1-a1/7-p.json", "file:///other/7-p.json"] {
-                let error = place_of(elsewhere, store).unwrap_err().to_string();
+                let error = location_of(elsewhere, store).unwrap_err().to_string();
                 assert!(error.contains("checkpoints.url") && error.contains(elsewhere), "{error}");
             }
         }
         let manifest = format!("{url}/g/0/replays/v-1-a1/7-p.json");
-        assert_eq!(place_of(&manifest, Some(&store)).unwrap(), Place::Stored(manifest.clone()));
-        assert!(place_of(&manifest, None).is_err());
+        assert_eq!(
+            location_of(&manifest, Some(&store)).unwrap(),
+            CheckpointLocation::Stored(manifest.clone())
+        );
+        assert!(location_of(&manifest, None).is_err());
     }
 }

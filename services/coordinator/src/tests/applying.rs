@@ -34,7 +34,7 @@ async fn applying_creates_streams_before_views_and_again_changes_nothing() {
     let same =
         [(ChangeKind::Unchanged, "stream", "orders"), (ChangeKind::Unchanged, "view", "spend")];
     assert_eq!(told(&again), expected(&same));
-    assert_eq!(cluster.coordinator.office.state().position(), Offset(2));
+    assert_eq!(cluster.coordinator.context.state().position(), Offset(2));
 
     let catalog = cluster
         .catalog()
@@ -59,10 +59,10 @@ async fn a_repeated_request_is_answered_alike_and_done_once() {
     };
     let mut first =
         cluster.catalog().apply(Request::new(request.clone())).await.unwrap().into_inner();
-    let position = cluster.coordinator.office.state().position();
+    let position = cluster.coordinator.context.state().position();
     cluster.restart().await;
     assert_eq!(
-        cluster.coordinator.office.state().position(),
+        cluster.coordinator.context.state().position(),
         position,
         "it knows all before it is asked"
     );
@@ -73,7 +73,7 @@ async fn a_repeated_request_is_answered_alike_and_done_once() {
     }
     assert_eq!(first, second);
     assert_eq!(first.changes[1].replay_id, "spend-1");
-    assert_eq!(cluster.coordinator.office.state().position(), position);
+    assert_eq!(cluster.coordinator.context.state().position(), position);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +83,7 @@ async fn one_wrong_definition_keeps_all_others_out_and_names_its_place() {
     let refused = cluster.apply(&[ORDERS, &unknown]).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().starts_with("1.sql: line 2, column"), "{}", refused.message());
-    let state = cluster.coordinator.office.state();
+    let state = cluster.coordinator.context.state();
     assert_eq!((state.position(), state.streams().len()), (Offset::ZERO, 0));
 
     let twice = cluster.apply(&[ORDERS, ORDERS, ALL, "CREATE NONSENSE"]).await.unwrap_err();
@@ -181,7 +181,7 @@ async fn a_dry_run_plans_and_does_nothing() {
         "{:?}",
         plan.warnings
     );
-    assert_eq!(cluster.coordinator.office.state().replays().len(), 0);
+    assert_eq!(cluster.coordinator.context.state().replays().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,7 +253,7 @@ async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
              {partitions}, or name another topic"
         );
         assert!(refused.message().contains(&said), "{}", refused.message());
-        assert_eq!(cluster.coordinator.office.state().position(), Offset::ZERO);
+        assert_eq!(cluster.coordinator.context.state().position(), Offset::ZERO);
     }
 }
 

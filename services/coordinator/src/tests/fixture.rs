@@ -27,7 +27,9 @@ use headwater_types::{Clock, GenerationId, Name, Offset, PartitionId};
 use prost::Message as _;
 use tonic::{Request, Status};
 
-use crate::{Config, Coordinator, catalog::Catalog, replays::Replays};
+use crate::{
+    Config, Coordinator, api::catalog_service::CatalogApi, api::replay_service::ReplayApi,
+};
 
 pub(super) const ORDERS: &str = "CREATE STREAM orders (
     user_id BIGINT NOT NULL, amount DOUBLE, ts TIMESTAMP NOT NULL,
@@ -105,7 +107,7 @@ impl Cluster {
             start(&self.log, &self.clock, &self.data, self.store.clone()).await;
         let old = std::mem::replace(&mut self.node, node);
         let old_coordinator = std::mem::replace(&mut self.coordinator, coordinator);
-        let refused = Catalog::new(old_coordinator.office)
+        let refused = CatalogApi::new(old_coordinator.context)
             .apply(Request::new(ApplyRequest {
                 files: files(&[&other_stream()]),
                 ..ApplyRequest::default()
@@ -117,12 +119,12 @@ impl Cluster {
         old.tasks.failure().unwrap().reason
     }
 
-    pub(super) fn catalog(&self) -> Catalog {
-        Catalog::new(self.coordinator.office.clone())
+    pub(super) fn catalog(&self) -> CatalogApi {
+        CatalogApi::new(self.coordinator.context.clone())
     }
 
-    pub(super) fn replays(&self) -> Replays {
-        Replays::new(self.coordinator.office.clone())
+    pub(super) fn replays(&self) -> ReplayApi {
+        ReplayApi::new(self.coordinator.context.clone())
     }
 
     fn request_id(&mut self) -> String {
@@ -248,7 +250,7 @@ pub(super) struct Processor {
     data: PathBuf,
     node: Node,
     view: ControlView,
-    shards: HashMap<(GenerationId, PartitionId), Running>,
+    shards: HashMap<(GenerationId, PartitionId), RunningShard>,
     /// Generations whose shards report an error.
     pub(super) failing: Option<(GenerationId, String)>,
     pub(super) deleted: Vec<GenerationId>,
@@ -260,7 +262,7 @@ pub(super) struct Processor {
     pub(super) directory: Option<String>,
 }
 
-struct Running {
+struct RunningShard {
     shard: Shard,
     muted: Option<(String, u64)>,
     checkpoints: HashMap<CheckpointId, (Offset, String)>,
@@ -344,7 +346,7 @@ impl Processor {
                     );
                     let mut shard = Shard::open(plan, db.unwrap()).unwrap();
                     shard.skip_to(entry.floor[&partition]);
-                    Running { shard, muted: None, checkpoints: HashMap::new() }
+                    RunningShard { shard, muted: None, checkpoints: HashMap::new() }
                 });
                 let shard = &mut running.shard;
                 shard.commit().unwrap();

@@ -20,9 +20,12 @@ use tonic::{Code, Request, Status};
 
 use super::{
     fixture::{ALL, ORDERS, PAID, Processor, config, files, other_stream},
-    remote::{Far, Group, RemoteLog, Seats},
+    kafka_like::{Far, Group, GroupMembership, KafkaLikeLog},
 };
-use crate::{Coordinator, catalog::Catalog, replays::Replays, seat::STANDING_BY};
+use crate::{
+    Coordinator, api::catalog_service::CatalogApi, api::replay_service::ReplayApi,
+    leader::election::STANDING_BY,
+};
 
 struct Pair {
     log: Arc<dyn Log>,
@@ -44,7 +47,7 @@ impl Pair {
     }
 
     fn without_coordinators() -> Self {
-        let (log, far) = RemoteLog::new();
+        let (log, far) = KafkaLikeLog::new();
         let data = tempfile::tempdir().unwrap();
         let (nodes, coordinators) = (Vec::new(), Vec::new());
         Self { log, far, group: Arc::default(), nodes, coordinators, data, requests: 0 }
@@ -54,19 +57,19 @@ impl Pair {
         let index = self.nodes.len();
         let name = format!("coordinator-{index}");
         let mut node = Node::new(self.log.clone(), self.data.path(), name);
-        node.membership = Arc::new(Seats { group: self.group.clone(), index });
+        node.membership = Arc::new(GroupMembership { group: self.group.clone(), index });
         self.coordinators.push(Coordinator::start(config(), &node).await.unwrap());
         self.nodes.push(node);
     }
 
     /// Lets the group say that this one leads, once it has joined.
-    async fn seat(&self, index: usize) {
+    async fn give_partition(&self, index: usize) {
         until("it joins", async || self.group.has_joined(index)).await;
         self.group.assign(index);
     }
 
     async fn assign(&self, index: usize) {
-        self.seat(index).await;
+        self.give_partition(index).await;
         until("it leads", async || self.condition(index).is_none()).await;
     }
 
@@ -81,12 +84,12 @@ impl Pair {
         conditions.into_iter().find(|(name, _)| name == "coordinator").unwrap().1
     }
 
-    fn catalog(&self, index: usize) -> Catalog {
-        Catalog::new(self.coordinators[index].office.clone())
+    fn catalog(&self, index: usize) -> CatalogApi {
+        CatalogApi::new(self.coordinators[index].context.clone())
     }
 
-    fn replays(&self, index: usize) -> Replays {
-        Replays::new(self.coordinators[index].office.clone())
+    fn replays(&self, index: usize) -> ReplayApi {
+        ReplayApi::new(self.coordinators[index].context.clone())
     }
 
     fn request(&mut self, sql: &[&str]) -> ApplyRequest {
@@ -110,12 +113,12 @@ impl Pair {
     }
 
     fn state(&self, index: usize) -> Arc<ControlState> {
-        self.coordinators[index].office.state()
+        self.coordinators[index].context.state()
     }
 
     /// The state as everybody else folds it.
     async fn followed(&self) -> Arc<ControlState> {
-        self.coordinators[0].office.view.wait_current().await.unwrap()
+        self.coordinators[0].context.view.wait_current().await.unwrap()
     }
 
     fn alive(&self, index: usize) -> bool {
@@ -308,9 +311,9 @@ async fn a_log_that_goes_away_later_ends_nothing_and_is_waited_for() {
 
     // The broker goes between two records: the claim ends, and is made anew when it is back.
     let request = pair.request(&[PAID]);
-    let office = pair.coordinators[0].office.clone();
+    let context = pair.coordinators[0].context.clone();
     let far = pair.far.clone();
-    let gone = office.request("gone", move |state| {
+    let gone = context.request("gone", move |state| {
         far.away.store(true, Ordering::SeqCst);
         let sql = state.streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
         Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
@@ -362,7 +365,7 @@ async fn an_unknown_outcome_is_not_looked_up_by_a_coordinator_that_was_replaced(
     pair.assign(0).await;
     pair.apply(0, &[ORDERS]).await.unwrap();
     // Nobody told the first one.
-    pair.seat(1).await;
+    pair.give_partition(1).await;
     until("the other leads", async || pair.condition(1).is_none()).await;
     let claims = pair.far.claims.load(Ordering::SeqCst);
     pair.far.deaf.store(1, Ordering::SeqCst);
@@ -430,10 +433,10 @@ async fn an_append_that_waits_does_not_hold_up_the_hand_over() {
         pair.apply(0, &[ORDERS]).await.unwrap();
         let far = pair.far.clone();
         far.hung.store(usize::from(hung), Ordering::SeqCst);
-        let office = pair.coordinators[0].office.clone();
+        let context = pair.coordinators[0].context.clone();
         let sql = pair.state(0).streams()["orders"].sql.clone();
         let sql = sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
-        let request = office.request("stuck", move |_| {
+        let request = context.request("stuck", move |_| {
             far.away.store(!hung, Ordering::SeqCst);
             Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
         });
@@ -460,8 +463,8 @@ async fn one_that_is_alone_leads_from_the_start_and_never_stands_by() {
     let data = tempfile::tempdir().unwrap();
     let node = Node::new(Arc::new(MemoryLog::new()), data.path(), "test");
     let coordinator = Coordinator::start(config(), &node).await.unwrap();
-    let mut standing = coordinator.office.standing.clone();
-    assert_eq!(*standing.borrow_and_update(), crate::office::Standing::Leads);
+    let mut standing = coordinator.context.standing.clone();
+    assert_eq!(*standing.borrow_and_update(), crate::context::Leadership::Leads);
     assert!(node.health.is_ready());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!standing.has_changed().unwrap());

@@ -116,7 +116,7 @@ async fn a_coordinator_that_restarts_between_any_two_steps_writes_the_same_histo
                 }
             }
         }
-        let state = cluster.coordinator.office.state();
+        let state = cluster.coordinator.context.state();
         assert_eq!(state.views()["spend"].epoch.0, 4);
         kinds(&cluster).await
     }
@@ -177,7 +177,7 @@ async fn verbs_that_do_not_fit_the_phase_are_refused_with_it_and_with_what_to_do
     assert_eq!(cluster.abort("spend").await.unwrap().phase(), Phase::Aborted);
     let late = cluster.promote("spend", false).await.unwrap_err();
     assert!(late.message().contains("phase ABORTED: not this"), "{}", late.message());
-    let state = cluster.coordinator.office.state();
+    let state = cluster.coordinator.context.state();
     assert_eq!(state.views()["spend"].epoch.0, 1);
     let listed = cluster
         .replays()
@@ -249,7 +249,7 @@ async fn a_failing_shard_and_trimmed_input_fail_the_replay_and_nothing_else() {
     assert!(
         trimmed.reason.starts_with("records 0 to 2 of partition 1 of stream orders were trimmed")
     );
-    let state = cluster.coordinator.office.state();
+    let state = cluster.coordinator.context.state();
     assert_eq!(state.generations().values().filter(|entry| entry.role == Role::Retired).count(), 2);
     assert_eq!(state.views()["spend"].epoch.0, 1);
 }
@@ -278,7 +278,7 @@ async fn a_lost_checkpoint_fails_the_replay_with_the_reason() {
     let mut cluster = replaying().await;
     loop {
         cluster.processor.step().await;
-        let state = cluster.coordinator.office.state();
+        let state = cluster.coordinator.context.state();
         if state.replays().values().next().unwrap().fence.is_some() {
             break;
         }
@@ -397,7 +397,7 @@ async fn a_comparison_waits_for_a_store_that_is_away() {
     // Up to the last checkpoint, which is uploaded and not told yet.
     loop {
         cluster.processor.step().await;
-        let state = cluster.coordinator.office.state();
+        let state = cluster.coordinator.context.state();
         if state.replays().values().next().unwrap().fence.is_some() {
             break;
         }

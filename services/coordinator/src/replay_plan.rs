@@ -15,7 +15,7 @@ use headwater_types::{
 };
 use tonic::Status;
 
-use crate::{definitions::parse_view, office::Office};
+use crate::{context::Context, definitions::parse_view};
 
 /// The ends of all partitions of a stream. A topic that does not exist yet is empty.
 pub(crate) fn ends(
@@ -63,19 +63,19 @@ pub(crate) fn generation(
 
 /// The plan for rebuilding a view, which is served by `serving`, as `view`.
 pub(crate) fn plan(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     board: &StatusBoard,
     serving: &GenerationEntry,
     view: &ViewDefinition,
     stream: &StreamDefinition,
 ) -> Result<ReplayPlan, Status> {
-    let ends = ends(&*office.log, stream)?;
+    let ends = ends(&*context.log, stream)?;
     let (mut records, mut bytes) = (0, 0);
     let mut warnings = Vec::new();
     for (&partition, reach) in &ends {
         records += reach.end.0 - reach.start.0;
-        bytes += headwater_log::block_on(office.log.size(
+        bytes += headwater_log::block_on(context.log.size(
             &stream.topic,
             partition,
             reach.start,
@@ -95,7 +95,7 @@ pub(crate) fn plan(
             ));
         }
     }
-    warnings.extend(losses(&*office.log, stream)?);
+    warnings.extend(losses(&*context.log, stream)?);
     if let Some(open) = state.views().get(&view.name).and_then(|entry| entry.open_replay.as_ref()) {
         warnings.push(format!(
             "replay {open} of this view is open: promote or abort it before another is started"
@@ -106,7 +106,7 @@ pub(crate) fn plan(
         format!("the serving generation has stopped in partition {partition}: {}", status.error)
     }));
     let disk_bytes = board.of(serving.id).map(|(_, status)| status.state_bytes).sum();
-    let disk_free_bytes = office.disk_free(serving.id);
+    let disk_free_bytes = context.disk_free(serving.id);
     if disk_free_bytes > 0 && disk_bytes > disk_free_bytes {
         warnings.push(format!(
             "the new generation will need about {disk_bytes} bytes of disk, and {disk_free_bytes} are free"
@@ -132,7 +132,7 @@ pub(crate) fn plan(
         end: positions(|ends| ends.end),
         disk_bytes,
         disk_free_bytes,
-        seconds: office.measured_rate(&view.name).map_or(0.0, |rate| records as f64 / rate),
+        seconds: context.measured_rate(&view.name).map_or(0.0, |rate| records as f64 / rate),
         differences,
         warnings,
     })

@@ -15,28 +15,29 @@ use headwater_types::{Name, Remedy, StreamDefinition};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    catalog::blocking,
+    api::catalog_service::blocking,
+    commands::replay_commands,
+    context::{CommandOutcome, Context},
     definitions::parse_view,
-    office::{Answer, Office},
-    plan, verbs,
+    replay_plan,
 };
 
 /// The least time between two messages of a watch, so that it does not repeat every commit.
 const WATCH_PACE: Duration = Duration::from_millis(100);
 
-pub(crate) struct Replays {
-    office: Arc<Office>,
+pub(crate) struct ReplayApi {
+    context: Arc<Context>,
 }
 
-impl Replays {
-    pub(crate) fn new(office: Arc<Office>) -> Self {
-        Self { office }
+impl ReplayApi {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self { context }
     }
 
     /// The replay that a request was about: the one it names among its effects, else the one found now.
     async fn answer(
         &self,
-        answer: Answer,
+        answer: CommandOutcome,
         wanted: impl Fn(&ControlState) -> Option<ReplayId>,
     ) -> Result<Response<Replay>, Status> {
         let named = answer.effects.iter().find_map(|effect| match effect {
@@ -52,20 +53,20 @@ impl Replays {
                 "this request id was used for something else: choose another one",
             )
         })?;
-        self.office.replay_now(answer.state, replay).await.map(Response::new)
+        self.context.replay_now(answer.state, replay).await.map(Response::new)
     }
 }
 
 /// A definition for a view that exists: the present one, or the text's.
 fn definition(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     view: &str,
     view_sql: &str,
 ) -> Result<(ViewDefinition, Arc<StreamDefinition>), Status> {
     let wrong = |message: String| status(Remedy::Correct, message);
     let name = Name::new(view).map_err(|error| wrong(error.to_string()))?;
-    let serving = plan::serving(state, &name)?;
+    let serving = replay_plan::serving(state, &name)?;
     let view = match view_sql.trim() {
         "" => parse_view(&serving.view_sql)?,
         text => headwater_sql::parse_view(text).map_err(|error| wrong(error.to_string()))?,
@@ -82,22 +83,29 @@ fn definition(
             serving.stream, view.stream
         )));
     }
-    let stream = office.streams.declared(state, &view.stream)?;
+    let stream = context.streams.declared(state, &view.stream)?;
     let stream = stream.ok_or_else(|| wrong(format!("there is no stream {}", view.stream)))?;
     headwater_sql::plan_view(&view, &stream).map_err(|error| wrong(error.to_string()))?;
     Ok((view, stream))
 }
 
 #[tonic::async_trait]
-impl ReplayService for Replays {
+impl ReplayService for ReplayApi {
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<ReplayPlan>, Status> {
-        self.office.leads()?;
+        self.context.leads()?;
         let PlanRequest { view, view_sql } = request.into_inner();
-        let office = self.office.clone();
+        let context = self.context.clone();
         blocking(move || {
-            let (state, board) = (office.state(), office.board());
-            let (view, stream) = definition(&office, &state, &view, &view_sql)?;
-            plan::plan(&office, &state, &board, plan::serving(&state, &view.name)?, &view, &stream)
+            let (state, board) = (context.state(), context.board());
+            let (view, stream) = definition(&context, &state, &view, &view_sql)?;
+            replay_plan::plan(
+                &context,
+                &state,
+                &board,
+                replay_plan::serving(&state, &view.name)?,
+                &view,
+                &stream,
+            )
         })
         .await
         .map(Response::new)
@@ -105,14 +113,14 @@ impl ReplayService for Replays {
 
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<Replay>, Status> {
         let StartRequest { view, view_sql, options, request_id } = request.into_inner();
-        let retain_ms = u64::try_from(self.office.config.retain.as_millis()).unwrap_or(u64::MAX);
-        let options = verbs::options(options, retain_ms)?;
-        let office = self.office.clone();
+        let retain_ms = u64::try_from(self.context.config.retain.as_millis()).unwrap_or(u64::MAX);
+        let options = replay_commands::options(options, retain_ms)?;
+        let context = self.context.clone();
         let answer = self
-            .office
+            .context
             .request(&request_id, move |state| {
-                let (view, stream) = definition(&office, state, &view, &view_sql)?;
-                let serving = plan::serving(state, &view.name)?;
+                let (view, stream) = definition(&context, state, &view, &view_sql)?;
+                let serving = replay_plan::serving(state, &view.name)?;
                 if let Some(open) = state.views().get(&view.name).and_then(|view| view.open_replay.as_ref()) {
                     return Err(Status::failed_precondition(format!(
                         "view {} has an open replay, {open}; end it first with `headwater replay promote {open}` or \
@@ -122,7 +130,7 @@ impl ReplayService for Replays {
                 }
                 Ok(vec![Event::ReplayStarted(ReplayStarted {
                     replay_id: state.next_replay_id(&view.name).to_string(),
-                    generation: Some(plan::generation(&*office.log, &view, &stream, state.next_ordinal())?),
+                    generation: Some(replay_plan::generation(&*context.log, &view, &stream, state.next_ordinal())?),
                     replaces: serving.id.to_string(),
                     options: Some(options),
                 })])
@@ -132,32 +140,32 @@ impl ReplayService for Replays {
     }
 
     async fn get(&self, request: Request<GetReplayRequest>) -> Result<Response<Replay>, Status> {
-        self.office.leads()?;
-        let state = self.office.state();
-        let replay = verbs::find(&state, &request.into_inner().replay)?.id.clone();
-        self.office.replay_now(state, replay).await.map(Response::new)
+        self.context.leads()?;
+        let state = self.context.state();
+        let replay = replay_commands::find(&state, &request.into_inner().replay)?.id.clone();
+        self.context.replay_now(state, replay).await.map(Response::new)
     }
 
     async fn list(
         &self,
         request: Request<ListReplaysRequest>,
     ) -> Result<Response<ListReplaysResponse>, Status> {
-        self.office.leads()?;
+        self.context.leads()?;
         let view = request.into_inner().view;
-        let state = self.office.state();
+        let state = self.context.state();
         if !view.is_empty() && !state.views().contains_key(view.as_str()) {
             return Err(Status::not_found(format!(
                 "there is no view {view:?}: `headwater get views` lists those there are"
             )));
         }
-        let list = move |office: &Arc<Office>| {
+        let list = move |context: &Arc<Context>| {
             let of_view = |name: &Name| view.is_empty() || name.as_str() == view;
             let mut replays: Vec<_> =
                 state.replays().values().filter(|replay| of_view(&replay.view)).collect();
             replays.sort_by_key(|replay| std::cmp::Reverse(replay.started));
-            replays.into_iter().map(|replay| office.replay(&state, replay)).collect::<Vec<_>>()
+            replays.into_iter().map(|replay| context.replay(&state, replay)).collect::<Vec<_>>()
         };
-        let replays = self.office.ask(list).await.into_iter().collect::<Result<_, Status>>()?;
+        let replays = self.context.ask(list).await.into_iter().collect::<Result<_, Status>>()?;
         Ok(Response::new(ListReplaysResponse { replays }))
     }
 
@@ -167,18 +175,19 @@ impl ReplayService for Replays {
         &self,
         request: Request<GetReplayRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        self.office.leads()?;
-        let office = self.office.clone();
-        let id = verbs::find(&office.state(), &request.into_inner().replay)?.id.clone();
-        Ok(Response::new(Box::pin(watch(office, id))))
+        self.context.leads()?;
+        let context = self.context.clone();
+        let id = replay_commands::find(&context.state(), &request.into_inner().replay)?.id.clone();
+        Ok(Response::new(Box::pin(watch(context, id))))
     }
 
     async fn promote(&self, request: Request<PromoteRequest>) -> Result<Response<Replay>, Status> {
         let PromoteRequest { replay, accept_failed, reason, request_id } = request.into_inner();
         let wanted = replay.clone();
-        let wish =
-            move |state: &ControlState| verbs::promote(state, &replay, accept_failed, reason);
-        let answer = self.office.request(&request_id, wish).await?;
+        let command = move |state: &ControlState| {
+            replay_commands::promote(state, &replay, accept_failed, reason)
+        };
+        let answer = self.context.request(&request_id, command).await?;
         self.answer(answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
             .await
     }
@@ -186,8 +195,8 @@ impl ReplayService for Replays {
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<Replay>, Status> {
         let AbortRequest { replay, reason, request_id } = request.into_inner();
         let wanted = replay.clone();
-        let wish = move |state: &ControlState| verbs::abort(state, &replay, reason);
-        let answer = self.office.request(&request_id, wish).await?;
+        let command = move |state: &ControlState| replay_commands::abort(state, &replay, reason);
+        let answer = self.context.request(&request_id, command).await?;
         self.answer(answer, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
             .await
     }
@@ -195,8 +204,8 @@ impl ReplayService for Replays {
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<Replay>, Status> {
         let UndoRequest { view, reason, request_id } = request.into_inner();
         let wanted = view.clone();
-        let wish = move |state: &ControlState| verbs::undo(state, &view, reason);
-        let answer = self.office.request(&request_id, wish).await?;
+        let command = move |state: &ControlState| replay_commands::undo(state, &view, reason);
+        let answer = self.context.request(&request_id, command).await?;
         // Nothing was written: the undo is under way already.
         self.answer(answer, |state| {
             state
@@ -224,16 +233,16 @@ fn settled(replay: &Replay) -> bool {
 }
 
 /// A replay's state whenever it changes, until it is settled.
-fn watch(office: Arc<Office>, id: ReplayId) -> impl Stream<Item = Result<Replay, Status>> + Send {
-    let (view, published) = (office.view.clone(), office.published());
-    let start = (office, id, view, published, None::<Replay>, false);
-    stream::unfold(start, |(office, id, mut view, mut published, last, over)| async move {
+fn watch(context: Arc<Context>, id: ReplayId) -> impl Stream<Item = Result<Replay, Status>> + Send {
+    let (view, published) = (context.view.clone(), context.published());
+    let start = (context, id, view, published, None::<Replay>, false);
+    stream::unfold(start, |(context, id, mut view, mut published, last, over)| async move {
         if over {
             return None;
         }
         loop {
-            let found = match office.leads() {
-                Ok(()) => office.replay_now(office.state(), id.clone()).await,
+            let found = match context.leads() {
+                Ok(()) => context.replay_now(context.state(), id.clone()).await,
                 Err(refused) => Err(refused),
             };
             match found {
@@ -242,12 +251,14 @@ fn watch(office: Arc<Office>, id: ReplayId) -> impl Stream<Item = Result<Replay,
                     let over = settled(&replay);
                     return Some((
                         Ok(replay.clone()),
-                        (office, id, view, published, Some(replay), over),
+                        (context, id, view, published, Some(replay), over),
                     ));
                 }
-                Err(error) => return Some((Err(error), (office, id, view, published, last, true))),
+                Err(error) => {
+                    return Some((Err(error), (context, id, view, published, last, true)));
+                }
             }
-            let shutdown = office.shutdown.clone();
+            let shutdown = context.shutdown.clone();
             tokio::select! {
                 () = shutdown.cancelled() => return None,
                 () = tokio::time::sleep(WATCH_PACE) => {}

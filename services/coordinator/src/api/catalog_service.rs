@@ -11,34 +11,38 @@ use headwater_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{apply, definitions::Definitions, office::Office, verbs};
+use crate::{
+    commands::{apply, replay_commands},
+    context::Context,
+    definitions::Definitions,
+};
 
-pub(crate) struct Catalog {
-    office: Arc<Office>,
+pub(crate) struct CatalogApi {
+    context: Arc<Context>,
 }
 
-impl Catalog {
-    pub(crate) fn new(office: Arc<Office>) -> Self {
-        Self { office }
+impl CatalogApi {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self { context }
     }
 }
 
 #[tonic::async_trait]
-impl CatalogService for Catalog {
+impl CatalogService for CatalogApi {
     async fn apply(
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        self.office.leads()?;
+        self.context.leads()?;
         let ApplyRequest { files, dry_run, request_id, options } = request.into_inner();
-        let retain_ms = u64::try_from(self.office.config.retain.as_millis()).unwrap_or(u64::MAX);
-        let options = verbs::options(options, retain_ms)?;
-        let office = self.office.clone();
+        let retain_ms = u64::try_from(self.context.config.retain.as_millis()).unwrap_or(u64::MAX);
+        let options = replay_commands::options(options, retain_ms)?;
+        let context = self.context.clone();
         // Planning a definition computes.
         let (definitions, preview) = blocking(move || {
             let definitions = Definitions::read(&files)?;
             let preview = match dry_run {
-                true => Some(apply::preview(&office, &office.state(), &definitions)?),
+                true => Some(apply::preview(&context, &context.state(), &definitions)?),
                 false => None,
             };
             Ok((definitions, preview))
@@ -47,13 +51,13 @@ impl CatalogService for Catalog {
         if let Some(preview) = preview {
             return Ok(Response::new(preview));
         }
-        let (office, wanted) = (self.office.clone(), definitions.clone());
+        let (context, wanted) = (self.context.clone(), definitions.clone());
         let answer = self
-            .office
-            .request(&request_id, move |state| apply::events(&office, state, &wanted, &options))
+            .context
+            .request(&request_id, move |state| apply::events(&context, state, &wanted, &options))
             .await?;
-        let office = self.office.clone();
-        blocking(move || apply::report(&office, &answer.state, &definitions, &answer.effects))
+        let context = self.context.clone();
+        blocking(move || apply::report(&context, &answer.state, &definitions, &answer.effects))
             .await
             .map(Response::new)
     }
@@ -62,9 +66,9 @@ impl CatalogService for Catalog {
         &self,
         _request: Request<GetCatalogRequest>,
     ) -> Result<Response<GetCatalogResponse>, Status> {
-        self.office.leads()?;
-        let office = self.office.clone();
-        blocking(move || catalog(&office)).await.map(Response::new)
+        self.context.leads()?;
+        let context = self.context.clone();
+        blocking(move || catalog(&context)).await.map(Response::new)
     }
 }
 
@@ -78,16 +82,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-fn catalog(office: &Office) -> Result<GetCatalogResponse, Status> {
-    let (state, board) = (office.state(), office.board());
+fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
+    let (state, board) = (context.state(), context.board());
     let streams = state.streams().iter().map(|(name, entry)| {
-        let stream = office.streams.parse(&entry.sql)?;
+        let stream = context.streams.parse(&entry.sql)?;
         Ok(StreamInfo {
             name: name.to_string(),
             topic: stream.topic.to_string(),
             partitions: stream.partitions,
             sql: entry.sql.clone(),
-            records: office.records(&stream.topic, stream.partitions)?,
+            records: context.records(&stream.topic, stream.partitions)?,
         })
     });
     let views = state.views().iter().map(|(name, view)| ViewInfo {

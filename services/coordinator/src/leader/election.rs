@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     chain,
-    ledger::Error,
-    office::{Request, Standing, off_worker, refusal},
+    context::{Leadership, QueuedCommand, off_worker, refusal},
+    leader::control_log::Error,
 };
 
 /// The group of all coordinators on the control topic: who has its partition leads.
@@ -26,7 +26,7 @@ const DISAGREEMENT: Duration = Duration::from_secs(1);
 pub(crate) const STANDING_BY: &str = "standing by: another coordinator leads";
 
 /// Why a coordinator stopped to decide.
-pub(crate) enum End {
+pub(crate) enum StepDown {
     Shutdown,
     /// Another one shall lead, or does so already.
     HandedOver,
@@ -35,7 +35,7 @@ pub(crate) enum End {
     Failed(anyhow::Error),
 }
 
-impl From<Error> for End {
+impl From<Error> for StepDown {
     /// An error after which another try is of no use.
     fn from(error: Error) -> Self {
         match error.remedy() {
@@ -46,13 +46,13 @@ impl From<Error> for End {
 }
 
 /// What the membership says, and whether somebody acts upon it.
-struct Seat {
+struct PartitionAssignee {
     owned: watch::Sender<bool>,
     deciding: Mutex<bool>,
     stopped: Condvar,
 }
 
-impl Assignee for Seat {
+impl Assignee for PartitionAssignee {
     fn assigned(&self, partitions: &[PartitionId]) {
         if partitions.contains(&ONLY) {
             self.owned.send_replace(true);
@@ -79,26 +79,26 @@ impl Assignee for Seat {
 }
 
 /// Where a coordinator waits for the lead, and what it keeps its eye on while it has it.
-pub(crate) struct Post {
-    pub(crate) inbox: mpsc::Receiver<Request>,
+pub(crate) struct Election {
+    pub(crate) inbox: mpsc::Receiver<QueuedCommand>,
     pub(crate) shutdown: Shutdown,
     /// What keeps it from deciding, told once.
     pub(crate) outage: Outage,
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
-    seat: Arc<Seat>,
+    assignee: Arc<PartitionAssignee>,
     owned: watch::Receiver<bool>,
     member: Option<Arc<dyn Member>>,
     alone: bool,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<Leadership>,
     ready: Condition,
 }
 
-impl Post {
+impl Election {
     pub(crate) fn new(
         node: &Node,
-        inbox: mpsc::Receiver<Request>,
-        standing: watch::Sender<Standing>,
+        inbox: mpsc::Receiver<QueuedCommand>,
+        standing: watch::Sender<Leadership>,
         ready: Condition,
     ) -> Self {
         let (sender, owned) = watch::channel(false);
@@ -109,7 +109,7 @@ impl Post {
             outage: Outage::new("the control topic"),
             log: node.log.clone(),
             membership: node.membership.clone(),
-            seat: Arc::new(Seat { owned: sender, deciding, stopped }),
+            assignee: Arc::new(PartitionAssignee { owned: sender, deciding, stopped }),
             owned,
             member: None,
             alone: false,
@@ -129,12 +129,12 @@ impl Post {
             return Ok(());
         }
         let (log, membership) = (self.log.clone(), self.membership.clone());
-        let seat: Arc<dyn Assignee> = self.seat.clone();
+        let assignee: Arc<dyn Assignee> = self.assignee.clone();
         let join = move || {
             headwater_log::block_on(follow::create_topics(&*log))?;
             let topic = Name::new(CONTROL_TOPIC)
                 .map_err(|error| headwater_log::Error::Unavailable(error.to_string().into()))?;
-            Ok::<_, Error>(membership.join(&GroupId(GROUP.into()), &topic, seat)?)
+            Ok::<_, Error>(membership.join(&GroupId(GROUP.into()), &topic, assignee)?)
         };
         self.member = Some(off_worker(self.log.is_remote(), join).await?.into());
         // A membership that gives everything away at once, asking nobody, has nobody to ask.
@@ -149,7 +149,7 @@ impl Post {
     }
 
     /// Waits for the lead.
-    pub(crate) async fn stand_by(&mut self) -> Result<(), End> {
+    pub(crate) async fn stand_by(&mut self) -> Result<(), StepDown> {
         loop {
             match self.join().await {
                 Ok(()) => break,
@@ -160,10 +160,10 @@ impl Post {
         self.outage.over();
         loop {
             if !*self.owned.borrow() {
-                self.say(Standing::Not(STANDING_BY.into()));
+                self.say(Leadership::Not(STANDING_BY.into()));
             }
             tokio::select! {
-                () = self.shutdown.cancelled() => return Err(End::Shutdown),
+                () = self.shutdown.cancelled() => return Err(StepDown::Shutdown),
                 request = self.inbox.recv() => {
                     refuse(request, STANDING_BY)?;
                     continue;
@@ -182,7 +182,7 @@ impl Post {
                     continue;
                 }
             }
-            *self.seat.deciding.lock() = true;
+            *self.assignee.deciding.lock() = true;
             if *self.owned.borrow() {
                 return Ok(());
             }
@@ -192,8 +192,8 @@ impl Post {
 
     /// Nothing is written any more: others may.
     pub(crate) fn stop_deciding(&self) {
-        *self.seat.deciding.lock() = false;
-        self.seat.stopped.notify_all();
+        *self.assignee.deciding.lock() = false;
+        self.assignee.stopped.notify_all();
     }
 
     /// Asks the log whether it still counts us in.
@@ -217,10 +217,10 @@ impl Post {
         self.ready.not_ready(why);
     }
 
-    pub(crate) fn say(&self, standing: Standing) {
+    pub(crate) fn say(&self, standing: Leadership) {
         match &standing {
-            Standing::Leads => self.ready.ready(),
-            Standing::Not(why) => self.ready.not_ready(why.clone()),
+            Leadership::Leads => self.ready.ready(),
+            Leadership::Not(why) => self.ready.not_ready(why.clone()),
         }
         self.standing.send_if_modified(|present| {
             let news = *present != standing;
@@ -230,14 +230,14 @@ impl Post {
     }
 
     /// The log is away: says so once, and waits before the next try.
-    pub(crate) async fn away(&mut self, error: &Error) -> Result<(), End> {
+    pub(crate) async fn away(&mut self, error: &Error) -> Result<(), StepDown> {
         let reason = self.note(error);
         let wait = self.outage.wait();
         self.pause(wait, &reason, false).await
     }
 
     /// The same while we lead, or are about to.
-    pub(crate) async fn undecided(&mut self, error: &Error) -> Result<(), End> {
+    pub(crate) async fn undecided(&mut self, error: &Error) -> Result<(), StepDown> {
         let reason = self.note(error);
         let wait = self.outage.wait();
         self.pause(wait, &reason, true).await
@@ -246,7 +246,7 @@ impl Post {
     fn note(&mut self, error: &Error) -> String {
         let reason = chain(error);
         self.tell(error);
-        self.say(Standing::Not(reason.clone()));
+        self.say(Leadership::Not(reason.clone()));
         reason
     }
 
@@ -260,24 +260,24 @@ impl Post {
     }
 
     /// Waits until the membership and the claims may agree again.
-    pub(crate) async fn disagree(&mut self) -> Result<(), End> {
-        self.say(Standing::Not(STANDING_BY.into()));
+    pub(crate) async fn disagree(&mut self) -> Result<(), StepDown> {
+        self.say(Leadership::Not(STANDING_BY.into()));
         match self.pause(DISAGREEMENT, STANDING_BY, true).await {
-            Err(End::HandedOver) | Ok(()) => Ok(()),
-            Err(end @ (End::Shutdown | End::Fenced(_) | End::Failed(_))) => Err(end),
+            Err(StepDown::HandedOver) | Ok(()) => Ok(()),
+            Err(end @ (StepDown::Shutdown | StepDown::Fenced(_) | StepDown::Failed(_))) => Err(end),
         }
     }
 
     /// Refuses requests for so long, or until it has to end; `leading`, or another one shall lead.
-    async fn pause(&mut self, wait: Duration, why: &str, leading: bool) -> Result<(), End> {
+    async fn pause(&mut self, wait: Duration, why: &str, leading: bool) -> Result<(), StepDown> {
         let over = tokio::time::sleep(wait);
         tokio::pin!(over);
         let handed_over = self.handed_over();
         tokio::pin!(handed_over);
         loop {
             tokio::select! {
-                () = self.shutdown.cancelled() => return Err(End::Shutdown),
-                () = &mut handed_over, if leading => return Err(End::HandedOver),
+                () = self.shutdown.cancelled() => return Err(StepDown::Shutdown),
+                () = &mut handed_over, if leading => return Err(StepDown::HandedOver),
                 request = self.inbox.recv() => refuse(request, why)?,
                 () = &mut over => return Ok(()),
             }
@@ -285,7 +285,7 @@ impl Post {
     }
 }
 
-impl Drop for Post {
+impl Drop for Election {
     /// Whatever ended it, a hand-over must not wait for it.
     fn drop(&mut self) {
         self.stop_deciding();
@@ -293,9 +293,9 @@ impl Drop for Post {
 }
 
 /// What came in before it was known that nobody here can carry it out.
-fn refuse(request: Option<Request>, why: &str) -> Result<(), End> {
+fn refuse(request: Option<QueuedCommand>, why: &str) -> Result<(), StepDown> {
     // All who could ask are gone.
-    let request = request.ok_or(End::Shutdown)?;
+    let request = request.ok_or(StepDown::Shutdown)?;
     // Who asked may have gone too.
     let _ = request.answer.send(Err(refusal(why)));
     Ok(())

@@ -20,36 +20,36 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
-use crate::{Config, definitions::Streams};
+use crate::{config::Config, definitions::StreamCache};
 
-/// Requests that may wait for the desk; a client beyond that waits to hand its own in.
+/// Requests that may wait for the reconciler; a client beyond that waits to hand its own in.
 const INBOX: usize = 64;
 
 /// What a request makes of the state: the records to be written, none if there is nothing to do.
-pub(crate) type Wish = Box<dyn FnOnce(&ControlState) -> Result<Vec<Event>, Status> + Send>;
+pub(crate) type Command = Box<dyn FnOnce(&ControlState) -> Result<Vec<Event>, Status> + Send>;
 
-/// One request on its way to the desk.
-pub(crate) struct Request {
+/// One request on its way to the reconciler.
+pub(crate) struct QueuedCommand {
     pub(crate) request_id: String,
-    pub(crate) wish: Wish,
-    pub(crate) answer: oneshot::Sender<Result<Answer, Status>>,
+    pub(crate) command: Command,
+    pub(crate) answer: oneshot::Sender<Result<CommandOutcome, Status>>,
 }
 
 /// The state after a request, and what the request did, now or when it was first sent.
-pub(crate) struct Answer {
+pub(crate) struct CommandOutcome {
     pub(crate) state: Arc<ControlState>,
     pub(crate) effects: Vec<Effect>,
 }
 
 /// Whether this coordinator decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Leadership {
     Leads,
     /// Why it does not, for a person.
     Not(String),
 }
 
-pub(crate) struct Office {
+pub(crate) struct Context {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) data: PathBuf,
@@ -57,45 +57,45 @@ pub(crate) struct Office {
     pub(crate) scratch: PathBuf,
     pub(crate) store: Option<Store>,
     pub(crate) view: ControlView,
-    pub(crate) streams: Streams,
+    pub(crate) streams: StreamCache,
     pub(crate) config: Config,
     pub(crate) shutdown: Shutdown,
     directory: String,
-    pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) standing: watch::Receiver<Leadership>,
     published: watch::Receiver<Arc<ControlState>>,
-    inbox: mpsc::Sender<Request>,
+    inbox: mpsc::Sender<QueuedCommand>,
     /// The fastest that all shards of a view were seen together, in records per second.
     rates: Mutex<HashMap<Name, f64>>,
     /// What a remote log said last, and when.
-    ends: Mutex<Option<(Instant, Arc<Ends>)>>,
+    ends: Mutex<Option<(Instant, Arc<ReplayedEnds>)>>,
 }
 
 /// How far the log goes for the streams that are replayed, and why that is not known of some.
 #[derive(Debug, Default)]
-pub(crate) struct Ends {
+pub(crate) struct ReplayedEnds {
     pub(crate) known: LogEnds,
     pub(crate) unknown: Vec<headwater_log::Error>,
 }
 
-impl Office {
+impl Context {
     pub(crate) fn new(
         config: &Config,
         node: &Node,
-        standing: watch::Receiver<Standing>,
+        standing: watch::Receiver<Leadership>,
         published: watch::Receiver<Arc<ControlState>>,
-    ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Request>)> {
+    ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<QueuedCommand>)> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let store = node.checkpoints.as_deref().map(Store::open).transpose();
         let store =
             store.map_err(|error| Refusal { reason: error.to_string(), remedy: error.remedy() })?;
-        let office = Self {
+        let context = Self {
             log: node.log.clone(),
             clock: node.clock.clone(),
             data: node.data.clone(),
             scratch: node.data.join("diffs").join(&node.instance),
             store,
             view: ControlView::start(node),
-            streams: Streams::default(),
+            streams: StreamCache::default(),
             config: config.clone(),
             shutdown: node.tasks.shutdown(),
             directory: node.directory.clone(),
@@ -105,14 +105,14 @@ impl Office {
             rates: Mutex::default(),
             ends: Mutex::default(),
         };
-        Ok((Arc::new(office), inbox))
+        Ok((Arc::new(context), inbox))
     }
 
     /// Refuses everything unless this coordinator leads.
     pub(crate) fn leads(&self) -> Result<(), Status> {
         match &*self.standing.borrow() {
-            Standing::Leads => Ok(()),
-            Standing::Not(why) => Err(refusal(why)),
+            Leadership::Leads => Ok(()),
+            Leadership::Not(why) => Err(refusal(why)),
         }
     }
 
@@ -121,8 +121,8 @@ impl Office {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
     ) -> T {
-        let office = self.clone();
-        off_worker(self.log.is_remote(), move || work(&office)).await
+        let context = self.clone();
+        off_worker(self.log.is_remote(), move || work(&context)).await
     }
 
     /// The state as it was last written.
@@ -139,18 +139,19 @@ impl Office {
         self.view.board()
     }
 
-    /// Has a wish carried out, once per request id.
+    /// Has a command carried out, once per request id.
     pub(crate) async fn request(
         &self,
         request_id: &str,
-        wish: impl FnOnce(&ControlState) -> Result<Vec<Event>, Status> + Send + 'static,
-    ) -> Result<Answer, Status> {
+        command: impl FnOnce(&ControlState) -> Result<Vec<Event>, Status> + Send + 'static,
+    ) -> Result<CommandOutcome, Status> {
         self.leads()?;
         let ending = || {
             status(Remedy::Retry, "the coordinator is ending or hands over: try again in a moment")
         };
         let (answer, answered) = oneshot::channel();
-        let request = Request { request_id: request_id.to_owned(), wish: Box::new(wish), answer };
+        let request =
+            QueuedCommand { request_id: request_id.to_owned(), command: Box::new(command), answer };
         self.inbox.send(request).await.map_err(|_| ending())?;
         answered.await.map_err(|_| ending())?
     }
@@ -160,7 +161,7 @@ impl Office {
     pub(crate) async fn replayed_ends(
         self: &Arc<Self>,
         state: &Arc<ControlState>,
-    ) -> Result<Arc<Ends>, Status> {
+    ) -> Result<Arc<ReplayedEnds>, Status> {
         if !self.log.is_remote() {
             return self.ends_now(state).map(Arc::new);
         }
@@ -170,13 +171,13 @@ impl Office {
             return Ok(ends.clone());
         }
         let state = state.clone();
-        let ends = Arc::new(self.ask(move |office| office.ends_now(&state)).await?);
+        let ends = Arc::new(self.ask(move |context| context.ends_now(&state)).await?);
         *self.ends.lock() = Some((Instant::now(), ends.clone()));
         Ok(ends)
     }
 
-    fn ends_now(&self, state: &ControlState) -> Result<Ends, Status> {
-        let mut ends = Ends::default();
+    fn ends_now(&self, state: &ControlState) -> Result<ReplayedEnds, Status> {
+        let mut ends = ReplayedEnds::default();
         for replay in state.replays().values().filter(|replay| is_open(replay.phase)) {
             self.add_ends(state, replay, &mut ends)?;
         }
@@ -187,7 +188,7 @@ impl Office {
         &self,
         state: &ControlState,
         replay: &ReplayEntry,
-        ends: &mut Ends,
+        ends: &mut ReplayedEnds,
     ) -> Result<(), Status> {
         let Some(generation) = state.generations().get(&replay.new) else { return Ok(()) };
         let stream = self.streams.parse(&generation.stream_sql)?;
@@ -209,7 +210,7 @@ impl Office {
         state: &ControlState,
         replay: &ReplayEntry,
     ) -> Result<Replay, Status> {
-        let mut ends = Ends::default();
+        let mut ends = ReplayedEnds::default();
         self.add_ends(state, replay, &mut ends)?;
         match ends.unknown.first() {
             Some(error) if error.remedy() == Remedy::Retry => Err(log_status(error)),
@@ -224,8 +225,8 @@ impl Office {
         state: Arc<ControlState>,
         id: ReplayId,
     ) -> Result<Replay, Status> {
-        self.ask(move |office| match state.replays().get(&id) {
-            Some(replay) => office.replay(&state, replay),
+        self.ask(move |context| match state.replays().get(&id) {
+            Some(replay) => context.replay(&state, replay),
             None => Err(Status::not_found(format!("replay {id} is gone"))),
         })
         .await

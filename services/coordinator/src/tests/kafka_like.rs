@@ -22,7 +22,7 @@ const ONLY: PartitionId = PartitionId(0);
 
 /// A log in memory, the control topic of which ends every append with an offset that holds no record, as a
 /// transaction does.
-pub(super) struct RemoteLog {
+pub(super) struct KafkaLikeLog {
     memory: MemoryLog,
     far: Arc<Far>,
 }
@@ -61,14 +61,14 @@ fn take(count: &AtomicUsize) -> bool {
     count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
-impl RemoteLog {
+impl KafkaLikeLog {
     pub(super) fn new() -> (Arc<Self>, Arc<Far>) {
         let far = Arc::new(Far::default());
         (Arc::new(Self { memory: MemoryLog::new(), far: far.clone() }), far)
     }
 }
 
-impl Log for RemoteLog {
+impl Log for KafkaLikeLog {
     fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
         answered(|| {
             self.far.check()?;
@@ -289,12 +289,12 @@ impl Group {
 }
 
 /// One process's way to the group.
-pub(super) struct Seats {
+pub(super) struct GroupMembership {
     pub(super) group: Arc<Group>,
     pub(super) index: usize,
 }
 
-impl Membership for Seats {
+impl Membership for GroupMembership {
     fn join(
         &self,
         group: &GroupId,
@@ -303,7 +303,7 @@ impl Membership for Seats {
     ) -> Result<Box<dyn Member>, Error> {
         assert_eq!((group.0.as_str(), topic.as_str()), ("headwater.coordinator", CONTROL_TOPIC));
         self.group.members.lock().insert(self.index, assignee);
-        Ok(Box::new(Seated { group: Arc::downgrade(&self.group), index: self.index }))
+        Ok(Box::new(GroupMember { group: Arc::downgrade(&self.group), index: self.index }))
     }
 
     fn delete(&self, _group: &GroupId) -> Answer<()> {
@@ -311,12 +311,12 @@ impl Membership for Seats {
     }
 }
 
-struct Seated {
+struct GroupMember {
     group: Weak<Group>,
     index: usize,
 }
 
-impl Member for Seated {
+impl Member for GroupMember {
     fn commit(&self, _positions: &[(PartitionId, Offset)]) {}
 
     fn confirm(&self) -> Answer<()> {
@@ -330,7 +330,7 @@ impl Member for Seated {
     }
 }
 
-impl Drop for Seated {
+impl Drop for GroupMember {
     fn drop(&mut self) {
         let Some(group) = self.group.upgrade() else { return };
         let member = group.members.lock().remove(&self.index);

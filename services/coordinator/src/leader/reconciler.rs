@@ -19,12 +19,15 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
-    Config, chain,
+    chain,
+    config::Config,
+    context::{CommandOutcome, Context, Leadership, QueuedCommand},
     diff::{self, Comparison},
-    ledger::{Error, Ledger},
-    metrics::Gauges,
-    office::{Answer, Office, Request, Standing},
-    seat::{End, Post},
+    leader::{
+        control_log::{ControlLog, Error},
+        election::{Election, StepDown},
+    },
+    metrics::CoordinatorMetrics,
 };
 
 /// A bound on the records that one look writes, so that requests are never kept waiting.
@@ -33,25 +36,25 @@ const STEPS: usize = 256;
 /// How long a decision that rests on what nobody said waits for what was said last.
 const BOARD_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(crate) struct Desk<'a> {
-    office: Arc<Office>,
-    post: &'a mut Post,
-    gauges: &'a Gauges,
-    ledger: Ledger,
+pub(crate) struct Reconciler<'a> {
+    context: Arc<Context>,
+    election: &'a mut Election,
+    metrics: &'a CoordinatorMetrics,
+    control_log: ControlLog,
     shutdown: Shutdown,
     tick: Duration,
     samples: usize,
     /// Comparisons that run now, by what they compare.
-    running: HashMap<CheckpointId, Running>,
-    compared: mpsc::Sender<Compared>,
-    comparisons: mpsc::Receiver<Compared>,
+    running: HashMap<CheckpointId, RunningComparison>,
+    compared: mpsc::Sender<ComparisonResult>,
+    comparisons: mpsc::Receiver<ComparisonResult>,
     /// Of the store of checkpoints, and of topics that are replayed.
     store: Outage,
     topics: Outage,
 }
 
 /// A comparison.
-struct Running {
+struct RunningComparison {
     replay: ReplayId,
     /// Ends it early.
     stop: Arc<AtomicBool>,
@@ -60,27 +63,27 @@ struct Running {
 }
 
 /// How a comparison ended.
-struct Compared {
+struct ComparisonResult {
     replay_id: ReplayId,
     checkpoint: CheckpointId,
     result: anyhow::Result<(DiffReport, Verdict)>,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> Reconciler<'a> {
     pub(crate) fn new(
         config: &Config,
-        office: Arc<Office>,
-        post: &'a mut Post,
-        gauges: &'a Gauges,
-        ledger: Ledger,
+        context: Arc<Context>,
+        election: &'a mut Election,
+        metrics: &'a CoordinatorMetrics,
+        control_log: ControlLog,
     ) -> Self {
         let (compared, comparisons) = mpsc::channel(16);
         Self {
-            shutdown: post.shutdown.clone(),
-            office,
-            post,
-            gauges,
-            ledger,
+            shutdown: election.shutdown.clone(),
+            context,
+            election,
+            metrics,
+            control_log,
             tick: config.decide_every,
             samples: config.diff_samples as usize,
             running: HashMap::new(),
@@ -92,25 +95,25 @@ impl<'a> Desk<'a> {
     }
 
     /// Decides until something ends it. A comparison that runs then ends, too.
-    pub(crate) async fn run(&mut self) -> End {
+    pub(crate) async fn run(&mut self) -> StepDown {
         let end = self.decide().await;
         self.running.values().for_each(|comparison| comparison.stop.store(true, Ordering::Relaxed));
         end
     }
 
-    async fn decide(&mut self) -> End {
-        let mut view = self.office.view.clone();
+    async fn decide(&mut self) -> StepDown {
+        let mut view = self.context.view.clone();
         let mut ticks = tokio::time::interval(self.tick.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let handed_over = self.post.handed_over();
+        let handed_over = self.election.handed_over();
         tokio::pin!(handed_over);
         loop {
             let done = tokio::select! {
-                () = self.shutdown.cancelled() => Err(End::Shutdown),
-                () = &mut handed_over => Err(End::HandedOver),
-                request = self.post.inbox.recv() => match request {
+                () = self.shutdown.cancelled() => Err(StepDown::Shutdown),
+                () = &mut handed_over => Err(StepDown::HandedOver),
+                request = self.election.inbox.recv() => match request {
                     Some(request) => self.serve(request).await,
-                    None => Err(End::Shutdown),
+                    None => Err(StepDown::Shutdown),
                 },
                 Some(compared) = self.comparisons.recv() => self.record(compared).await,
                 () = view.changed() => Ok(()),
@@ -126,21 +129,21 @@ impl<'a> Desk<'a> {
         }
     }
 
-    async fn serve(&mut self, request: Request) -> Result<(), End> {
-        let Request { request_id, wish, answer } = request;
+    async fn serve(&mut self, request: QueuedCommand) -> Result<(), StepDown> {
+        let QueuedCommand { request_id, command, answer } = request;
         let request_id = match request_id.as_str() {
             // What it did is found under its id.
-            "" => format!("at-{}", self.ledger.state().position()),
+            "" => format!("at-{}", self.control_log.state().position()),
             _ => request_id,
         };
-        let state = self.ledger.state().clone();
+        let state = self.control_log.state().clone();
         if let Some(effects) = state.effects(&request_id) {
             let effects = effects.to_vec();
-            let _ = answer.send(Ok(Answer { state, effects }));
+            let _ = answer.send(Ok(CommandOutcome { state, effects }));
             return Ok(());
         }
         // It may ask the log what there is, and have it create topics.
-        let events = match self.office.ask(move |_| wish(&state)).await {
+        let events = match self.context.ask(move |_| command(&state)).await {
             Ok(events) => events,
             Err(refused) => {
                 let _ = answer.send(Err(refused));
@@ -148,11 +151,15 @@ impl<'a> Desk<'a> {
             }
         };
         let (reply, end) = match self.write(&request_id, events).await {
-            Ok(Ok(effects)) => (Ok(Answer { state: self.ledger.state().clone(), effects }), None),
+            Ok(Ok(effects)) => {
+                (Ok(CommandOutcome { state: self.control_log.state().clone(), effects }), None)
+            }
             Ok(Err(error)) => (Err(refused(&error)), None),
-            Err(End::Fenced(error)) => (Err(refused(&error)), Some(End::Fenced(error))),
+            Err(StepDown::Fenced(error)) => (Err(refused(&error)), Some(StepDown::Fenced(error))),
             // Dropped without an answer, which says to try again.
-            Err(end @ (End::Shutdown | End::HandedOver | End::Failed(_))) => return Err(end),
+            Err(end @ (StepDown::Shutdown | StepDown::HandedOver | StepDown::Failed(_))) => {
+                return Err(end);
+            }
         };
         let _ = answer.send(reply);
         end.map_or(Ok(()), Err)
@@ -163,17 +170,17 @@ impl<'a> Desk<'a> {
         &mut self,
         request_id: &str,
         events: Vec<Event>,
-    ) -> Result<Result<Vec<headwater_control::Effect>, Error>, End> {
-        let now = self.office.clock.now_millis();
-        let handed_over = self.post.handed_over();
-        let append = self.ledger.append(now, request_id, events);
+    ) -> Result<Result<Vec<headwater_control::Effect>, Error>, StepDown> {
+        let now = self.context.clock.now_millis();
+        let handed_over = self.election.handed_over();
+        let append = self.control_log.append(now, request_id, events);
         let error = tokio::select! {
             appended = append => match appended {
                 Ok(effects) => return Ok(Ok(effects)),
                 Err(error) => error,
             },
             // Whatever becomes of it, the successor's claim comes after it, and it reads it.
-            () = handed_over => return Err(End::HandedOver),
+            () = handed_over => return Err(StepDown::HandedOver),
         };
         match &error {
             Error::Impossible(_) => {
@@ -187,7 +194,7 @@ impl<'a> Desk<'a> {
             Error::Log(_) | Error::Follow(_) => {}
         }
         self.recover(&error).await?;
-        match self.ledger.state().effects(request_id) {
+        match self.control_log.state().effects(request_id) {
             Some(effects) if !request_id.is_empty() => Ok(Ok(effects.to_vec())),
             Some(_) | None => Ok(Err(error)),
         }
@@ -195,28 +202,28 @@ impl<'a> Desk<'a> {
 
     /// Nobody knows whether the last append was stored: claims the topic anew, which ends whatever was under
     /// way, and looks.
-    async fn recover(&mut self, error: &Error) -> Result<(), End> {
-        self.post.tell(error);
+    async fn recover(&mut self, error: &Error) -> Result<(), StepDown> {
+        self.election.tell(error);
         loop {
             // Never against the membership: the claim would fence the one that leads.
-            let failure = match self.post.confirm().await {
-                Ok(()) => match self.ledger.claim_anew().await {
+            let failure = match self.election.confirm().await {
+                Ok(()) => match self.control_log.claim_anew().await {
                     Ok(()) => break,
                     Err(error) if error.remedy() == Remedy::Retry => error,
                     Err(error) => return Err(error.into()),
                 },
                 Err(error) if error.remedy() == Remedy::Retry => error.into(),
-                Err(_) => return Err(End::HandedOver),
+                Err(_) => return Err(StepDown::HandedOver),
             };
-            self.post.undecided(&failure).await?;
+            self.election.undecided(&failure).await?;
         }
-        self.post.outage.over();
-        self.post.say(Standing::Leads);
+        self.election.outage.over();
+        self.election.say(Leadership::Leads);
         Ok(())
     }
 
     /// Writes what was decided here. What could not be written is decided again.
-    async fn append(&mut self, event: Event) -> Result<bool, End> {
+    async fn append(&mut self, event: Event) -> Result<bool, StepDown> {
         match self.write("", vec![event]).await? {
             Ok(_) => Ok(true),
             Err(Error::Impossible(_)) => Ok(false),
@@ -228,7 +235,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Takes all steps that can be taken now.
-    async fn advance(&mut self) -> Result<(), End> {
+    async fn advance(&mut self) -> Result<(), StepDown> {
         let mut fresh = false;
         for _ in 0..STEPS {
             let Some(event) = self.next().await else { return Ok(()) };
@@ -250,8 +257,8 @@ impl<'a> Desk<'a> {
 
     /// The record that is to be written next. Begins comparisons.
     async fn next(&mut self) -> Option<Event> {
-        let (board, state) = (self.office.board(), self.ledger.state().clone());
-        let ends = match self.office.replayed_ends(&state).await {
+        let (board, state) = (self.context.board(), self.control_log.state().clone());
+        let ends = match self.context.replayed_ends(&state).await {
             Ok(ends) => ends,
             Err(error) => {
                 self.topics.failed(error.message());
@@ -261,22 +268,22 @@ impl<'a> Desk<'a> {
         for error in &ends.unknown {
             // That the brokers are away was said already, once for the process.
             let said = matches!(error, headwater_log::Error::Unavailable(_));
-            match said && self.office.log.is_remote() {
+            match said && self.context.log.is_remote() {
                 true => self.topics.note(&chain(error)),
                 false => self.topics.failed(&chain(error)),
             };
         }
         // A topic that is gone is the shards' to report; one that is away is waited for.
         if let Some(away) = ends.unknown.iter().find(|error| error.remedy() == Remedy::Retry) {
-            self.post.trouble(&chain(away));
+            self.election.trouble(&chain(away));
             return None;
         }
         if ends.unknown.is_empty() {
             self.topics.over();
         }
-        self.post.say(Standing::Leads);
-        self.office.measure(&state, &board);
-        self.gauges.show(&state, &board, &ends.known);
+        self.election.say(Leadership::Leads);
+        self.context.measure(&state, &board);
+        self.metrics.show(&state, &board, &ends.known);
         self.running.retain(|checkpoint, running| {
             let wanted = state.replays().get(&running.replay).is_some_and(|replay| {
                 replay.phase == Phase::Align && replay.checkpoint_id() == *checkpoint
@@ -285,22 +292,22 @@ impl<'a> Desk<'a> {
             wanted
         });
         let mut append = None;
-        for action in decide(&state, &board, &ends.known, self.office.clock.now_millis()) {
+        for action in decide(&state, &board, &ends.known, self.context.clock.now_millis()) {
             match action {
                 Action::Append(record) if append.is_none() => append = record.event,
                 Action::Append(_) => {}
                 Action::Diff { replay_id, checkpoint } => {
-                    let waits = |running: &Running| {
+                    let waits = |running: &RunningComparison| {
                         running.again.is_none_or(|again| again > Instant::now())
                     };
                     if self.running.get(&checkpoint).is_some_and(waits) {
                         continue;
                     }
                     let Some(replay) = state.replays().get(&replay_id) else { continue };
-                    match Comparison::prepare(&self.office, &state, &board, replay, self.samples) {
+                    match Comparison::prepare(&self.context, &state, &board, replay, self.samples) {
                         Ok(comparison) => {
                             let stop = Arc::new(AtomicBool::new(false));
-                            let running = Running {
+                            let running = RunningComparison {
                                 replay: replay_id.clone(),
                                 stop: stop.clone(),
                                 again: None,
@@ -318,23 +325,24 @@ impl<'a> Desk<'a> {
 
     /// Waits until the board has all that was said until now.
     async fn board_is_current(&self) -> bool {
-        let end = self.office.ask(|office| {
+        let end = self.context.ask(|context| {
             let topic = Name::new(STATUS_TOPIC).ok()?;
-            headwater_log::block_on(office.log.ends(&topic, PartitionId(0))).ok()
+            headwater_log::block_on(context.log.ends(&topic, PartitionId(0))).ok()
         });
         let Some(ends) = end.await else { return false };
-        let seen = tokio::time::timeout(BOARD_TIMEOUT, self.office.view.wait_board(ends.end)).await;
+        let seen =
+            tokio::time::timeout(BOARD_TIMEOUT, self.context.view.wait_board(ends.end)).await;
         matches!(seen, Ok(Ok(_)))
     }
 
     /// Records a comparison, unless the replay has gone another way meanwhile.
-    async fn record(&mut self, compared: Compared) -> Result<(), End> {
-        let Compared { replay_id, checkpoint, result } = compared;
+    async fn record(&mut self, compared: ComparisonResult) -> Result<(), StepDown> {
+        let ComparisonResult { replay_id, checkpoint, result } = compared;
         let running = self.running.get_mut(&checkpoint);
         let Some(running) = running.filter(|running| !running.stop.load(Ordering::Relaxed)) else {
             return Ok(());
         };
-        let current = self.ledger.state().replays().get(&replay_id).is_some_and(|replay| {
+        let current = self.control_log.state().replays().get(&replay_id).is_some_and(|replay| {
             is_open(replay.phase)
                 && replay.phase == Phase::Align
                 && replay.checkpoint_id() == checkpoint
@@ -374,7 +382,7 @@ fn compare(
     replay_id: ReplayId,
     checkpoint: CheckpointId,
     stop: Arc<AtomicBool>,
-    compared: mpsc::Sender<Compared>,
+    compared: mpsc::Sender<ComparisonResult>,
 ) {
     tokio::task::spawn_blocking(move || {
         let started = std::time::Instant::now();
@@ -391,8 +399,8 @@ fn compare(
                 "generations compared"
             );
         }
-        // Nobody is left to tell once the desk has closed.
-        let _ = compared.blocking_send(Compared { replay_id, checkpoint, result });
+        // Nobody is left to tell once the reconciler has closed.
+        let _ = compared.blocking_send(ComparisonResult { replay_id, checkpoint, result });
     });
 }
 

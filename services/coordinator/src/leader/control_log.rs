@@ -13,7 +13,7 @@ use headwater_types::{Name, Offset, PartitionId, Remedy};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::office::off_worker;
+use crate::context::off_worker;
 
 const WRITER: &str = "coordinator";
 const ONLY: PartitionId = PartitionId(0);
@@ -75,7 +75,7 @@ impl Error {
 
 /// The fold of the control topic and the claim to extend it. It has one owner, which writes one batch
 /// after the other.
-pub(crate) struct Ledger {
+pub(crate) struct ControlLog {
     log: Arc<dyn Log>,
     writer: Arc<dyn FencedWriter>,
     topic: Name,
@@ -85,7 +85,7 @@ pub(crate) struct Ledger {
     published: watch::Sender<Arc<ControlState>>,
 }
 
-impl Ledger {
+impl ControlLog {
     /// Claims the topic, so that every other coordinator is fenced, and only then reads it to its end:
     /// nothing can come after that but its own records. Every state that is written goes to `published`.
     ///
@@ -105,14 +105,14 @@ impl Ledger {
         })
         .await?;
         let state = Arc::default();
-        let mut ledger = Self { log, writer, topic, state, end: Offset::ZERO, published };
-        ledger.catch_up().await?;
+        let mut control_log = Self { log, writer, topic, state, end: Offset::ZERO, published };
+        control_log.catch_up().await?;
         tracing::info!(
-            epoch = ledger.writer.epoch().0,
-            position = ledger.state.position().0,
+            epoch = control_log.writer.epoch().0,
+            position = control_log.state.position().0,
             "the control topic is folded"
         );
-        Ok(ledger)
+        Ok(control_log)
     }
 
     /// Claims the topic anew and folds what is in it and not in the state: after an append whose outcome is

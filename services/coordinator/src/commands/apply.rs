@@ -17,14 +17,14 @@ use headwater_types::{Name, StreamDefinition};
 use tonic::Status;
 
 use crate::{
-    definitions::{Definitions, Object, Problems, extension},
-    office::Office,
-    plan,
+    context::Context,
+    definitions::{CatalogObject, Definitions, Problems, extension},
+    replay_plan,
 };
 
 /// What becomes of one definition.
-pub(crate) struct Change {
-    object: Object,
+pub(crate) struct PlannedChange {
+    object: CatalogObject,
     kind: ChangeKind,
     /// The definition's stream, for a view.
     stream: Option<Arc<StreamDefinition>>,
@@ -33,22 +33,22 @@ pub(crate) struct Change {
 
 /// Finds out what the definitions change, or everything that speaks against them. Writes nothing.
 pub(crate) fn check(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     definitions: &Definitions,
-) -> Result<Vec<Change>, Status> {
+) -> Result<Vec<PlannedChange>, Status> {
     let mut problems = Problems::default();
     let mut changes = HashMap::new();
     let mut streams: HashMap<Name, Arc<StreamDefinition>> = HashMap::new();
     let mut topics: HashMap<Name, Name> = HashMap::new();
     for (name, entry) in state.streams() {
-        let declared = office.streams.parse(&entry.sql)?;
+        let declared = context.streams.parse(&entry.sql)?;
         topics.extend(topics_of(&declared).map(|topic| (topic, name.clone())));
     }
     for stream in &definitions.streams {
         let (file, new) = (&stream.file, &stream.definition);
         let name = &new.name;
-        let old = office.streams.declared(state, name)?;
+        let old = context.streams.declared(state, name)?;
         let kind = match &old {
             None => ChangeKind::Created,
             Some(old) if old.sql == new.sql => ChangeKind::Unchanged,
@@ -78,7 +78,7 @@ pub(crate) fn check(
             ));
         }
         let found = |topic: &Name| {
-            headwater_log::block_on(office.log.topic(topic)).map_err(|error| log_status(&error))
+            headwater_log::block_on(context.log.topic(topic)).map_err(|error| log_status(&error))
         };
         // It may be anybody's, whatever becomes of its old records.
         if let Some(TopicSpec { partitions, .. }) = found(&new.topic)?
@@ -108,8 +108,13 @@ pub(crate) fn check(
         let new = Arc::new(new.clone());
         streams.insert(name.clone(), new);
         changes.insert(
-            Object::Stream(name.clone()),
-            Change { object: Object::Stream(name.clone()), kind, stream: None, view: None },
+            CatalogObject::Stream(name.clone()),
+            PlannedChange {
+                object: CatalogObject::Stream(name.clone()),
+                kind,
+                stream: None,
+                view: None,
+            },
         );
     }
     for view in &definitions.views {
@@ -117,7 +122,7 @@ pub(crate) fn check(
         let name = &new.name;
         let stream = match streams.get(&new.stream) {
             Some(stream) => Some(stream.clone()),
-            None => office.streams.declared(state, &new.stream)?,
+            None => context.streams.declared(state, &new.stream)?,
         };
         let Some(stream) = stream else {
             problems.wrong(format!(
@@ -161,10 +166,10 @@ pub(crate) fn check(
         {
             problems.wrong(format!("{file}: {diagnostic}"));
         }
-        let object = Object::View(name.clone());
+        let object = CatalogObject::View(name.clone());
         changes.insert(
             object.clone(),
-            Change { object, kind, stream: Some(stream), view: Some(new.clone()) },
+            PlannedChange { object, kind, stream: Some(stream), view: Some(new.clone()) },
         );
     }
     problems.refuse()?;
@@ -205,12 +210,12 @@ fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status>
 
 /// The records that make the catalog equal to the definitions, streams before views.
 pub(crate) fn events(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     definitions: &Definitions,
     options: &ReplayOptions,
 ) -> Result<Vec<Event>, Status> {
-    let changes = check(office, state, definitions)?;
+    let changes = check(context, state, definitions)?;
     let mut events = Vec::new();
     let changed: HashSet<_> = changes
         .iter()
@@ -219,8 +224,8 @@ pub(crate) fn events(
         .collect();
     for stream in &definitions.streams {
         let stream = &stream.definition;
-        create_topics(&*office.log, stream)?;
-        if changed.contains(&Object::Stream(stream.name.clone())) {
+        create_topics(&*context.log, stream)?;
+        if changed.contains(&CatalogObject::Stream(stream.name.clone())) {
             let (name, sql) = (stream.name.to_string(), stream.sql.clone());
             events.push(Event::StreamDeclared(StreamDeclared { name, sql }));
         }
@@ -231,7 +236,7 @@ pub(crate) fn events(
         if change.kind == ChangeKind::Unchanged {
             continue;
         }
-        let generation = Some(plan::generation(&*office.log, view, stream, ordinal)?);
+        let generation = Some(replay_plan::generation(&*context.log, view, stream, ordinal)?);
         ordinal += 1;
         events.push(match state.serving(view.name.as_str()) {
             None => Event::ViewCreated(ViewCreated { generation }),
@@ -248,19 +253,19 @@ pub(crate) fn events(
 
 /// What a dry run answers.
 pub(crate) fn preview(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     definitions: &Definitions,
 ) -> Result<ApplyResponse, Status> {
-    let board = office.board();
-    let changes = check(office, state, definitions)?.into_iter().map(|change| {
+    let board = context.board();
+    let changes = check(context, state, definitions)?.into_iter().map(|change| {
         let mut answer = answer(state, &change.object, change.kind);
-        answer.warnings = warnings(office, definitions, &change.object)?;
+        answer.warnings = warnings(context, definitions, &change.object)?;
         if change.kind == ChangeKind::Replayed
             && let (Some(view), Some(stream)) = (&change.view, &change.stream)
             && let Some(serving) = state.serving(view.name.as_str())
         {
-            answer.plan = Some(plan::plan(office, state, &board, serving, view, stream)?);
+            answer.plan = Some(replay_plan::plan(context, state, &board, serving, view, stream)?);
         }
         Ok(answer)
     });
@@ -269,16 +274,16 @@ pub(crate) fn preview(
 
 /// What was done, told from what the request is remembered to have done: the same however often it is sent.
 pub(crate) fn report(
-    office: &Office,
+    context: &Context,
     state: &ControlState,
     definitions: &Definitions,
     effects: &[Effect],
 ) -> Result<ApplyResponse, Status> {
-    let board = office.board();
+    let board = context.board();
     let mut changes = Vec::new();
     for object in &definitions.order {
         let found = effects.iter().find_map(|effect| match (object, effect) {
-            (Object::Stream(name), Effect::StreamDeclared { stream, extended })
+            (CatalogObject::Stream(name), Effect::StreamDeclared { stream, extended })
                 if stream == name =>
             {
                 Some(if *extended {
@@ -287,10 +292,12 @@ pub(crate) fn report(
                     (ChangeKind::Created, None, None)
                 })
             }
-            (Object::View(name), Effect::ViewCreated { view, generation }) if view == name => {
+            (CatalogObject::View(name), Effect::ViewCreated { view, generation })
+                if view == name =>
+            {
                 Some((ChangeKind::Created, Some(*generation), None))
             }
-            (Object::View(name), Effect::ReplayStarted { replay, generation })
+            (CatalogObject::View(name), Effect::ReplayStarted { replay, generation })
                 if state.replays().get(replay).is_some_and(|replay| replay.view == *name) =>
             {
                 Some((ChangeKind::Replayed, Some(*generation), state.replays().get(replay)))
@@ -299,7 +306,7 @@ pub(crate) fn report(
         });
         let (kind, generation, replay) = found.unwrap_or((ChangeKind::Unchanged, None, None));
         let mut change = answer(state, object, kind);
-        change.warnings = warnings(office, definitions, object)?;
+        change.warnings = warnings(context, definitions, object)?;
         change.generation = generation.map(|id| id.to_string()).unwrap_or_default();
         if let Some(replay) = replay
             && let (Some(old), Some(new)) =
@@ -307,8 +314,8 @@ pub(crate) fn report(
         {
             change.replay_id = replay.id.to_string();
             let view = crate::definitions::parse_view(&new.view_sql)?;
-            let stream = office.streams.parse(&new.stream_sql)?;
-            let mut plan = plan::plan(office, state, &board, old, &view, &stream)?;
+            let stream = context.streams.parse(&new.stream_sql)?;
+            let mut plan = replay_plan::plan(context, state, &board, old, &view, &stream)?;
             // The replay that is open is the planned one.
             plan.warnings.retain(|warning| !warning.starts_with(&format!("replay {} ", replay.id)));
             change.plan = Some(plan);
@@ -320,26 +327,26 @@ pub(crate) fn report(
 
 /// What is to be said about an object whatever becomes of it.
 fn warnings(
-    office: &Office,
+    context: &Context,
     definitions: &Definitions,
-    object: &Object,
+    object: &CatalogObject,
 ) -> Result<Vec<String>, Status> {
-    let Object::Stream(name) = object else { return Ok(Vec::new()) };
+    let CatalogObject::Stream(name) = object else { return Ok(Vec::new()) };
     let mut streams = definitions.streams.iter().map(|stream| &stream.definition);
     let stream = streams.find(|stream| stream.name == *name);
-    let losses = stream.map(|stream| plan::losses(&*office.log, stream)).transpose()?;
+    let losses = stream.map(|stream| replay_plan::losses(&*context.log, stream)).transpose()?;
     Ok(losses.flatten().into_iter().collect())
 }
 
 /// A change as the state alone tells it, with the replay that is open.
-fn answer(state: &ControlState, object: &Object, kind: ChangeKind) -> DefinitionChange {
+fn answer(state: &ControlState, object: &CatalogObject, kind: ChangeKind) -> DefinitionChange {
     let (what, name) = match object {
-        Object::Stream(name) => ("stream", name),
-        Object::View(name) => ("view", name),
+        CatalogObject::Stream(name) => ("stream", name),
+        CatalogObject::View(name) => ("view", name),
     };
     let view = match object {
-        Object::Stream(_) => None,
-        Object::View(name) => state.views().get(name),
+        CatalogObject::Stream(_) => None,
+        CatalogObject::View(name) => state.views().get(name),
     };
     DefinitionChange {
         kind: kind.into(),
