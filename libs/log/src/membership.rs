@@ -30,6 +30,11 @@ pub trait Membership: Send + Sync + 'static {
         assignee: Arc<dyn Assignee>,
     ) -> Result<Box<dyn Member>, Error>;
 
+    /// Whether this process is the only one: then it owns every partition as soon as it joins.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     /// Deletes a group that has no members, and its committed positions. One that does not exist is
     /// deleted already.
     fn delete(&self, group: &GroupId) -> Answer<()>;
@@ -87,6 +92,10 @@ impl Membership for Alone {
         let all: Vec<_> = (0..spec.partitions).map(PartitionId).collect();
         assignee.assigned(&all);
         Ok(Box::new(OnlyMember { all, assignee }))
+    }
+
+    fn is_alone(&self) -> bool {
+        true
     }
 
     fn delete(&self, _group: &GroupId) -> Answer<()> {
