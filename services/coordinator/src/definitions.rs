@@ -1,15 +1,17 @@
-//! Definitions: read from files, and again from what control records hold.
+//! Definitions: read from files, read again from control records, checked and planned.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use headwater_control::ControlState;
+use headwater_engine::plan::ViewPlan;
 use headwater_proto::control::v1::DefinitionFile;
-use headwater_sql::{Statement, ViewDefinition};
+use headwater_sql::{Diagnostic, Statement, ViewDefinition};
 use headwater_types::{Column, Name, Remedy, StreamDefinition};
 use parking_lot::Mutex;
 use tonic::Status;
 
-/// Parsed streams by their normal form: every decision asks for them, and parsing costs more than deciding.
+/// Parsed streams by their normal form. Every decision needs them, and parsing costs more than
+/// deciding.
 #[derive(Default)]
 pub(crate) struct StreamCache {
     parsed: Mutex<HashMap<String, Arc<StreamDefinition>>>,
@@ -43,7 +45,31 @@ pub(crate) fn parse_view(normal_sql: &str) -> Result<ViewDefinition, Status> {
     headwater_sql::parse_view(normal_sql).map_err(|error| stored("view", &error))
 }
 
-/// What was accepted once cannot be read now.
+/// The plan of a generation whose view and stream control records hold in their normal form.
+pub(crate) fn plan_generation(view_sql: &str, stream_sql: &str) -> anyhow::Result<ViewPlan> {
+    let view = headwater_sql::parse_view(view_sql)?;
+    let stream = headwater_sql::parse_stream(stream_sql)?;
+    Ok(headwater_sql::plan_view(&view, &stream)?)
+}
+
+/// Plans a view as its shards will. Returns what is wrong with its definition.
+pub(crate) async fn planning_error(
+    view: &ViewDefinition,
+    stream: &Arc<StreamDefinition>,
+) -> Result<Option<Diagnostic>, Status> {
+    let (view, stream) = (view.clone(), stream.clone());
+    compute(move || headwater_sql::plan_view(&view, &stream).err()).await
+}
+
+/// Runs a computation that takes long enough to hold up the other tasks of a worker thread.
+async fn compute<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Status::internal(format!("the request was not finished: {error}")))
+}
+
+/// The error for a definition that was accepted once and cannot be read now.
 fn stored(object: &str, error: &dyn fmt::Display) -> Status {
     let message = format!(
         "the {object} as the control topic holds it is not one that this version reads ({error}): run the version that \
@@ -59,7 +85,7 @@ pub(crate) struct FromFile<T> {
     pub(crate) definition: T,
 }
 
-/// What the files of one request hold.
+/// The definitions in the files of one request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Definitions {
     pub(crate) streams: Vec<FromFile<StreamDefinition>>,
@@ -85,8 +111,12 @@ impl fmt::Display for CatalogObject {
 }
 
 impl Definitions {
-    /// Reads all files, and refuses them together if anything in any of them is wrong.
-    pub(crate) fn read(files: &[DefinitionFile]) -> Result<Self, Status> {
+    /// Reads all files. A mistake in one refuses them all, with every mistake in the message.
+    pub(crate) async fn read(files: Vec<DefinitionFile>) -> Result<Self, Status> {
+        compute(move || Self::parse(&files)).await?
+    }
+
+    fn parse(files: &[DefinitionFile]) -> Result<Self, Status> {
         let mut definitions = Self::default();
         let mut problems = Problems::default();
         let mut seen: HashMap<CatalogObject, String> = HashMap::new();
@@ -128,11 +158,11 @@ impl Definitions {
     }
 }
 
-/// Everything that speaks against a request, told at once.
+/// The reasons against a request, for one message.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     lines: Vec<String>,
-    /// Some of it lies in the request itself, not in the moment.
+    /// A reason lies in the request itself, not in the moment.
     wrong: bool,
 }
 
@@ -143,7 +173,7 @@ impl Problems {
         self.lines.push(line);
     }
 
-    /// The request does not fit what is going on.
+    /// The request does not fit the present state.
     pub(crate) fn untimely(&mut self, line: String) {
         self.lines.push(line);
     }
@@ -157,7 +187,7 @@ impl Problems {
     }
 }
 
-/// Whether a declared stream can become this one in place, and if not, what stands against it.
+/// Whether a declared stream can become this one in place; if not, the reason.
 pub(crate) fn extension(old: &StreamDefinition, new: &StreamDefinition) -> Result<(), String> {
     let columns = |stream: &StreamDefinition, index: Option<usize>| {
         index

@@ -1,7 +1,19 @@
-//! From standing by to the lead and back.
+//! The leader: the coordinator's one task. It waits for the lead, claims the control topic and
+//! reconciles until something ends its lead; then it waits again.
+//!
+//! ```text
+//!  stand by ------> claim the topic ------> reconcile --+
+//!  candidate.rs     control_log.rs          reconciler.rs
+//!     ^                   |                             |
+//!     +-------------------+-----------------------------+  another coordinator shall lead
+//! ```
+//!
+//! [`Leadership`] names the states of this way.
 
-pub(crate) mod control_log;
-pub(crate) mod election;
+mod candidate;
+mod comparisons;
+mod control_log;
+mod election;
 mod reconciler;
 
 use std::sync::Arc;
@@ -9,79 +21,80 @@ use std::sync::Arc;
 use headwater_control::ControlState;
 use headwater_service::Node;
 use headwater_types::Remedy;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    config::Config,
-    context::{Context, Leadership},
+    commands::queue::QueuedCommand,
+    context::Context,
     leader::{
+        candidate::{Candidate, StepDown},
         control_log::{ControlLog, Error},
-        election::{Election, StepDown},
         reconciler::Reconciler,
     },
+    leadership::{Leadership, LeadershipPublisher, READING},
     metrics::CoordinatorMetrics,
 };
 
-/// Waits for the lead, and decides while it has it.
 pub(crate) struct Leader {
     context: Arc<Context>,
-    election: Election,
+    candidate: Candidate,
     metrics: CoordinatorMetrics,
-    config: Config,
     published: watch::Sender<Arc<ControlState>>,
-    /// Of a process that has led from its start.
-    first: Option<ControlLog>,
+    /// Set by [`begin`](Self::begin): this process leads already.
+    claimed: Option<ControlLog>,
 }
 
 impl Leader {
     pub(crate) fn new(
-        config: &Config,
         node: &Node,
         context: Arc<Context>,
-        election: Election,
+        inbox: mpsc::Receiver<QueuedCommand>,
+        leadership: LeadershipPublisher,
         published: watch::Sender<Arc<ControlState>>,
     ) -> Self {
+        let candidate = Candidate::new(node, inbox, leadership);
         let metrics = CoordinatorMetrics::new(&node.metrics);
-        Self { context, election, metrics, config: config.clone(), published, first: None }
+        Self { context, candidate, metrics, published, claimed: None }
     }
 
-    /// Takes the lead now if nobody else can have it: what speaks against it is told at once.
+    /// Takes the lead at once if no other process can have it. An error then ends the start of the
+    /// service, not a task in the background.
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
-        self.election.join().await?;
-        if self.election.is_alone() {
-            self.first =
-                Some(ControlLog::open(self.context.log.clone(), self.published.clone()).await?);
-            self.election.say(Leadership::Leads);
+        if self.candidate.election.is_alone() {
+            self.candidate.election.join().await?;
+            self.candidate.election.act();
+            self.candidate.leadership.publish(Leadership::Claiming(READING.into()));
+            self.claimed = Some(self.open().await?);
+            self.candidate.leadership.publish(Leadership::Leading);
         }
         Ok(())
     }
 
-    /// Runs until shutdown. Fails when the topic is damaged, or when a process that is alone is fenced.
+    /// Runs until shutdown. Fails when the topic is damaged, or when a process that has the log for
+    /// itself is fenced.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let end = loop {
-            if let Err(end) = self.election.stand_by().await {
-                break end;
-            }
             let end = self.lead().await;
-            self.metrics.stand_down();
-            self.election.stop_deciding();
+            self.metrics.stop_leading();
+            self.candidate.election.stop_acting();
             match end {
                 StepDown::HandedOver => {
-                    tracing::info!("standing by: another coordinator shall lead")
+                    tracing::info!("standing by: another coordinator shall lead");
+                    self.candidate.leadership.publish(Leadership::StandingBy);
                 }
-                StepDown::Fenced(error) if self.election.is_alone() => {
+                StepDown::Fenced(error) if self.candidate.election.is_alone() => {
                     break StepDown::Fenced(error);
                 }
                 StepDown::Fenced(_) => {
                     tracing::warn!("another coordinator took over: standing by");
-                    if let Err(end) = self.election.disagree().await {
+                    if let Err(end) = self.candidate.wait_for_agreement().await {
                         break end;
                     }
                 }
                 end @ (StepDown::Shutdown | StepDown::Failed(_)) => break end,
             }
         };
-        self.election.leave().await;
+        self.candidate.election.leave().await;
         match end {
             StepDown::Shutdown | StepDown::HandedOver => Ok(()),
             StepDown::Fenced(error) => Err(error.into()),
@@ -89,43 +102,46 @@ impl Leader {
         }
     }
 
-    /// From the claim to whatever ends it.
+    /// Leads once: from standing by to the end of the lead.
     async fn lead(&mut self) -> StepDown {
-        let control_log = loop {
-            if let Some(control_log) = self.first.take() {
-                break control_log;
-            }
-            match ControlLog::open(self.context.log.clone(), self.published.clone()).await {
-                Ok(control_log) => break control_log,
-                Err(error) if error.remedy() == Remedy::Retry => {
-                    if let Err(end) = self.election.undecided(&error).await {
-                        return end;
-                    }
-                    // Much may have happened meanwhile.
-                    match self.election.confirm().await {
-                        Err(error) if error.remedy() != Remedy::Retry => {
-                            return StepDown::HandedOver;
-                        }
-                        Ok(()) | Err(_) => {}
-                    }
-                }
-                Err(error) => return error.into(),
-            }
+        let control_log = match self.claimed.take() {
+            Some(control_log) => control_log,
+            None => match self.claim().await {
+                Ok(control_log) => control_log,
+                Err(end) => return end,
+            },
         };
-        self.election.outage.over();
-        // Of a comparison that somebody did not finish.
+        self.candidate.outage.over();
+        // A comparison that a former leader did not finish.
         if let Err(error) = headwater_state::layout::remove(&self.context.scratch) {
-            tracing::warn!(%error, "what a comparison left on the disk stays there");
+            tracing::warn!(%error, "the files of an earlier comparison stay on the disk");
         }
-        self.metrics.lead();
-        self.election.say(Leadership::Leads);
-        let mut reconciler = Reconciler::new(
-            &self.config,
-            self.context.clone(),
-            &mut self.election,
-            &self.metrics,
-            control_log,
-        );
-        reconciler.run().await
+        self.metrics.start_leading();
+        self.candidate.leadership.publish(Leadership::Leading);
+        let context = self.context.clone();
+        Reconciler::new(context, &mut self.candidate, &self.metrics, control_log).run().await
+    }
+
+    /// Waits until this coordinator is elected, and claims the control topic then.
+    async fn claim(&mut self) -> Result<ControlLog, StepDown> {
+        self.candidate.stand_by().await?;
+        loop {
+            match self.open().await {
+                Ok(control_log) => return Ok(control_log),
+                Err(error) if error.remedy() == Remedy::Retry => {
+                    self.candidate.wait_after(&error, Leadership::Claiming).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // The group may have gone on without this process while the log was away.
+            match self.candidate.election.confirm().await {
+                Err(error) if error.remedy() != Remedy::Retry => return Err(StepDown::HandedOver),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<ControlLog, Error> {
+        ControlLog::open(self.context.log.clone(), self.published.clone()).await
     }
 }

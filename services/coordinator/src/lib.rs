@@ -1,35 +1,56 @@
-//! The coordinator: the catalog, and the replays that change it.
+//! The coordinator: the catalog of streams and views, and the replays that change it.
 //!
-//! It is the only writer of the control topic. Whatever it decides, a request's command or the next step of
-//! a replay, becomes a record there before anything else happens; its own state is the fold of that topic.
-//! What to do next is `headwater-control`'s pure decision, so that a coordinator which died between any
-//! two records folds again and goes on.
+//! It is the only writer of the control topic. A command, or the next step of a replay, first
+//! becomes a record there; the coordinator's state is the fold of that topic. `headwater-control`
+//! decides what to do next, as a pure function, so that a coordinator that died between any two
+//! records folds them again and goes on.
 //!
 //! ```text
-//! gRPC catalog --+                          +--> headwater.control --> processors, queries, ingest
-//!                +--> requests --> Reconciler ----+                                  |
-//! gRPC replay  --+                  ^  |    +--> diff of two checkpoints       |
-//!                                   |  +------------- result --------+         |
-//!                                   +-------------- headwater.status <---------+
+//!  gRPC tasks                       task "coordinator"
+//!  CatalogApi, ReplayApi            Leader
+//!     |        |      ^             | Candidate    owns the inbox and the Election
+//!     |        |      | outcome     | Reconciler   runs while this coordinator leads
+//!     |        |      +-------------|   ControlLog    owns claim and state --> headwater.control
+//!     |        |  command           |   Comparisons   a blocking thread each
+//!     |        +-- CommandQueue --->|     |
+//!     v                             |     v
+//!  Context, shared: log, settings, published state, board
+//!     ^
+//!     +-- ControlView, two threads: fold headwater.control and headwater.status
 //! ```
+//!
+//! # Which file for what
+//!
+//! | to see | open |
+//! | --- | --- |
+//! | what a request asks, how it is answered | `api/catalog_service.rs`, `api/replay_service.rs` |
+//! | which records a command makes | `commands.rs` and below it |
+//! | how a command reaches the leader | `commands/queue.rs` |
+//! | what definitions may hold and how they may change | `definitions.rs` |
+//! | what a replay reads and needs | `replay_plan.rs` |
+//! | the states of the leadership | `leadership.rs` |
+//! | what stops two coordinators | `leader/election.rs`, `leader/control_log.rs` |
+//! | how a coordinator comes to lead and steps down | `leader.rs`, `leader/candidate.rs` |
+//! | when records are written; an append of unknown outcome | `leader/reconciler.rs` |
+//! | when generations are compared, and how | `leader/comparisons.rs`, `diff.rs` |
 //!
 //! # Laws
 //!
-//! 1. One coordinator writes. Of several the log's membership chooses the one that leads; the others stand
-//!    by: alive, not ready. One that is fenced by a newer claim writes nothing more: it stands by, too, or
-//!    stops with an error that says so if it was to be the only one.
+//! 1. One coordinator writes. The log's membership elects the leader among several; the others
+//!    stand by: alive, not ready. A leader that a newer claim fences writes nothing more: it stands
+//!    by, or stops with an error if its process has the log for itself.
 //! 2. A record that could not be folded is never written.
-//! 3. A request is carried out once, however often it is sent with the same id; and wholly or not at all:
-//!    its records are one batch.
+//! 3. A command is carried out once, however often it is sent with the same id. It is carried out
+//!    as a whole or not at all: its records are one batch.
 //! 4. Live shards are never stopped, and a swap is one record.
-//! 5. What became of an append is known before anything else is decided: if the log did not say, the topic is
-//!    claimed anew and read.
-//! 6. A log or a store that is away ends nothing: it is said once, and tried again.
+//! 5. The outcome of an append is known before anything else is decided: if the log does not tell
+//!    it, the leader claims the topic anew and reads it.
+//! 6. A log or a store that is away ends nothing: it is reported once, and tried again.
 //!
 //! # Elsewhere
 //!
-//! The protocol of a replay is `headwater-control`'s. What a definition means is `headwater-sql`'s. What a
-//! shard does when it is asked to hold or to take a checkpoint is the processor's business.
+//! The protocol of a replay is in `headwater-control`, the meaning of a definition in
+//! `headwater-sql`. How a shard holds or takes a checkpoint is in the processor.
 
 #![allow(clippy::result_large_err, reason = "a gRPC status is the error of every verb")]
 
@@ -39,7 +60,10 @@ mod config;
 mod context;
 mod definitions;
 mod diff;
+mod error_chain;
 mod leader;
+mod leadership;
+mod log_reach;
 mod metrics;
 mod replay_plan;
 mod service;
@@ -56,59 +80,56 @@ use headwater_proto::control::v1::{
 use headwater_service::Node;
 use tokio::sync::watch;
 
+use api::{catalog_service::CatalogApi, replay_service::ReplayApi};
+use commands::queue::CommandQueue;
 pub use config::Config;
-use context::{Context, Leadership};
+use context::Context;
 use leader::Leader;
-use leader::election::Election;
+use leadership::LeadershipPublisher;
 
-/// The coordinator: start it, then add it to a server.
+/// The coordinator: start it, then add it to a server. It stops with the tasks of its node.
 #[derive(Clone)]
 pub struct Coordinator {
     context: Arc<Context>,
+    commands: CommandQueue,
 }
 
 impl Coordinator {
-    /// Claims the control topic when it leads, folds it, and decides from then on. The condition `coordinator`
-    /// is ready while it leads. On a log that this process has for itself, it leads when this returns.
+    /// Builds the coordinator and runs its leader. The condition `coordinator` is ready while it
+    /// leads. A coordinator whose process has the log for itself leads when this returns.
     ///
     /// # Errors
     ///
-    /// The store's URL is none, or a log of ours cannot be read, or holds what cannot be folded.
+    /// The URL of the checkpoint store is not valid. Where the process has the log for itself: the
+    /// control topic cannot be read or folded.
     pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+        // Build.
         let ready = node.health.condition("coordinator");
-        let reason = "reading the control topic";
-        ready.not_ready(reason);
-        let (standing, stands) = watch::channel(Leadership::Not(reason.into()));
-        let (published, publishes) = watch::channel(Arc::new(ControlState::default()));
-        let (context, inbox) = Context::new(&config, node, stands, publishes)?;
-        let election = Election::new(node, inbox, standing, ready);
-        let mut lead = Leader::new(&config, node, context.clone(), election, published);
-        if !node.log.is_remote() {
-            lead.begin().await?;
-        }
-        node.tasks.spawn_once("coordinator", lead.run());
-        Ok(Self { context })
+        let (leadership, leads) = LeadershipPublisher::new(ready);
+        let (published, state) = watch::channel(Arc::new(ControlState::default()));
+        let context = Context::new(config, node, leads.clone(), state)?;
+        let (commands, inbox) = CommandQueue::new(leads);
+        let mut leader = Leader::new(node, context.clone(), inbox, leadership, published);
+
+        // Run.
+        leader.begin().await?;
+        node.tasks.spawn_once("coordinator", leader.run());
+
+        // Stop: shutdown ends the leader, which leaves the group of coordinators.
+        Ok(Self { context, commands })
     }
 
     /// Adds `CatalogService` and `ReplayService`.
     pub fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
-        routes.add_service(CatalogServiceServer::new(api::catalog_service::CatalogApi::new(
-            self.context.clone(),
-        )));
-        routes.add_service(ReplayServiceServer::new(api::replay_service::ReplayApi::new(
-            self.context.clone(),
-        )));
+        routes.add_service(CatalogServiceServer::new(self.catalog_api()));
+        routes.add_service(ReplayServiceServer::new(self.replay_api()));
     }
-}
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+    fn catalog_api(&self) -> CatalogApi {
+        CatalogApi::new(self.context.clone(), self.commands.clone())
     }
-    text
+
+    fn replay_api(&self) -> ReplayApi {
+        ReplayApi::new(self.context.clone(), self.commands.clone())
+    }
 }

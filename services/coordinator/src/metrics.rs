@@ -17,7 +17,7 @@ type ByView<N, A> = Family<ViewLabels, Gauge<N, A>>;
 type Floats = ByView<f64, std::sync::atomic::AtomicU64>;
 type Integers = ByView<i64, std::sync::atomic::AtomicI64>;
 
-/// What `/metrics` shows of the control plane: of each view its newest replay.
+/// The control plane in `/metrics`: the newest replay of each view.
 pub(crate) struct CoordinatorMetrics {
     phase: Integers,
     progress: Floats,
@@ -70,12 +70,12 @@ impl CoordinatorMetrics {
         }
     }
 
-    pub(crate) fn lead(&self) {
+    pub(crate) fn start_leading(&self) {
         self.leading.set(1);
     }
 
-    /// What another coordinator shows from now on.
-    pub(crate) fn stand_down(&self) {
+    /// The next leader shows the replays from now on.
+    pub(crate) fn stop_leading(&self) {
         self.leading.set(0);
         self.phase.clear();
         self.progress.clear();

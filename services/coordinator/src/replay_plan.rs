@@ -1,6 +1,6 @@
-//! What a replay would read, need and change, before anybody starts it.
+//! The plan of a replay: what it reads, needs and changes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use headwater_control::{ControlState, GenerationEntry, StatusBoard};
 use headwater_log::{Cleanup, Ends, Log};
@@ -8,45 +8,48 @@ use headwater_proto::{
     control::v1::{Generation, ReplayPlan},
     convert::positions_to_proto,
 };
-use headwater_service::log_status;
+use headwater_service::{log_status, status};
 use headwater_sql::ViewDefinition;
 use headwater_types::{
-    ENGINE_VERSION, GenerationInputs, Name, Offset, PartitionId, StreamDefinition,
+    ENGINE_VERSION, GenerationInputs, Name, Offset, PartitionId, Remedy, StreamDefinition,
 };
 use tonic::Status;
 
-use crate::{context::Context, definitions::parse_view};
+use crate::{
+    context::Context,
+    definitions::{parse_view, planning_error},
+};
 
 /// The ends of all partitions of a stream. A topic that does not exist yet is empty.
-pub(crate) fn ends(
+async fn ends(
     log: &dyn Log,
     stream: &StreamDefinition,
 ) -> Result<BTreeMap<PartitionId, Ends>, Status> {
-    let exists = headwater_log::block_on(log.topic(&stream.topic))
-        .map_err(|error| log_status(&error))?
-        .is_some();
-    (0..stream.partitions)
-        .map(PartitionId)
-        .map(|partition| match exists {
-            true => Ok((
-                partition,
-                headwater_log::block_on(log.ends(&stream.topic, partition))
-                    .map_err(|error| log_status(&error))?,
-            )),
-            false => Ok((partition, Ends::default())),
-        })
-        .collect()
+    let refused = |error| log_status(&error);
+    let exists = log.topic(&stream.topic).await.map_err(refused)?.is_some();
+    let mut all = BTreeMap::new();
+    for partition in (0..stream.partitions).map(PartitionId) {
+        let ends = match exists {
+            true => log.ends(&stream.topic, partition).await.map_err(refused)?,
+            false => Ends::default(),
+        };
+        all.insert(partition, ends);
+    }
+    Ok(all)
 }
 
 /// A generation that begins with the oldest record there is.
-pub(crate) fn generation(
+pub(crate) async fn generation(
     log: &dyn Log,
     view: &ViewDefinition,
     stream: &StreamDefinition,
     ordinal: u64,
 ) -> Result<Generation, Status> {
-    let floor: BTreeMap<_, _> =
-        ends(log, stream)?.into_iter().map(|(partition, ends)| (partition, ends.start)).collect();
+    let floor: BTreeMap<_, _> = ends(log, stream)
+        .await?
+        .into_iter()
+        .map(|(partition, ends)| (partition, ends.start))
+        .collect();
     let offsets: Vec<Offset> = floor.values().copied().collect();
     let inputs =
         GenerationInputs { stream_sql: &stream.sql, view_sql: &view.sql, floor: &offsets, ordinal };
@@ -61,8 +64,43 @@ pub(crate) fn generation(
     })
 }
 
+/// The definition to rebuild a view with: that of the text, or the present one if the text is
+/// empty.
+pub(crate) async fn definition(
+    context: &Context,
+    state: &ControlState,
+    view: &str,
+    view_sql: &str,
+) -> Result<(ViewDefinition, Arc<StreamDefinition>), Status> {
+    let wrong = |message: String| status(Remedy::Correct, message);
+    let name = Name::new(view).map_err(|error| wrong(error.to_string()))?;
+    let serving = serving(state, &name)?;
+    let view = match view_sql.trim() {
+        "" => parse_view(&serving.view_sql)?,
+        text => headwater_sql::parse_view(text).map_err(|error| wrong(error.to_string()))?,
+    };
+    if view.name != name {
+        return Err(wrong(format!(
+            "the definition is one of view {}, not of {name}: correct its name",
+            view.name
+        )));
+    }
+    if view.stream != serving.stream {
+        return Err(wrong(format!(
+            "view {name} reads stream {}, and would read {}: create it as another view",
+            serving.stream, view.stream
+        )));
+    }
+    let stream = context.streams.declared(state, &view.stream)?;
+    let stream = stream.ok_or_else(|| wrong(format!("there is no stream {}", view.stream)))?;
+    match planning_error(&view, &stream).await? {
+        Some(diagnostic) => Err(wrong(diagnostic.to_string())),
+        None => Ok((view, stream)),
+    }
+}
+
 /// The plan for rebuilding a view, which is served by `serving`, as `view`.
-pub(crate) fn plan(
+pub(crate) async fn plan(
     context: &Context,
     state: &ControlState,
     board: &StatusBoard,
@@ -70,18 +108,13 @@ pub(crate) fn plan(
     view: &ViewDefinition,
     stream: &StreamDefinition,
 ) -> Result<ReplayPlan, Status> {
-    let ends = ends(&*context.log, stream)?;
+    let ends = ends(&*context.log, stream).await?;
     let (mut records, mut bytes) = (0, 0);
     let mut warnings = Vec::new();
     for (&partition, reach) in &ends {
         records += reach.end.0 - reach.start.0;
-        bytes += headwater_log::block_on(context.log.size(
-            &stream.topic,
-            partition,
-            reach.start,
-            reach.end,
-        ))
-        .map_err(|error| log_status(&error))?;
+        let size = context.log.size(&stream.topic, partition, reach.start, reach.end);
+        bytes += size.await.map_err(|error| log_status(&error))?;
         if reach.start > Offset::ZERO {
             let read = serving.floor.get(&partition).filter(|floor| **floor < reach.start);
             let read =
@@ -95,7 +128,7 @@ pub(crate) fn plan(
             ));
         }
     }
-    warnings.extend(losses(&*context.log, stream)?);
+    warnings.extend(losses(&*context.log, stream).await?);
     if let Some(open) = state.views().get(&view.name).and_then(|entry| entry.open_replay.as_ref()) {
         warnings.push(format!(
             "replay {open} of this view is open: promote or abort it before another is started"
@@ -138,10 +171,13 @@ pub(crate) fn plan(
     })
 }
 
-/// What a topic that others made does with its records, if that limits what can be replayed.
-pub(crate) fn losses(log: &dyn Log, stream: &StreamDefinition) -> Result<Option<String>, Status> {
+/// A warning, if the topic does not keep all of its records for a replay.
+pub(crate) async fn losses(
+    log: &dyn Log,
+    stream: &StreamDefinition,
+) -> Result<Option<String>, Status> {
     let topic = &stream.topic;
-    let found = headwater_log::block_on(log.topic(topic)).map_err(|error| log_status(&error))?;
+    let found = log.topic(topic).await.map_err(|error| log_status(&error))?;
     Ok(match found.map(|spec| spec.cleanup) {
         Some(Cleanup::Expire) => Some(format!(
             "topic {topic} deletes old records by a retention of its own: a replay can only go back as far as that, \
@@ -155,7 +191,7 @@ pub(crate) fn losses(log: &dyn Log, stream: &StreamDefinition) -> Result<Option<
     })
 }
 
-/// The stream of a view, and the generation that serves the view.
+/// The generation that serves a view.
 pub(crate) fn serving<'a>(
     state: &'a ControlState,
     view: &Name,

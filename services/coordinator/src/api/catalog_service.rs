@@ -12,18 +12,19 @@ use headwater_proto::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    commands::{apply, replay_commands},
+    commands::{Command, apply, queue::CommandQueue, replay_commands},
     context::Context,
     definitions::Definitions,
 };
 
 pub(crate) struct CatalogApi {
     context: Arc<Context>,
+    commands: CommandQueue,
 }
 
 impl CatalogApi {
-    pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self { context }
+    pub(crate) fn new(context: Arc<Context>, commands: CommandQueue) -> Self {
+        Self { context, commands }
     }
 }
 
@@ -33,31 +34,18 @@ impl CatalogService for CatalogApi {
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        self.context.leads()?;
+        self.context.require_lead()?;
         let ApplyRequest { files, dry_run, request_id, options } = request.into_inner();
-        let retain_ms = u64::try_from(self.context.config.retain.as_millis()).unwrap_or(u64::MAX);
-        let options = replay_commands::options(options, retain_ms)?;
-        let context = self.context.clone();
-        // Planning a definition computes.
-        let (definitions, preview) = blocking(move || {
-            let definitions = Definitions::read(&files)?;
-            let preview = match dry_run {
-                true => Some(apply::preview(&context, &context.state(), &definitions)?),
-                false => None,
-            };
-            Ok((definitions, preview))
-        })
-        .await?;
-        if let Some(preview) = preview {
-            return Ok(Response::new(preview));
+        let options = replay_commands::options(options, self.context.config.retain)?;
+        let definitions = Definitions::read(files).await?;
+        if dry_run {
+            return apply::preview(&self.context, &self.context.state(), &definitions)
+                .await
+                .map(Response::new);
         }
-        let (context, wanted) = (self.context.clone(), definitions.clone());
-        let answer = self
-            .context
-            .request(&request_id, move |state| apply::events(&context, state, &wanted, &options))
-            .await?;
-        let context = self.context.clone();
-        blocking(move || apply::report(&context, &answer.state, &definitions, &answer.effects))
+        let command = Command::Apply { definitions: definitions.clone(), options };
+        let outcome = self.commands.execute(&request_id, command).await?;
+        apply::report(&self.context, &outcome.state, &definitions, &outcome.effects)
             .await
             .map(Response::new)
     }
@@ -66,34 +54,24 @@ impl CatalogService for CatalogApi {
         &self,
         _request: Request<GetCatalogRequest>,
     ) -> Result<Response<GetCatalogResponse>, Status> {
-        self.context.leads()?;
-        let context = self.context.clone();
-        blocking(move || catalog(&context)).await.map(Response::new)
+        self.context.require_lead()?;
+        catalog(&self.context).await.map(Response::new)
     }
 }
 
-/// Runs what computes or reads the log where it does not hold others up.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Status::internal(format!("the request was not finished: {error}"))),
-    }
-}
-
-fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
+async fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
     let (state, board) = (context.state(), context.board());
-    let streams = state.streams().iter().map(|(name, entry)| {
+    let mut streams = Vec::new();
+    for (name, entry) in state.streams() {
         let stream = context.streams.parse(&entry.sql)?;
-        Ok(StreamInfo {
+        streams.push(StreamInfo {
             name: name.to_string(),
             topic: stream.topic.to_string(),
             partitions: stream.partitions,
             sql: entry.sql.clone(),
-            records: context.records(&stream.topic, stream.partitions)?,
-        })
-    });
+            records: context.records(&stream.topic, stream.partitions).await?,
+        });
+    }
     let views = state.views().iter().map(|(name, view)| ViewInfo {
         name: name.to_string(),
         stream: view.stream.to_string(),
@@ -122,7 +100,7 @@ fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
         created_at_ms: entry.created_at_ms,
         retain_until_ms: entry.retain_until_ms.unwrap_or_default(),
     });
-    // What is deleted has no shards, whatever was last said of them.
+    // A retired generation has no shards, even if the board still has what they reported last.
     let lives = |generation| {
         state
             .generations()
@@ -130,7 +108,7 @@ fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
             .is_some_and(|entry| entry.role != headwater_control::Role::Retired)
     };
     Ok(GetCatalogResponse {
-        streams: streams.collect::<Result<_, Status>>()?,
+        streams,
         views: views.collect(),
         generations: generations.collect(),
         shards: board

@@ -1,4 +1,5 @@
-//! `Apply`: what a set of definitions changes in the catalog. Everything is checked before anything is done.
+//! `Apply`: what a set of definitions changes in the catalog. Everything is checked before anything
+//! is done.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,11 +19,11 @@ use tonic::Status;
 
 use crate::{
     context::Context,
-    definitions::{CatalogObject, Definitions, Problems, extension},
+    definitions::{CatalogObject, Definitions, Problems, extension, parse_view, planning_error},
     replay_plan,
 };
 
-/// What becomes of one definition.
+/// The change of one object.
 pub(crate) struct PlannedChange {
     object: CatalogObject,
     kind: ChangeKind,
@@ -31,8 +32,8 @@ pub(crate) struct PlannedChange {
     view: Option<ViewDefinition>,
 }
 
-/// Finds out what the definitions change, or everything that speaks against them. Writes nothing.
-pub(crate) fn check(
+/// Finds out what the definitions change, or all reasons against them. Writes nothing.
+pub(crate) async fn check(
     context: &Context,
     state: &ControlState,
     definitions: &Definitions,
@@ -77,11 +78,8 @@ pub(crate) fn check(
                 new.topic
             ));
         }
-        let found = |topic: &Name| {
-            headwater_log::block_on(context.log.topic(topic)).map_err(|error| log_status(&error))
-        };
-        // It may be anybody's, whatever becomes of its old records.
-        if let Some(TopicSpec { partitions, .. }) = found(&new.topic)?
+        // The topic may belong to others, who also decide how long its records stay.
+        if let Some(TopicSpec { partitions, .. }) = topic(&*context.log, &new.topic).await?
             && partitions != new.partitions
         {
             problems.wrong(format!(
@@ -95,12 +93,12 @@ pub(crate) fn check(
                 }
             ));
         }
-        let (topic, spec) = dead_letters_of(new);
-        if let Some(existing) = found(&topic)?
+        let (dead_letters, spec) = dead_letters_of(new);
+        if let Some(existing) = topic(&*context.log, &dead_letters).await?
             && existing != spec
         {
             problems.wrong(format!(
-                "{file}: topic {topic}, which keeps what stream {name} cannot use, exists with {existing}, not with \
+                "{file}: topic {dead_letters}, which keeps what stream {name} cannot use, exists with {existing}, not with \
                  {spec}; {}, or name another topic for the stream",
                 repair(existing, spec)
             ));
@@ -162,7 +160,7 @@ pub(crate) fn check(
             }
         };
         if kind != ChangeKind::Unchanged
-            && let Err(diagnostic) = headwater_sql::plan_view(new, &stream)
+            && let Some(diagnostic) = planning_error(new, &stream).await?
         {
             problems.wrong(format!("{file}: {diagnostic}"));
         }
@@ -176,17 +174,17 @@ pub(crate) fn check(
     Ok(definitions.order.iter().filter_map(|object| changes.remove(object)).collect())
 }
 
-/// The topics that a stream needs: its records, and what cannot be used of them.
+/// The topics that a stream needs: for its records, and for those that become dead letters.
 fn topics_of(stream: &StreamDefinition) -> [Name; 2] {
     [stream.topic.clone(), stream.dead_letter_topic()]
 }
 
-/// A topic of ours, which must be as we make it.
+/// The topic of dead letters. It is Headwater's own, so it must have exactly this specification.
 fn dead_letters_of(stream: &StreamDefinition) -> (Name, TopicSpec) {
     (stream.dead_letter_topic(), TopicSpec::keep(stream.partitions))
 }
 
-/// How a topic becomes what it must be.
+/// How a person makes a topic what it must be.
 fn repair(existing: TopicSpec, wanted: TopicSpec) -> &'static str {
     match existing.partitions == wanted.partitions {
         true => "set cleanup.policy=delete, retention.ms=-1 and retention.bytes=-1 on it",
@@ -194,28 +192,33 @@ fn repair(existing: TopicSpec, wanted: TopicSpec) -> &'static str {
     }
 }
 
-/// Creates the topics of a stream unless they exist. A topic that no stream needs in the end does no harm.
-fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status> {
+async fn topic(log: &dyn Log, topic: &Name) -> Result<Option<TopicSpec>, Status> {
+    log.topic(topic).await.map_err(|error| log_status(&error))
+}
+
+/// Creates the topics of a stream unless they exist. If the command is refused later, they stay:
+/// an empty topic does no harm.
+async fn create_topics(log: &dyn Log, stream: &StreamDefinition) -> Result<(), Status> {
     let refused = |error| log_status(&error);
     let spec = TopicSpec::keep(stream.partitions);
-    match headwater_log::block_on(log.create_topic(&stream.topic, spec)) {
-        // Somebody else's, which was checked.
+    match log.create_topic(&stream.topic, spec).await {
+        // A topic of others, which `check` has accepted.
         Err(headwater_log::Error::TopicDiffers { existing, .. })
             if existing.partitions == spec.partitions => {}
         created => created.map_err(refused)?,
     }
     let (topic, spec) = dead_letters_of(stream);
-    headwater_log::block_on(log.create_topic(&topic, spec)).map_err(refused)
+    log.create_topic(&topic, spec).await.map_err(refused)
 }
 
 /// The records that make the catalog equal to the definitions, streams before views.
-pub(crate) fn events(
+pub(crate) async fn events(
     context: &Context,
     state: &ControlState,
     definitions: &Definitions,
     options: &ReplayOptions,
 ) -> Result<Vec<Event>, Status> {
-    let changes = check(context, state, definitions)?;
+    let changes = check(context, state, definitions).await?;
     let mut events = Vec::new();
     let changed: HashSet<_> = changes
         .iter()
@@ -224,7 +227,7 @@ pub(crate) fn events(
         .collect();
     for stream in &definitions.streams {
         let stream = &stream.definition;
-        create_topics(&*context.log, stream)?;
+        create_topics(&*context.log, stream).await?;
         if changed.contains(&CatalogObject::Stream(stream.name.clone())) {
             let (name, sql) = (stream.name.to_string(), stream.sql.clone());
             events.push(Event::StreamDeclared(StreamDeclared { name, sql }));
@@ -236,7 +239,7 @@ pub(crate) fn events(
         if change.kind == ChangeKind::Unchanged {
             continue;
         }
-        let generation = Some(replay_plan::generation(&*context.log, view, stream, ordinal)?);
+        let generation = Some(replay_plan::generation(&*context.log, view, stream, ordinal).await?);
         ordinal += 1;
         events.push(match state.serving(view.name.as_str()) {
             None => Event::ViewCreated(ViewCreated { generation }),
@@ -251,29 +254,32 @@ pub(crate) fn events(
     Ok(events)
 }
 
-/// What a dry run answers.
-pub(crate) fn preview(
+/// The answer to a dry run.
+pub(crate) async fn preview(
     context: &Context,
     state: &ControlState,
     definitions: &Definitions,
 ) -> Result<ApplyResponse, Status> {
     let board = context.board();
-    let changes = check(context, state, definitions)?.into_iter().map(|change| {
+    let mut changes = Vec::new();
+    for change in check(context, state, definitions).await? {
         let mut answer = answer(state, &change.object, change.kind);
-        answer.warnings = warnings(context, definitions, &change.object)?;
+        answer.warnings = warnings(context, definitions, &change.object).await?;
         if change.kind == ChangeKind::Replayed
             && let (Some(view), Some(stream)) = (&change.view, &change.stream)
             && let Some(serving) = state.serving(view.name.as_str())
         {
-            answer.plan = Some(replay_plan::plan(context, state, &board, serving, view, stream)?);
+            let plan = replay_plan::plan(context, state, &board, serving, view, stream).await?;
+            answer.plan = Some(plan);
         }
-        Ok(answer)
-    });
-    Ok(ApplyResponse { changes: changes.collect::<Result<_, Status>>()? })
+        changes.push(answer);
+    }
+    Ok(ApplyResponse { changes })
 }
 
-/// What was done, told from what the request is remembered to have done: the same however often it is sent.
-pub(crate) fn report(
+/// The answer to a request that was carried out, from the effects that the state remembers: a
+/// repeated request gets the same answer.
+pub(crate) async fn report(
     context: &Context,
     state: &ControlState,
     definitions: &Definitions,
@@ -306,17 +312,17 @@ pub(crate) fn report(
         });
         let (kind, generation, replay) = found.unwrap_or((ChangeKind::Unchanged, None, None));
         let mut change = answer(state, object, kind);
-        change.warnings = warnings(context, definitions, object)?;
+        change.warnings = warnings(context, definitions, object).await?;
         change.generation = generation.map(|id| id.to_string()).unwrap_or_default();
         if let Some(replay) = replay
             && let (Some(old), Some(new)) =
                 (state.generations().get(&replay.old), state.generations().get(&replay.new))
         {
             change.replay_id = replay.id.to_string();
-            let view = crate::definitions::parse_view(&new.view_sql)?;
+            let view = parse_view(&new.view_sql)?;
             let stream = context.streams.parse(&new.stream_sql)?;
-            let mut plan = replay_plan::plan(context, state, &board, old, &view, &stream)?;
-            // The replay that is open is the planned one.
+            let mut plan = replay_plan::plan(context, state, &board, old, &view, &stream).await?;
+            // The plan is of the replay that is open, so it does not warn of it.
             plan.warnings.retain(|warning| !warning.starts_with(&format!("replay {} ", replay.id)));
             change.plan = Some(plan);
         }
@@ -325,20 +331,19 @@ pub(crate) fn report(
     Ok(ApplyResponse { changes })
 }
 
-/// What is to be said about an object whatever becomes of it.
-fn warnings(
+/// Warnings about an object, whether or not it changes.
+async fn warnings(
     context: &Context,
     definitions: &Definitions,
     object: &CatalogObject,
 ) -> Result<Vec<String>, Status> {
     let CatalogObject::Stream(name) = object else { return Ok(Vec::new()) };
     let mut streams = definitions.streams.iter().map(|stream| &stream.definition);
-    let stream = streams.find(|stream| stream.name == *name);
-    let losses = stream.map(|stream| replay_plan::losses(&*context.log, stream)).transpose()?;
-    Ok(losses.flatten().into_iter().collect())
+    let Some(stream) = streams.find(|stream| stream.name == *name) else { return Ok(Vec::new()) };
+    Ok(replay_plan::losses(&*context.log, stream).await?.into_iter().collect())
 }
 
-/// A change as the state alone tells it, with the replay that is open.
+/// A change as the state shows it, with the replay that is open.
 fn answer(state: &ControlState, object: &CatalogObject, kind: ChangeKind) -> DefinitionChange {
     let (what, name) = match object {
         CatalogObject::Stream(name) => ("stream", name),

@@ -1,4 +1,6 @@
-//! The verbs of a replay as pure functions: the state in, the records to be written out.
+//! The commands of a replay as pure functions: the state in, the records to be written out.
+
+use std::time::Duration;
 
 use headwater_control::{ControlState, ReplayEntry, is_open};
 use headwater_proto::control::v1::{
@@ -7,7 +9,7 @@ use headwater_proto::control::v1::{
 use headwater_types::GenerationId;
 use tonic::Status;
 
-/// A phase as people know it.
+/// A phase as messages spell it.
 pub(crate) fn phase_name(phase: Phase) -> &'static str {
     phase.as_str_name().trim_start_matches("PHASE_")
 }
@@ -45,7 +47,7 @@ fn swap(
     })
 }
 
-/// Promote: the new generation shall serve. Nothing to do if it does or is about to.
+/// Promote: the new generation shall serve. No records if it does or is about to.
 pub(crate) fn promote(
     state: &ControlState,
     replay_or_view: &str,
@@ -106,7 +108,7 @@ pub(crate) fn promote(
     Ok(vec![swap(replay, view.serving, replay.new, false, reason)])
 }
 
-/// Abort: the replay shall end without a swap, or the swap that is under way shall not happen.
+/// Abort: the replay shall end without a swap, or the swap under way shall not happen.
 pub(crate) fn abort(
     state: &ControlState,
     replay_or_view: &str,
@@ -128,7 +130,7 @@ pub(crate) fn abort(
             let Some(pending) = pending else { return Ok(vec![end]) };
             let (swap_id, view) = (pending.swap_id.to_string(), replay.view.to_string());
             let cancel = Event::SwapCancelled(SwapCancelled { swap_id, view, reason });
-            // A generation that has served stays what it was; one that never did has no further use.
+            // A generation that has served stays; one that has never served has no further use.
             Ok(if is_open(pending.returns_to) { vec![cancel, end] } else { vec![cancel] })
         }
         Phase::Retain => Err(Status::failed_precondition(format!(
@@ -200,7 +202,7 @@ pub(crate) fn undo(
 /// Options as the control topic holds them: checked, and with every default spelled out.
 pub(crate) fn options(
     options: Option<ReplayOptions>,
-    retain_ms: u64,
+    retain: Duration,
 ) -> Result<ReplayOptions, Status> {
     let mut options = options.unwrap_or_default();
     let shares = [
@@ -217,7 +219,7 @@ pub(crate) fn options(
         }
     }
     if options.retain_ms == 0 {
-        options.retain_ms = retain_ms.max(1);
+        options.retain_ms = u64::try_from(retain.as_millis()).unwrap_or(u64::MAX).max(1);
     }
     Ok(options)
 }

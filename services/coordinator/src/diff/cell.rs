@@ -1,4 +1,4 @@
-//! One value of one row, whatever its type.
+//! One value of one row, of any type.
 
 use anyhow::{Context as _, bail};
 use arrow::{
@@ -67,8 +67,8 @@ impl<'a> Cell<'a> {
         })
     }
 
-    /// Equal in value; doubles in their bits. Numbers of different types are equal if they are the same
-    /// number.
+    /// Compares by value, and doubles by their bits. Numbers of different types are equal if they
+    /// are the same number.
     pub(super) fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Double(a), Self::Double(b)) => a.to_bits() == b.to_bits(),
@@ -80,7 +80,8 @@ impl<'a> Cell<'a> {
                 };
                 match (at(a, a_scale), at(b, b_scale)) {
                     (Some(a), Some(b)) => a == b,
-                    // One of them is too large for the other's scale: they can only be equal as they are.
+                    // One is too large for the scale of the other: they are equal only if both
+                    // units and scale are.
                     _ => (a, a_scale) == (b, b_scale),
                 }
             }
@@ -104,7 +105,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// The value for sums and differences; `None` for NULL and what is no number.
+    /// The value for sums and differences; `None` for NULL and for types that are not numeric.
     pub(super) fn number(&self) -> Option<f64> {
         match self {
             Self::Integer(value) => Some(*value as f64),

@@ -17,11 +17,12 @@ use headwater_state::{Identity, KeyRange, ShardReader, Store, layout};
 use headwater_types::{DataType, GenerationId, Offset, PartitionId};
 
 use super::cell::{Cell, key_values};
+use crate::definitions::plan_generation;
 
 /// Rows that are held of each side at once.
 const BATCH_ROWS: usize = 1024;
 
-/// Where a generation's checkpoints lie.
+/// A generation whose checkpoints can be opened.
 pub(super) struct Side {
     generation: GenerationId,
     view_sql: String,
@@ -44,7 +45,7 @@ pub(super) enum CheckpointLocation {
     Stored(String),
 }
 
-/// What was fetched from the store for a comparison: goes with it.
+/// The checkpoints that were fetched from the store for a comparison. Dropping it removes them.
 pub(super) struct FetchedCheckpoints<'a> {
     store: Option<&'a Store>,
     scratch: &'a Path,
@@ -56,7 +57,7 @@ impl<'a> FetchedCheckpoints<'a> {
         Self { store, scratch, stop }
     }
 
-    /// The directory of a checkpoint. It blocks until it is there.
+    /// The directory of a checkpoint. Blocks until the checkpoint is there.
     fn directory(
         &self,
         place: &CheckpointLocation,
@@ -69,7 +70,7 @@ impl<'a> FetchedCheckpoints<'a> {
         ensure!(!self.stop.load(Ordering::Relaxed), "it was stopped");
         let store = self.store.context("there is no store of checkpoints")?;
         let into = layout::shard_dir(self.scratch, identity.generation, identity.partition);
-        // Of an attempt before this one.
+        // An earlier attempt may have left files.
         layout::remove(&into)?;
         tokio::runtime::Handle::current().block_on(async {
             let manifest = store.manifest(url).await?;
@@ -92,7 +93,7 @@ impl<'a> FetchedCheckpoints<'a> {
 impl Drop for FetchedCheckpoints<'_> {
     fn drop(&mut self) {
         if let Err(error) = layout::remove(self.scratch) {
-            tracing::warn!(%error, "what was fetched for a comparison stays on the disk");
+            tracing::warn!(%error, "the checkpoints that were fetched for a comparison stay on the disk");
         }
     }
 }
@@ -146,9 +147,7 @@ impl Side {
     }
 
     pub(super) fn plan(&self) -> anyhow::Result<ViewPlan> {
-        let view = headwater_sql::parse_view(&self.view_sql)?;
-        let stream = headwater_sql::parse_stream(&self.stream_sql)?;
-        Ok(headwater_sql::plan_view(&view, &stream)?)
+        plan_generation(&self.view_sql, &self.stream_sql)
     }
 
     /// Opens every checkpoint, and makes sure that each is of this shard and exactly at the fence.
@@ -179,7 +178,7 @@ impl Side {
     }
 }
 
-/// Where a checkpoint lies by what the processor said of it.
+/// Where a checkpoint lies, by the location that the processor has reported.
 fn location_of(location: &str, store: Option<&Store>) -> anyhow::Result<CheckpointLocation> {
     match store {
         Some(store) if store.has(location) => Ok(CheckpointLocation::Stored(location.to_owned())),
@@ -277,7 +276,7 @@ impl<'a> Rows<'a> {
             .collect()
     }
 
-    /// The columns that are not just a key, and where they stand.
+    /// The columns that are not just a key, with their indexes.
     pub(super) fn values(&self) -> impl Iterator<Item = (usize, &'a OutputColumn)> + use<'a> {
         self.plan.output.iter().enumerate().filter(|(_, column)| column.key.is_none())
     }

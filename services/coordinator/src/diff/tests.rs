@@ -2,7 +2,7 @@ use std::path::Path;
 
 use headwater_engine::Shard;
 use headwater_log::{BatchBuilder, Chunk};
-use headwater_proto::common::v1::value::Kind;
+use headwater_proto::common::v1::{Value, value::Kind};
 use headwater_state::{Identity, Options, ShardDb};
 use headwater_types::{GenerationId, Offset, PartitionId};
 

@@ -1,4 +1,4 @@
-//! The control topic, written.
+//! The control topic as its one writer has it: claimed, folded, extended.
 
 use std::{
     sync::Arc,
@@ -6,25 +6,24 @@ use std::{
 };
 
 use headwater_control::{CONTROL_TOPIC, ControlState, Effect, FoldError};
-use headwater_log::{Appended, BatchBuilder, FencedWriter, Log, WriterId};
+use headwater_log::{Appended, BatchBuilder, FencedWriter, Log, Reader, WriterId};
 use headwater_proto::control::v1::{ControlRecord, control_record::Event};
 use headwater_service::follow;
 use headwater_types::{Name, Offset, PartitionId, Remedy};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::context::off_worker;
-
 const WRITER: &str = "coordinator";
 const ONLY: PartitionId = PartitionId(0);
 const READ_BYTES: usize = 1 << 20;
-/// How long one read waits for records that are known to be there, and how long all of them together.
+/// How long one read waits for records that must be there.
 const READ_WAIT: Duration = Duration::from_millis(200);
+/// How long all reads together wait for them.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// After this time nobody knows what became of an append.
+/// After this time the outcome of an append counts as unknown.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a record was not written, or the topic not read.
+/// Why a record was not written, or the topic was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("another coordinator took over: this one stops; run one coordinator only")]
@@ -73,8 +72,8 @@ impl Error {
     }
 }
 
-/// The fold of the control topic and the claim to extend it. It has one owner, which writes one batch
-/// after the other.
+/// The fold of the control topic, and the claim to extend it. It has one owner, which appends one
+/// batch after the other.
 pub(crate) struct ControlLog {
     log: Arc<dyn Log>,
     writer: Arc<dyn FencedWriter>,
@@ -86,24 +85,18 @@ pub(crate) struct ControlLog {
 }
 
 impl ControlLog {
-    /// Claims the topic, so that every other coordinator is fenced, and only then reads it to its end:
-    /// nothing can come after that but its own records. Every state that is written goes to `published`.
+    /// Claims the topic, which fences every other coordinator, and only then folds it to its end:
+    /// after that, no records but its own can follow. Every state that is written goes to
+    /// `published`.
     ///
-    /// Must not be dropped halfway: a claim may be made nevertheless.
+    /// Await it to its end: a future that is dropped may have claimed the topic.
     pub(crate) async fn open(
         log: Arc<dyn Log>,
         published: watch::Sender<Arc<ControlState>>,
     ) -> Result<Self, Error> {
-        let source = log.clone();
-        let (topic, writer) = off_worker(log.is_remote(), move || {
-            headwater_log::block_on(follow::create_topics(&*source))?;
-            let topic = control_topic()?;
-            Ok::<_, Error>((
-                topic,
-                headwater_log::block_on(source.writer(&WriterId(WRITER.into())))?,
-            ))
-        })
-        .await?;
+        follow::create_topics(&*log).await?;
+        let topic = control_topic()?;
+        let writer = log.writer(&WriterId(WRITER.into())).await?;
         let state = Arc::default();
         let mut control_log = Self { log, writer, topic, state, end: Offset::ZERO, published };
         control_log.catch_up().await?;
@@ -115,14 +108,12 @@ impl ControlLog {
         Ok(control_log)
     }
 
-    /// Claims the topic anew and folds what is in it and not in the state: after an append whose outcome is
-    /// unknown. Whatever was under way is either in the state then, or will never be in the topic.
+    /// Claims the topic anew and folds the records that are not in the state yet, after an append
+    /// whose outcome is unknown. That append is either in the state then, or never stored.
     ///
-    /// Must not be dropped halfway: the claim may be made nevertheless.
+    /// Await it to its end: a future that is dropped may have claimed the topic.
     pub(crate) async fn claim_anew(&mut self) -> Result<(), Error> {
-        let log = self.log.clone();
-        let claim = move || headwater_log::block_on(log.writer(&WriterId(WRITER.into())));
-        self.writer = off_worker(self.log.is_remote(), claim).await?;
+        self.writer = self.log.writer(&WriterId(WRITER.into())).await?;
         self.catch_up().await
     }
 
@@ -131,18 +122,24 @@ impl ControlLog {
     }
 
     async fn catch_up(&mut self) -> Result<(), Error> {
-        let (log, topic, state) = (self.log.clone(), self.topic.clone(), self.state.clone());
-        let read = move || read(&*log, &topic, state);
-        (self.state, self.end) = off_worker(self.log.is_remote(), read).await?;
+        self.end = self.log.ends(&self.topic, ONLY).await?.end;
+        let position = self.state.position();
+        if self.end > position {
+            let reader = self.log.reader(&self.topic, ONLY, position).await?;
+            let (state, end) = (self.state.clone(), self.end);
+            // A reader blocks its thread.
+            let fold = tokio::task::spawn_blocking(move || fold_until(end, reader, &state));
+            self.state = fold.await.map_err(|_| follow::Error::Ended)??;
+        }
         self.published.send_replace(self.state.clone());
         Ok(())
     }
 
-    /// Writes the events as one batch, if each can follow from those before it, and returns what they did
-    /// if they are of a request.
+    /// Writes the events as one batch, if each can follow from those before it. Returns what they
+    /// did, if a request made them.
     ///
-    /// After an error that is not [`Error::Impossible`] nobody knows whether it was written, and
-    /// [`claim_anew`](Self::claim_anew) finds out. The same holds for a future that is dropped.
+    /// After an error that is not [`Error::Impossible`], and after the future was dropped, it is
+    /// unknown whether the batch was written: [`claim_anew`](Self::claim_anew) finds out.
     pub(crate) async fn append(
         &mut self,
         at_ms: i64,
@@ -165,7 +162,7 @@ impl ControlLog {
             .await
             .unwrap_or_else(|late| Err(headwater_log::Error::Uncertain(late.into())))?;
         if stored != expected {
-            // Offsets between them and the last ones hold no record: nobody else could write.
+            // The offsets before them hold no record: no other coordinator can write.
             next = folded(&self.state, &records, &stored)?;
         }
         (self.state, self.end) = (Arc::new(next), stored.end());
@@ -188,7 +185,7 @@ fn control_topic() -> Result<Name, Error> {
     })
 }
 
-/// The state after these records, stored there.
+/// The state after these records, stored at these offsets.
 fn folded(
     state: &ControlState,
     records: &[ControlRecord],
@@ -201,25 +198,20 @@ fn folded(
     Ok(next)
 }
 
-/// The state after all that is in the topic now, and the topic's end.
-fn read(
-    log: &dyn Log,
-    topic: &Name,
-    known: Arc<ControlState>,
-) -> Result<(Arc<ControlState>, Offset), Error> {
-    let ends = headwater_log::block_on(log.ends(topic, ONLY))?;
-    let mut position = known.position();
-    if ends.end <= position {
-        return Ok((known, ends.end));
-    }
-    let mut state = (*known).clone();
-    let mut reader = headwater_log::block_on(log.reader(topic, ONLY, position))?;
+/// The state after all records before `end`.
+fn fold_until(
+    end: Offset,
+    mut reader: Box<dyn Reader>,
+    state: &ControlState,
+) -> Result<Arc<ControlState>, Error> {
+    let mut state = state.clone();
+    let mut position = reader.position();
     let deadline = Instant::now() + READ_TIMEOUT;
-    while reader.position() < ends.end {
+    while reader.position() < end {
         let Some(chunk) = reader.read(READ_BYTES, READ_WAIT)? else {
-            if reader.position() < ends.end && Instant::now() > deadline {
+            if reader.position() < end && Instant::now() > deadline {
                 let reason =
-                    format!("it ends at {}, and cannot be read at {}", ends.end, reader.position());
+                    format!("it ends at {end}, and cannot be read at {}", reader.position());
                 return Err(headwater_log::Error::Unavailable(reason.into()).into());
             }
             continue;
@@ -231,7 +223,7 @@ fn read(
         }
         position = chunk.end();
     }
-    Ok((Arc::new(state), ends.end))
+    Ok(Arc::new(state))
 }
 
 /// The name of an event for the log.

@@ -24,10 +24,10 @@ async fn applying_creates_streams_before_views_and_again_changes_nothing() {
     let created = cluster.apply(&[ALL, ORDERS]).await.unwrap();
     let new = [(ChangeKind::Created, "view", "spend"), (ChangeKind::Created, "stream", "orders")];
     assert_eq!(told(&created), expected(&new));
-    let topic =
-        |name: &str| headwater_log::block_on(cluster.log.topic(&Name::new(name).unwrap())).unwrap();
-    assert_eq!(topic("orders"), Some(TopicSpec::keep(2)));
-    assert_eq!(topic("orders.dead-letters"), Some(TopicSpec::keep(2)));
+    for name in ["orders", "orders.dead-letters"] {
+        let topic = cluster.log.topic(&Name::new(name).unwrap()).await.unwrap();
+        assert_eq!(topic, Some(TopicSpec::keep(2)));
+    }
 
     let shouted = format!("-- the same\n{}", ALL.replace("SELECT", "select   "));
     let again = cluster.apply(&[ORDERS, &shouted]).await.unwrap();
@@ -158,12 +158,7 @@ async fn a_dry_run_plans_and_does_nothing() {
     let mut cluster = Cluster::new().await;
     cluster.apply(&[ORDERS, ALL]).await.unwrap();
     cluster.ingest(&[(0, 1.0), (1, 1.0), (1, 0.0), (2, 5.0)]).await;
-    headwater_log::block_on(cluster.log.trim(
-        &Name::new("orders").unwrap(),
-        PartitionId(1),
-        Offset(1),
-    ))
-    .unwrap();
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(1)).await.unwrap();
     cluster.processor.step().await;
     cluster.quiet().await;
     let request =
@@ -216,7 +211,7 @@ async fn a_topic_of_others_is_taken_as_it_is_if_it_has_the_declared_partitions()
     ] {
         let mut cluster = Cluster::new().await;
         let topic = Name::new("orders").unwrap();
-        headwater_log::block_on(cluster.log.create_topic(&topic, spec(2, cleanup))).unwrap();
+        cluster.log.create_topic(&topic, spec(2, cleanup)).await.unwrap();
         let dry = ApplyRequest { files: files(&[ORDERS]), dry_run: true, ..Default::default() };
         let dry = cluster.catalog().apply(Request::new(dry)).await.unwrap().into_inner();
         let created = cluster.apply(&[ORDERS, ALL]).await.unwrap();
@@ -227,7 +222,7 @@ async fn a_topic_of_others_is_taken_as_it_is_if_it_has_the_declared_partitions()
             assert!(found.iter().all(|line| line.contains(warning.unwrap())), "{found:?}");
         }
         assert_eq!(
-            headwater_log::block_on(cluster.log.topic(&topic)).unwrap(),
+            cluster.log.topic(&topic).await.unwrap(),
             Some(spec(2, cleanup)),
             "it is not ours"
         );
@@ -242,10 +237,7 @@ async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
     for partitions in [1, 3] {
         let mut cluster = Cluster::new().await;
         let topic = Name::new("orders").unwrap();
-        headwater_log::block_on(
-            cluster.log.create_topic(&topic, spec(partitions, Cleanup::Expire)),
-        )
-        .unwrap();
+        cluster.log.create_topic(&topic, spec(partitions, Cleanup::Expire)).await.unwrap();
         let refused = cluster.apply(&[ORDERS, ALL]).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         let said = format!(
@@ -261,7 +253,7 @@ async fn a_topic_with_other_partitions_is_refused_with_both_numbers() {
 async fn a_topic_of_dead_letters_that_would_lose_them_is_refused_with_what_to_set() {
     let mut cluster = Cluster::new().await;
     let topic = Name::new("orders.dead-letters").unwrap();
-    headwater_log::block_on(cluster.log.create_topic(&topic, spec(2, Cleanup::Expire))).unwrap();
+    cluster.log.create_topic(&topic, spec(2, Cleanup::Expire)).await.unwrap();
     let refused = cluster.apply(&[ORDERS]).await.unwrap_err();
     for part in ["orders.dead-letters", "delete old records", "retention.ms=-1"] {
         assert!(refused.message().contains(part), "{}", refused.message());
@@ -295,12 +287,7 @@ async fn a_plan_tells_what_the_serving_generation_has_read_and_a_replay_cannot()
     let mut cluster = Cluster::new().await;
     cluster.apply(&[ORDERS, ALL]).await.unwrap();
     cluster.ingest(&[(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0)]).await;
-    headwater_log::block_on(cluster.log.trim(
-        &Name::new("orders").unwrap(),
-        PartitionId(0),
-        Offset(2),
-    ))
-    .unwrap();
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(0), Offset(2)).await.unwrap();
     cluster.processor.epoch = 2;
     cluster.processor.step().await;
     cluster.quiet().await;

@@ -47,6 +47,9 @@ pub(super) const PAID: &str = "CREATE MATERIALIZED VIEW spend WITH (retention = 
 
 pub(super) const PARTITIONS: u32 = 2;
 
+/// After this time a test fails. No machine is so slow.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
 #[derive(Default)]
 pub(super) struct HandClock(AtomicI64);
 
@@ -96,7 +99,7 @@ impl Cluster {
 
     /// The coordinator dies, and another one takes over.
     pub(super) async fn restart(&mut self) {
-        assert!(self.node.tasks.stop(Duration::from_secs(5)).await.is_clean());
+        assert!(self.node.tasks.stop(PATIENCE).await.is_clean());
         (self.node, self.coordinator) =
             start(&self.log, &self.clock, &self.data, self.store.clone()).await;
     }
@@ -107,7 +110,8 @@ impl Cluster {
             start(&self.log, &self.clock, &self.data, self.store.clone()).await;
         let old = std::mem::replace(&mut self.node, node);
         let old_coordinator = std::mem::replace(&mut self.coordinator, coordinator);
-        let refused = CatalogApi::new(old_coordinator.context)
+        let refused = old_coordinator
+            .catalog_api()
             .apply(Request::new(ApplyRequest {
                 files: files(&[&other_stream()]),
                 ..ApplyRequest::default()
@@ -120,11 +124,11 @@ impl Cluster {
     }
 
     pub(super) fn catalog(&self) -> CatalogApi {
-        CatalogApi::new(self.coordinator.context.clone())
+        self.coordinator.catalog_api()
     }
 
     pub(super) fn replays(&self) -> ReplayApi {
-        ReplayApi::new(self.coordinator.context.clone())
+        self.coordinator.replay_api()
     }
 
     fn request_id(&mut self) -> String {
@@ -200,9 +204,9 @@ impl Cluster {
         }
     }
 
-    /// The coordinator has had time to do what it can.
+    /// Waits until the coordinator has done what it can.
     pub(super) async fn quiet(&self) {
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        quiet(&self.coordinator).await;
     }
 
     /// Lets the processor work until the replay is in this phase.
@@ -217,6 +221,22 @@ impl Cluster {
         }
         panic!("{:?} never came: {:?}", phase, self.replay(replay).await);
     }
+}
+
+/// Waits until this coordinator, which leads, has seen what the shards have reported, and has
+/// nothing left to do: no step to take, and no comparison that runs.
+pub(super) async fn quiet(coordinator: &Coordinator) {
+    let context = &coordinator.context;
+    let topic = Name::new(STATUS_TOPIC).unwrap();
+    let end = context.log.ends(&topic, PartitionId(0)).await.unwrap().end;
+    let waits = async {
+        context.view.wait_board(end).await.unwrap();
+        let mut rounds = context.idle_rounds.subscribe();
+        let seen = *rounds.borrow_and_update();
+        // One round may have begun before the board was complete.
+        rounds.wait_for(|round| *round >= seen + 2).await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE, waits).await.expect("the coordinator always has more to do");
 }
 
 pub(super) fn other_stream() -> String {
@@ -290,7 +310,7 @@ impl Processor {
     /// The processor dies and starts again on what is on its disk.
     pub(super) async fn restart(&mut self) {
         self.shards.clear();
-        self.node.tasks.stop(Duration::from_secs(5)).await;
+        self.node.tasks.stop(PATIENCE).await;
         let (store, epoch) = (self.store.take(), self.epoch + 1);
         *self = Self { store, epoch, ..Self::new(self.log.clone(), self.data.clone()) };
     }
@@ -404,14 +424,10 @@ impl Processor {
                     None => running.muted = None,
                 }
                 let topic = Name::new("orders").unwrap();
-                let end = headwater_log::block_on(self.log.ends(&topic, partition)).unwrap();
+                let end = self.log.ends(&topic, partition).await.unwrap();
                 if shard.position() >= end.start {
-                    let mut reader = headwater_log::block_on(self.log.reader(
-                        &topic,
-                        partition,
-                        shard.position(),
-                    ))
-                    .unwrap();
+                    let mut reader =
+                        self.log.reader(&topic, partition, shard.position()).await.unwrap();
                     while until.is_none_or(|until| shard.position() < until)
                         && let Some(chunk) = reader.read(1 << 20, Duration::ZERO).unwrap()
                     {

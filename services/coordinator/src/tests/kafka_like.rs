@@ -1,4 +1,5 @@
-//! A log and a membership as Kafka has them: far away, at times silent, with offsets that hold no record.
+//! A log and a membership with the faults of Kafka's: away, silent about outcomes, with offsets
+//! that hold no record.
 
 use std::{
     collections::BTreeMap,
@@ -20,30 +21,32 @@ use parking_lot::Mutex;
 
 const ONLY: PartitionId = PartitionId(0);
 
-/// A log in memory, the control topic of which ends every append with an offset that holds no record, as a
-/// transaction does.
+/// A log in memory. Every append to its control topic ends with an offset that holds no record, as
+/// a transaction does.
 pub(super) struct KafkaLikeLog {
     memory: MemoryLog,
-    far: Arc<Far>,
+    faults: Arc<LogFaults>,
 }
 
 #[derive(Default)]
-pub(super) struct Far {
+pub(super) struct LogFaults {
     /// Nothing can be asked or written.
     pub(super) away: AtomicBool,
-    /// So many fenced appends are stored, and nobody says so.
+    /// The next fenced append finds the log away: it goes away just before.
+    pub(super) leaves: AtomicUsize,
+    /// The next fenced appends, so many, are stored, and their outcome is not said.
     pub(super) silent: AtomicUsize,
-    /// So many fenced appends are not stored, and nobody says so.
+    /// The next fenced appends, so many, are not stored, and their outcome is not said.
     pub(super) deaf: AtomicUsize,
-    /// So many fenced appends are not stored, and never end.
+    /// The next fenced appends, so many, are not stored, and never end.
     pub(super) hung: AtomicUsize,
-    /// The status topic hands out nothing more.
+    /// Readers of the status topic get nothing more.
     pub(super) stale: AtomicBool,
     pub(super) claims: AtomicUsize,
     control: Mutex<Vec<(Offset, Offset, Vec<u8>)>>,
 }
 
-impl Far {
+impl LogFaults {
     fn check(&self) -> Result<(), Error> {
         match self.away.load(Ordering::SeqCst) {
             true => Err(Error::Unavailable("no broker at kafka:9092".into())),
@@ -51,7 +54,7 @@ impl Far {
         }
     }
 
-    /// After the last offset, whether or not it holds a record.
+    /// The offset after the last one, whether or not that one holds a record.
     fn end(&self) -> Offset {
         self.control.lock().last().map_or(Offset::ZERO, |(_, end, _)| end.next())
     }
@@ -62,37 +65,33 @@ fn take(count: &AtomicUsize) -> bool {
 }
 
 impl KafkaLikeLog {
-    pub(super) fn new() -> (Arc<Self>, Arc<Far>) {
-        let far = Arc::new(Far::default());
-        (Arc::new(Self { memory: MemoryLog::new(), far: far.clone() }), far)
+    pub(super) fn new() -> (Arc<Self>, Arc<LogFaults>) {
+        let faults = Arc::new(LogFaults::default());
+        (Arc::new(Self { memory: MemoryLog::new(), faults: faults.clone() }), faults)
     }
 }
 
 impl Log for KafkaLikeLog {
     fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
         answered(|| {
-            self.far.check()?;
+            self.faults.check()?;
             headwater_log::block_on(self.memory.create_topic(topic, spec))
         })
     }
 
     fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
         answered(|| {
-            self.far.check()?;
+            self.faults.check()?;
             headwater_log::block_on(self.memory.topic(topic))
         })
     }
 
-    fn is_remote(&self) -> bool {
-        true
-    }
-
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
         answered(|| {
-            self.far.check()?;
+            self.faults.check()?;
             let ends = headwater_log::block_on(self.memory.ends(topic, partition))?;
             match topic.as_str() == CONTROL_TOPIC {
-                true => Ok(Ends { start: Offset::ZERO, end: self.far.end() }),
+                true => Ok(Ends { start: Offset::ZERO, end: self.faults.end() }),
                 false => Ok(ends),
             }
         })
@@ -104,7 +103,7 @@ impl Log for KafkaLikeLog {
         partition: PartitionId,
         batch: EncodedBatch,
     ) -> Answer<Appended> {
-        match self.far.check() {
+        match self.faults.check() {
             Ok(()) => self.memory.append(topic, partition, batch),
             Err(error) => std::future::ready(Err(error)).boxed(),
         }
@@ -117,14 +116,14 @@ impl Log for KafkaLikeLog {
         from: Offset,
     ) -> Answer<Box<dyn Reader>> {
         answered(|| -> Result<Box<dyn Reader>, Error> {
-            self.far.check()?;
-            let far = self.far.clone();
+            self.faults.check()?;
+            let faults = self.faults.clone();
             match topic.as_str() {
-                CONTROL_TOPIC => Ok(Box::new(GappyReader { far, position: from })),
+                CONTROL_TOPIC => Ok(Box::new(GappyReader { faults, position: from })),
                 STATUS_TOPIC => {
                     let inner =
                         headwater_log::block_on(self.memory.reader(topic, partition, from))?;
-                    Ok(Box::new(StaleReader { far, inner }))
+                    Ok(Box::new(StaleReader { faults, inner }))
                 }
                 _ => headwater_log::block_on(self.memory.reader(topic, partition, from)),
             }
@@ -133,10 +132,14 @@ impl Log for KafkaLikeLog {
 
     fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
         answered(|| -> Result<Arc<dyn FencedWriter>, Error> {
-            self.far.check()?;
-            self.far.claims.fetch_add(1, Ordering::SeqCst);
+            self.faults.check()?;
+            self.faults.claims.fetch_add(1, Ordering::SeqCst);
             let inner = headwater_log::block_on(self.memory.writer(id))?;
-            Ok(Arc::new(Writer { far: self.far.clone(), inner, broken: AtomicBool::new(false) }))
+            Ok(Arc::new(Writer {
+                faults: self.faults.clone(),
+                inner,
+                broken: AtomicBool::new(false),
+            }))
         })
     }
 
@@ -146,16 +149,16 @@ impl Log for KafkaLikeLog {
 
     fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
         answered(|| {
-            self.far.check()?;
+            self.faults.check()?;
             headwater_log::block_on(self.memory.size(topic, partition, from, to))
         })
     }
 }
 
 struct Writer {
-    far: Arc<Far>,
+    faults: Arc<LogFaults>,
     inner: Arc<dyn FencedWriter>,
-    /// After a failure nothing may follow but another claim.
+    /// After a failure only another claim may follow.
     broken: AtomicBool,
 }
 
@@ -174,27 +177,29 @@ impl FencedWriter for Writer {
         if self.broken.load(Ordering::SeqCst) {
             return failed(Error::Uncertain("an earlier append failed".into()));
         }
-        let lost =
-            self.far.check().err().or_else(|| {
-                take(&self.far.deaf).then(|| Error::Uncertain("it was not stored".into()))
-            });
+        if take(&self.faults.leaves) {
+            self.faults.away.store(true, Ordering::SeqCst);
+        }
+        let lost = self.faults.check().err().or_else(|| {
+            take(&self.faults.deaf).then(|| Error::Uncertain("it was not stored".into()))
+        });
         if let Some(error) = lost {
             self.broken.store(true, Ordering::SeqCst);
             return failed(error);
         }
-        if take(&self.far.hung) {
+        if take(&self.faults.hung) {
             self.broken.store(true, Ordering::SeqCst);
             return std::future::pending().boxed();
         }
-        let (far, silent) = (self.far.clone(), take(&self.far.silent));
+        let (faults, silent) = (self.faults.clone(), take(&self.faults.silent));
         self.broken.store(silent, Ordering::SeqCst);
         let stored = self.inner.append(topic, partition, batch.clone());
         async move {
             let stored = stored.await?;
-            let base = far.end();
+            let base = faults.end();
             batch.assign(base);
             let appended = Appended::consecutive(base, batch.records());
-            far.control.lock().push((base, appended.end(), batch.into_bytes()));
+            faults.control.lock().push((base, appended.end(), batch.into_bytes()));
             drop(stored);
             match silent {
                 true => Err(Error::Uncertain("it was stored".into())),
@@ -206,7 +211,7 @@ impl FencedWriter for Writer {
 }
 
 struct GappyReader {
-    far: Arc<Far>,
+    faults: Arc<LogFaults>,
     position: Offset,
 }
 
@@ -216,9 +221,9 @@ impl Reader for GappyReader {
     }
 
     fn read(&mut self, _max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
-        self.far.check()?;
+        self.faults.check()?;
         let found =
-            self.far.control.lock().iter().find(|(_, end, _)| *end > self.position).cloned();
+            self.faults.control.lock().iter().find(|(_, end, _)| *end > self.position).cloned();
         match found {
             Some((_, end, bytes)) => {
                 self.position = end;
@@ -226,7 +231,7 @@ impl Reader for GappyReader {
                 Ok(Some(Chunk::new(bytes, end).of(topic, ONLY)))
             }
             None => {
-                self.position = self.position.max(self.far.end());
+                self.position = self.position.max(self.faults.end());
                 std::thread::sleep(wait.min(Duration::from_millis(5)));
                 Ok(None)
             }
@@ -235,7 +240,7 @@ impl Reader for GappyReader {
 }
 
 struct StaleReader {
-    far: Arc<Far>,
+    faults: Arc<LogFaults>,
     inner: Box<dyn Reader>,
 }
 
@@ -245,9 +250,9 @@ impl Reader for StaleReader {
     }
 
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error> {
-        self.far.check()?;
+        self.faults.check()?;
         let wait = wait.min(Duration::from_millis(5));
-        if self.far.stale.load(Ordering::SeqCst) {
+        if self.faults.stale.load(Ordering::SeqCst) {
             std::thread::sleep(wait);
             return Ok(None);
         }
@@ -255,11 +260,13 @@ impl Reader for StaleReader {
     }
 }
 
-/// The coordinators of a group, and which of them has the partition by the group's own books.
+/// The coordinators of a group. The group itself decides which of them has the partition.
 #[derive(Default)]
 pub(super) struct Group {
     members: Mutex<BTreeMap<usize, Arc<dyn Assignee>>>,
     holder: Mutex<Option<usize>>,
+    /// How often a member asked for confirmation and was refused.
+    pub(super) refusals: AtomicUsize,
 }
 
 impl Group {
@@ -276,19 +283,19 @@ impl Group {
         self.member(index).assigned(&[ONLY]);
     }
 
-    /// Takes the partition away in good order.
+    /// Takes the partition away, and waits until the member has handed it over.
     pub(super) fn revoke(&self, index: usize) {
         self.member(index).revoked(&[ONLY]);
         *self.holder.lock() = None;
     }
 
-    /// Tells a member what happened long ago.
+    /// Tells a member late that it has lost the partition.
     pub(super) fn lose(&self, index: usize) {
         self.member(index).lost(&[ONLY]);
     }
 }
 
-/// One process's way to the group.
+/// The membership of one process in the group.
 pub(super) struct GroupMembership {
     pub(super) group: Arc<Group>,
     pub(super) index: usize,
@@ -321,11 +328,14 @@ impl Member for GroupMember {
 
     fn confirm(&self) -> Answer<()> {
         answered(|| {
-            let holder = self.group.upgrade().and_then(|group| *group.holder.lock());
-            match holder == Some(self.index) {
-                true => Ok(()),
-                false => Err(Error::NotMember { group: GroupId("headwater.coordinator".into()) }),
+            let group = self.group.upgrade();
+            if group.as_ref().is_some_and(|group| *group.holder.lock() == Some(self.index)) {
+                return Ok(());
             }
+            if let Some(group) = group {
+                group.refusals.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(Error::NotMember { group: GroupId("headwater.coordinator".into()) })
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Two coordinators over one log, which they reach as they reach Kafka.
+//! Two coordinators over one log that fails as Kafka may.
 
 use std::{
     future::Future,
@@ -6,30 +6,31 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use headwater_control::{ControlState, Role};
 use headwater_log::{Log, MemoryLog};
 use headwater_proto::control::v1::{
     ApplyRequest, ApplyResponse, GetCatalogRequest, GetReplayRequest, ListReplaysRequest, Phase,
-    PlanRequest, PromoteRequest, Replay, StreamDeclared, UndoRequest, Verdict,
-    catalog_service_server::CatalogService as _, control_record::Event,
-    replay_service_server::ReplayService as _,
+    PlanRequest, PromoteRequest, Replay, UndoRequest, Verdict,
+    catalog_service_server::CatalogService as _, replay_service_server::ReplayService as _,
 };
 use headwater_service::Node;
 use headwater_types::{Name, Offset, PartitionId};
 use tonic::{Code, Request, Status};
 
 use super::{
-    fixture::{ALL, ORDERS, PAID, Processor, config, files, other_stream},
-    kafka_like::{Far, Group, GroupMembership, KafkaLikeLog},
+    fixture::{ALL, ORDERS, PAID, PATIENCE, Processor, config, files, other_stream, quiet},
+    kafka_like::{Group, GroupMembership, KafkaLikeLog, LogFaults},
 };
 use crate::{
-    Coordinator, api::catalog_service::CatalogApi, api::replay_service::ReplayApi,
-    leader::election::STANDING_BY,
+    Coordinator,
+    api::{catalog_service::CatalogApi, replay_service::ReplayApi},
+    leadership::{Leadership, STANDING_BY},
 };
 
 struct Pair {
     log: Arc<dyn Log>,
-    far: Arc<Far>,
+    faults: Arc<LogFaults>,
     group: Arc<Group>,
     nodes: Vec<Node>,
     coordinators: Vec<Coordinator>,
@@ -47,10 +48,10 @@ impl Pair {
     }
 
     fn without_coordinators() -> Self {
-        let (log, far) = KafkaLikeLog::new();
+        let (log, faults) = KafkaLikeLog::new();
         let data = tempfile::tempdir().unwrap();
         let (nodes, coordinators) = (Vec::new(), Vec::new());
-        Self { log, far, group: Arc::default(), nodes, coordinators, data, requests: 0 }
+        Self { log, faults, group: Arc::default(), nodes, coordinators, data, requests: 0 }
     }
 
     async fn start(&mut self) {
@@ -62,7 +63,7 @@ impl Pair {
         self.nodes.push(node);
     }
 
-    /// Lets the group say that this one leads, once it has joined.
+    /// Elects this one, once it has joined.
     async fn give_partition(&self, index: usize) {
         until("it joins", async || self.group.has_joined(index)).await;
         self.group.assign(index);
@@ -78,18 +79,18 @@ impl Pair {
         tokio::task::spawn_blocking(move || group.revoke(index)).await.unwrap();
     }
 
-    /// Why it is not ready.
+    /// Why this one is not ready.
     fn condition(&self, index: usize) -> Option<String> {
         let conditions = self.nodes[index].health.conditions();
         conditions.into_iter().find(|(name, _)| name == "coordinator").unwrap().1
     }
 
     fn catalog(&self, index: usize) -> CatalogApi {
-        CatalogApi::new(self.coordinators[index].context.clone())
+        self.coordinators[index].catalog_api()
     }
 
     fn replays(&self, index: usize) -> ReplayApi {
-        ReplayApi::new(self.coordinators[index].context.clone())
+        self.coordinators[index].replay_api()
     }
 
     fn request(&mut self, sql: &[&str]) -> ApplyRequest {
@@ -116,7 +117,7 @@ impl Pair {
         self.coordinators[index].context.state()
     }
 
-    /// The state as everybody else folds it.
+    /// The state as other services fold it.
     async fn followed(&self) -> Arc<ControlState> {
         self.coordinators[0].context.view.wait_current().await.unwrap()
     }
@@ -128,13 +129,11 @@ impl Pair {
 }
 
 async fn until<R: Future<Output = bool>>(what: &str, holds: impl Fn() -> R) {
-    for _ in 0..1_000 {
-        if holds().await {
-            return;
-        }
+    let started = std::time::Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "{what}: never");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what}: never");
 }
 
 fn unavailable(status: &Status, text: &str) {
@@ -180,29 +179,30 @@ async fn one_of_two_leads_the_other_stands_by_and_takes_over() {
     assert!(!metrics.contains("coordinator_view_epoch{"), "{metrics}");
 
     // One that ends leaves the lead to the other.
-    let report = pair.nodes[1].tasks.stop(Duration::from_secs(5)).await;
+    let report = pair.nodes[1].tasks.stop(PATIENCE).await;
     assert!(report.is_clean(), "{report:?}");
     assert!(!pair.group.has_joined(1));
     pair.assign(0).await;
     assert_eq!(pair.state(0).replays().len(), 1);
 }
 
-/// The process was stopped; meanwhile the group went on without it.
+/// The process was stopped for a while, and the group went on without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_slept_through_its_replacement_writes_nothing_and_fences_nobody() {
     let mut pair = Pair::new().await;
     pair.assign(0).await;
     pair.apply(0, &[ORDERS]).await.unwrap();
     pair.assign(1).await;
-    let claims = pair.far.claims.load(Ordering::SeqCst);
+    let claims = pair.faults.claims.load(Ordering::SeqCst);
 
     let written = pair.state(1).position();
     let refused = pair.apply(0, &[ALL]).await.unwrap_err();
     assert_eq!(refused.code(), Code::Aborted, "{refused:?}");
     until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
-    // Its membership has not told it yet, and it asks by itself.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims);
+    // Its membership has not told it yet, and it asks again and again.
+    let refusals = pair.group.refusals.load(Ordering::SeqCst);
+    until("it asks", async || pair.group.refusals.load(Ordering::SeqCst) > refusals + 1).await;
+    assert_eq!(pair.faults.claims.load(Ordering::SeqCst), claims);
     assert_eq!(pair.followed().await.position(), written);
     pair.apply(1, &[ALL]).await.unwrap();
     assert!(pair.alive(0));
@@ -240,7 +240,7 @@ async fn a_replay_goes_on_under_another_leader_in_every_step() {
                 }
                 assert!(step < 199, "{wanted:?} never came: {replay:?}");
                 processor.step().await;
-                tokio::time::sleep(Duration::from_millis(30)).await;
+                quiet(&pair.coordinators[leader]).await;
                 if changes {
                     pair.revoke(leader).await;
                     leader = 1 - leader;
@@ -260,6 +260,11 @@ async fn a_replay_goes_on_under_another_leader_in_every_step() {
     assert_eq!((changing.0.last(), changing.1), (Some(&Phase::Retain), 2));
 }
 
+/// The stream of orders with another column.
+fn longer_orders() -> String {
+    ORDERS.replace("ts TIMESTAMP NOT NULL,", "ts TIMESTAMP NOT NULL, x BIGINT,")
+}
+
 async fn ingest(pair: &Pair, orders: i64) {
     for user in 0..orders {
         let amount = user % 3;
@@ -276,7 +281,7 @@ async fn ingest(pair: &Pair, orders: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_away_at_the_start_is_waited_for() {
     let mut pair = Pair::without_coordinators();
-    pair.far.away.store(true, Ordering::SeqCst);
+    pair.faults.away.store(true, Ordering::SeqCst);
     pair.start().await;
     until("it says why", async || {
         pair.condition(0).is_some_and(|why| why.contains("no broker at kafka:9092"))
@@ -285,7 +290,7 @@ async fn a_log_that_is_away_at_the_start_is_waited_for() {
     let refused = pair.apply(0, &[ORDERS]).await.unwrap_err();
     unavailable(&refused, "no broker at kafka:9092");
     assert!(pair.alive(0));
-    pair.far.away.store(false, Ordering::SeqCst);
+    pair.faults.away.store(false, Ordering::SeqCst);
     pair.assign(0).await;
     pair.apply(0, &[ORDERS, ALL]).await.unwrap();
 }
@@ -295,36 +300,30 @@ async fn a_log_that_goes_away_later_ends_nothing_and_is_waited_for() {
     let mut pair = Pair::new().await;
     pair.assign(0).await;
     pair.apply(0, &[ORDERS, ALL]).await.unwrap();
-    pair.far.away.store(true, Ordering::SeqCst);
+    pair.faults.away.store(true, Ordering::SeqCst);
     // Declaring it asks the log for its topics, which is refused before anything is written.
     let topics = other_stream();
     let refused = pair.apply(0, &[&topics]).await.unwrap_err();
     unavailable(&refused, "no broker");
-    // A record that is to be written is waited for; those who come meanwhile are refused at once.
-    let waiting = {
-        let (catalog, request) = (pair.replays(0), GetReplayRequest::default());
-        catalog.get(Request::new(request)).await.err()
-    };
-    assert!(waiting.is_some());
-    pair.far.away.store(false, Ordering::SeqCst);
+    // A question to the state alone is answered meanwhile.
+    let unknown = pair.replays(0).get(Request::new(GetReplayRequest::default())).await;
+    assert_eq!(unknown.err().unwrap().code(), Code::NotFound);
+    pair.faults.away.store(false, Ordering::SeqCst);
     pair.apply(0, &[&topics]).await.unwrap();
 
-    // The broker goes between two records: the claim ends, and is made anew when it is back.
+    // The broker goes away as a record is appended: the topic is claimed anew when it is back.
     let request = pair.request(&[PAID]);
-    let context = pair.coordinators[0].context.clone();
-    let far = pair.far.clone();
-    let gone = context.request("gone", move |state| {
-        far.away.store(true, Ordering::SeqCst);
-        let sql = state.streams()["orders"].sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
-        Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
-    });
+    let mut longer = pair.request(&[&longer_orders()]);
+    longer.request_id = "gone".into();
+    pair.faults.leaves.store(1, Ordering::SeqCst);
+    let gone = pair.send(0, longer);
     let checks = async {
         until("it says why", async || {
             pair.condition(0).is_some_and(|why| why.contains("no broker at kafka:9092"))
         })
         .await;
         unavailable(&pair.send(0, request.clone()).await.unwrap_err(), "no broker");
-        pair.far.away.store(false, Ordering::SeqCst);
+        pair.faults.away.store(false, Ordering::SeqCst);
     };
     let (gone, ()) = tokio::join!(gone, checks);
     assert_eq!(gone.err().unwrap().code(), Code::Unavailable);
@@ -339,15 +338,15 @@ async fn a_log_that_goes_away_later_ends_nothing_and_is_waited_for() {
 async fn an_append_of_unknown_outcome_is_looked_up_before_anything_else() {
     let mut pair = Pair::new().await;
     pair.assign(0).await;
-    let claims = pair.far.claims.load(Ordering::SeqCst);
+    let claims = pair.faults.claims.load(Ordering::SeqCst);
 
-    pair.far.silent.store(1, Ordering::SeqCst);
+    pair.faults.silent.store(1, Ordering::SeqCst);
     let created = pair.apply(0, &[ORDERS, ALL]).await.unwrap();
     assert_eq!(created.changes.len(), 2, "it was stored, so it is done");
-    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims + 1);
+    assert_eq!(pair.faults.claims.load(Ordering::SeqCst), claims + 1);
     assert_eq!(pair.followed().await.views().len(), 1);
 
-    pair.far.deaf.store(1, Ordering::SeqCst);
+    pair.faults.deaf.store(1, Ordering::SeqCst);
     let request = pair.request(&[PAID]);
     let lost = pair.send(0, request.clone()).await.unwrap_err();
     unavailable(&lost, "did not say whether it stored");
@@ -367,15 +366,16 @@ async fn an_unknown_outcome_is_not_looked_up_by_a_coordinator_that_was_replaced(
     // Nobody told the first one.
     pair.give_partition(1).await;
     until("the other leads", async || pair.condition(1).is_none()).await;
-    let claims = pair.far.claims.load(Ordering::SeqCst);
-    pair.far.deaf.store(1, Ordering::SeqCst);
+    let claims = pair.faults.claims.load(Ordering::SeqCst);
+    pair.faults.deaf.store(1, Ordering::SeqCst);
     pair.apply(0, &[ALL]).await.unwrap_err();
     until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
-    assert_eq!(pair.far.claims.load(Ordering::SeqCst), claims);
+    assert_eq!(pair.faults.claims.load(Ordering::SeqCst), claims);
     pair.apply(1, &[ALL]).await.unwrap();
 }
 
-/// The serving shards had stopped, which counts as mute; then another processor took them over and went on.
+/// The serving shards had stopped, which counts as mute. Then another processor took them over, and
+/// they go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_swap_rests_on_an_error_that_was_taken_back() {
     let mut pair = Pair::new().await;
@@ -392,11 +392,11 @@ async fn no_swap_rests_on_an_error_that_was_taken_back() {
             break;
         }
         processor.step().await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        quiet(&pair.coordinators[0]).await;
     }
     assert_eq!(pair.replay(0).await.verdict(), Verdict::Inconclusive);
 
-    pair.far.stale.store(true, Ordering::SeqCst);
+    pair.faults.stale.store(true, Ordering::SeqCst);
     processor.failing = None;
     processor.restart().await;
     processor.step().await;
@@ -404,8 +404,8 @@ async fn no_swap_rests_on_an_error_that_was_taken_back() {
     pair.replays(0).promote(Request::new(promote)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1_300)).await;
     assert_eq!(pair.replay(0).await.phase(), Phase::Commit, "it does not know all that was said");
-    pair.far.stale.store(false, Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    pair.faults.stale.store(false, Ordering::SeqCst);
+    quiet(&pair.coordinators[0]).await;
     let waits = pair.replay(0).await;
     assert_eq!(
         waits.phase(),
@@ -418,7 +418,7 @@ async fn no_swap_rests_on_an_error_that_was_taken_back() {
             break;
         }
         processor.step().await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        quiet(&pair.coordinators[0]).await;
     }
     let state = pair.followed().await;
     let served = state.generations().values().find(|entry| entry.role == Role::Serving).unwrap();
@@ -431,43 +431,41 @@ async fn an_append_that_waits_does_not_hold_up_the_hand_over() {
         let mut pair = Pair::new().await;
         pair.assign(0).await;
         pair.apply(0, &[ORDERS]).await.unwrap();
-        let far = pair.far.clone();
-        far.hung.store(usize::from(hung), Ordering::SeqCst);
-        let context = pair.coordinators[0].context.clone();
-        let sql = pair.state(0).streams()["orders"].sql.clone();
-        let sql = sql.replace("amount DOUBLE", "amount DOUBLE, x BIGINT");
-        let request = context.request("stuck", move |_| {
-            far.away.store(!hung, Ordering::SeqCst);
-            Ok(vec![Event::StreamDeclared(StreamDeclared { name: "orders".into(), sql })])
-        });
-        let hand_over = async {
-            until("it tries", async || match hung {
-                true => pair.far.hung.load(Ordering::SeqCst) == 0,
+        let mut request = pair.request(&[&longer_orders()]);
+        request.request_id = "stuck".into();
+        pair.faults.hung.store(usize::from(hung), Ordering::SeqCst);
+        pair.faults.leaves.store(usize::from(!hung), Ordering::SeqCst);
+        {
+            let mut answer = std::pin::pin!(pair.send(0, request));
+            let tries = until("it tries", async || match hung {
+                true => pair.faults.hung.load(Ordering::SeqCst) == 0,
                 false => pair.condition(0).is_some(),
-            })
-            .await;
-            let started = std::time::Instant::now();
+            });
+            tokio::select! {
+                answer = &mut answer => panic!("answered before the hand-over: {answer:?}"),
+                () = tries => {}
+            }
             pair.revoke(0).await;
-            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-        };
-        let (answer, ()) = tokio::join!(request, hand_over);
-        unavailable(&answer.err().unwrap(), "hands over");
-        pair.far.away.store(false, Ordering::SeqCst);
+            // The leader gives the append up first; else the hand-over ends by its own time limit.
+            let answer = answer.now_or_never().expect("the append is not waited for any more");
+            unavailable(&answer.unwrap_err(), "hands over");
+        }
+        pair.faults.away.store(false, Ordering::SeqCst);
         pair.assign(1).await;
         assert!(pair.state(1).effects("stuck").is_none());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_is_alone_leads_from_the_start_and_never_stands_by() {
+async fn a_coordinator_that_is_alone_leads_from_the_start_and_never_stands_by() {
     let data = tempfile::tempdir().unwrap();
     let node = Node::new(Arc::new(MemoryLog::new()), data.path(), "test");
     let coordinator = Coordinator::start(config(), &node).await.unwrap();
-    let mut standing = coordinator.context.standing.clone();
-    assert_eq!(*standing.borrow_and_update(), crate::context::Leadership::Leads);
+    let mut leadership = coordinator.context.leadership.clone();
+    assert_eq!(*leadership.borrow_and_update(), Leadership::Leading);
     assert!(node.health.is_ready());
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!standing.has_changed().unwrap());
+    quiet(&coordinator).await;
+    assert!(!leadership.has_changed().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -476,15 +474,12 @@ async fn a_control_topic_that_would_lose_its_records_is_refused_with_what_is_wro
     let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
     let topic = Name::new(headwater_control::CONTROL_TOPIC).unwrap();
     let spec = TopicSpec { partitions: 1, cleanup: Cleanup::Expire };
-    headwater_log::block_on(log.create_topic(&topic, spec)).unwrap();
+    log.create_topic(&topic, spec).await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let node = Node::new(log, data.path(), "test");
     let error = format!("{:#}", Coordinator::start(config(), &node).await.err().unwrap());
     for part in ["headwater.control", "1 partition that deletes old records", "retention.ms=-1"] {
         assert!(error.contains(part), "{error}");
     }
-    assert_eq!(
-        headwater_log::block_on(node.log.ends(&topic, PartitionId(0))).unwrap().end,
-        Offset::ZERO
-    );
+    assert_eq!(node.log.ends(&topic, PartitionId(0)).await.unwrap().end, Offset::ZERO);
 }

@@ -11,7 +11,7 @@ use headwater_types::{Name, Offset, PartitionId};
 use prost::Message as _;
 use tonic::{Code, Request};
 
-use super::fixture::{ALL, Cluster, ORDERS, PAID, Processor};
+use super::fixture::{ALL, Cluster, ORDERS, PAID, PATIENCE, Processor};
 
 const MIXED: [(i64, f64); 6] = [(0, 1.0), (1, 2.0), (1, 0.0), (2, 0.0), (3, 4.0), (1, 8.0)];
 
@@ -26,8 +26,7 @@ async fn replaying() -> Cluster {
 
 async fn kinds(cluster: &Cluster) -> Vec<String> {
     let topic = Name::new(CONTROL_TOPIC).unwrap();
-    let mut reader =
-        headwater_log::block_on(cluster.log.reader(&topic, PartitionId(0), Offset::ZERO)).unwrap();
+    let mut reader = cluster.log.reader(&topic, PartitionId(0), Offset::ZERO).await.unwrap();
     let mut kinds = Vec::new();
     while let Some(chunk) = reader.read(1 << 20, std::time::Duration::ZERO).unwrap() {
         for record in chunk.records(Offset::ZERO) {
@@ -239,12 +238,7 @@ async fn a_failing_shard_and_trimmed_input_fail_the_replay_and_nothing_else() {
     assert!(failed.reason.ends_with("sum is out of range"), "{}", failed.reason);
 
     cluster.apply(&[PAID]).await.unwrap();
-    headwater_log::block_on(cluster.log.trim(
-        &Name::new("orders").unwrap(),
-        PartitionId(1),
-        Offset(2),
-    ))
-    .unwrap();
+    cluster.log.trim(&Name::new("orders").unwrap(), PartitionId(1), Offset(2)).await.unwrap();
     let trimmed = cluster.until("spend-2", Phase::Failed).await;
     assert!(
         trimmed.reason.starts_with("records 0 to 2 of partition 1 of stream orders were trimmed")
@@ -315,9 +309,7 @@ async fn a_watch_tells_every_phase_until_a_person_must_decide() {
     #[allow(clippy::disallowed_methods, reason = "a client of its own")]
     let phases = tokio::spawn(async move {
         let phases = watch.into_inner().map(|replay| replay.unwrap().phase());
-        tokio::time::timeout(std::time::Duration::from_secs(20), phases.collect::<Vec<_>>())
-            .await
-            .unwrap()
+        tokio::time::timeout(PATIENCE, phases.collect::<Vec<_>>()).await.unwrap()
     });
     cluster.until("spend", Phase::Hold).await;
     let phases = phases.await.unwrap();
@@ -417,7 +409,8 @@ async fn a_comparison_waits_for_a_store_that_is_away() {
     std::fs::rename(&manifests, &aside).unwrap();
     std::fs::write(&manifests, "").unwrap();
     cluster.processor.step_only(new).await;
-    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    // The comparison has failed then, and waits for the store.
+    cluster.quiet().await;
     let waits = cluster.replay("spend").await;
     assert_eq!(waits.phase(), Phase::Diff, "{waits:?}");
     std::fs::remove_file(&manifests).unwrap();
