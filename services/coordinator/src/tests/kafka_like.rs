@@ -265,6 +265,8 @@ impl Reader for StaleReader {
 pub(super) struct Group {
     members: Mutex<BTreeMap<usize, Arc<dyn Assignee>>>,
     holder: Mutex<Option<usize>>,
+    /// The group does not answer whether a member still counts.
+    pub(super) silent: AtomicBool,
     /// How often a member asked for confirmation and was refused.
     pub(super) refusals: AtomicUsize,
 }
@@ -329,6 +331,9 @@ impl Member for GroupMember {
     fn confirm(&self) -> Answer<()> {
         answered(|| {
             let group = self.group.upgrade();
+            if group.as_ref().is_some_and(|group| group.silent.load(Ordering::SeqCst)) {
+                return Err(Error::Unavailable("the group does not answer".into()));
+            }
             if group.as_ref().is_some_and(|group| *group.holder.lock() == Some(self.index)) {
                 return Ok(());
             }

@@ -215,6 +215,24 @@ async fn a_leader_that_slept_through_its_replacement_writes_nothing_and_fences_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_is_not_elected_any_more_when_the_group_answers_stands_by() {
+    let mut pair = Pair::new().await;
+    pair.group.silent.store(true, Ordering::SeqCst);
+    pair.give_partition(0).await;
+    until("it waits for the group", async || {
+        pair.condition(0).is_some_and(|why| why.contains("the group does not answer"))
+    })
+    .await;
+    pair.revoke(0).await;
+    until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
+    assert!(pair.alive(0));
+    assert_eq!(pair.faults.claims.load(Ordering::SeqCst), 0);
+    pair.group.silent.store(false, Ordering::SeqCst);
+    pair.assign(0).await;
+    pair.apply(0, &[ORDERS]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_goes_on_under_another_leader_in_every_step() {
     async fn story(changes: bool) -> (Vec<Phase>, u64) {
         let mut pair = Pair::new().await;
