@@ -3,7 +3,6 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use headwater_control::ControlState;
-use headwater_engine::plan::ViewPlan;
 use headwater_proto::control::v1::DefinitionFile;
 use headwater_sql::{Diagnostic, Statement, ViewDefinition};
 use headwater_types::{Column, Name, Remedy, StreamDefinition};
@@ -43,13 +42,6 @@ impl StreamCache {
 /// The view that a control record holds in its normal form.
 pub(crate) fn parse_view(normal_sql: &str) -> Result<ViewDefinition, Status> {
     headwater_sql::parse_view(normal_sql).map_err(|error| stored("view", &error))
-}
-
-/// The plan of a generation whose view and stream control records hold in their normal form.
-pub(crate) fn plan_generation(view_sql: &str, stream_sql: &str) -> anyhow::Result<ViewPlan> {
-    let view = headwater_sql::parse_view(view_sql)?;
-    let stream = headwater_sql::parse_stream(stream_sql)?;
-    Ok(headwater_sql::plan_view(&view, &stream)?)
 }
 
 /// Plans a view as its shards will. Returns what is wrong with its definition.

@@ -60,7 +60,6 @@ mod config;
 mod context;
 mod definitions;
 mod diff;
-mod error_chain;
 mod leader;
 mod leadership;
 mod log_reach;

@@ -17,7 +17,6 @@ use headwater_state::{Identity, KeyRange, ShardReader, Store, layout};
 use headwater_types::{DataType, GenerationId, Offset, PartitionId};
 
 use super::cell::{Cell, key_values};
-use crate::definitions::plan_generation;
 
 /// Rows that are held of each side at once.
 const BATCH_ROWS: usize = 1024;
@@ -147,7 +146,7 @@ impl Side {
     }
 
     pub(super) fn plan(&self) -> anyhow::Result<ViewPlan> {
-        plan_generation(&self.view_sql, &self.stream_sql)
+        Ok(headwater_sql::compile(&self.stream_sql, &self.view_sql)?)
     }
 
     /// Opens every checkpoint, and makes sure that each is of this shard and exactly at the fence.

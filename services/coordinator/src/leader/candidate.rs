@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use headwater_service::{Health, Node, Outage, Shutdown};
-use headwater_types::Remedy;
+use headwater_types::{Remedy, error_chain};
 use tokio::sync::mpsc;
 
 use crate::{
     commands::queue::QueuedCommand,
-    error_chain::error_chain,
     leader::{control_log::Error, election::Election},
     leadership::{Leadership, LeadershipPublisher, READING, STANDING_BY, refusal},
 };

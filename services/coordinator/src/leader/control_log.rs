@@ -14,7 +14,6 @@ use prost::Message;
 use tokio::sync::watch;
 
 const WRITER: &str = "coordinator";
-const ONLY: PartitionId = PartitionId(0);
 const READ_BYTES: usize = 1 << 20;
 /// How long one read waits for records that must be there.
 const READ_WAIT: Duration = Duration::from_millis(200);
@@ -122,10 +121,10 @@ impl ControlLog {
     }
 
     async fn catch_up(&mut self) -> Result<(), Error> {
-        self.end = self.log.ends(&self.topic, ONLY).await?.end;
+        self.end = self.log.ends(&self.topic, PartitionId::ONLY).await?.end;
         let position = self.state.position();
         if self.end > position {
-            let reader = self.log.reader(&self.topic, ONLY, position).await?;
+            let reader = self.log.reader(&self.topic, PartitionId::ONLY, position).await?;
             let (state, end) = (self.state.clone(), self.end);
             // A reader blocks its thread.
             let fold = tokio::task::spawn_blocking(move || fold_until(end, reader, &state));
@@ -157,7 +156,7 @@ impl ControlLog {
             batch.push(at_ms, None, Some(&record.encode_to_vec()), &[]);
         }
         let Some(batch) = batch.build() else { return Ok(Vec::new()) };
-        let append = self.writer.append(&self.topic, ONLY, batch);
+        let append = self.writer.append(&self.topic, PartitionId::ONLY, batch);
         let stored = tokio::time::timeout(APPEND_TIMEOUT, append)
             .await
             .unwrap_or_else(|late| Err(headwater_log::Error::Uncertain(late.into())))?;

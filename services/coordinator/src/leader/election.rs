@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use crate::leader::control_log::Error;
 
 const GROUP: &str = "headwater.coordinator";
-const ONLY: PartitionId = PartitionId(0);
 /// How long a hand-over waits for an append. After that the successor's claim fences this one.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
@@ -34,13 +33,13 @@ impl ElectionAssignee {
 
 impl Assignee for ElectionAssignee {
     fn assigned(&self, partitions: &[PartitionId]) {
-        if partitions.contains(&ONLY) {
+        if partitions.contains(&PartitionId::ONLY) {
             self.elected.send_replace(true);
         }
     }
 
     fn revoked(&self, partitions: &[PartitionId]) {
-        if partitions.contains(&ONLY) {
+        if partitions.contains(&PartitionId::ONLY) {
             self.elected.send_replace(false);
             let mut acting = self.acting.lock();
             let outcome = self.stopped.wait_while_for(&mut acting, |acting| *acting, HAND_OVER);
@@ -51,7 +50,7 @@ impl Assignee for ElectionAssignee {
     }
 
     fn lost(&self, partitions: &[PartitionId]) {
-        if partitions.contains(&ONLY) {
+        if partitions.contains(&PartitionId::ONLY) {
             self.elected.send_replace(false);
         }
     }

@@ -6,13 +6,12 @@ use std::{sync::Arc, time::Duration};
 use headwater_control::{Action, Effect, STATUS_TOPIC, decide};
 use headwater_proto::control::v1::control_record::Event;
 use headwater_service::{Outage, status};
-use headwater_types::{Name, PartitionId, Remedy};
+use headwater_types::{Name, PartitionId, Remedy, error_chain};
 use tonic::Status;
 
 use crate::{
     commands::queue::{CommandOutcome, QueuedCommand},
     context::Context,
-    error_chain::error_chain,
     leader::{
         candidate::{Candidate, StepDown},
         comparisons::Comparisons,
@@ -280,7 +279,7 @@ impl<'a> Reconciler<'a> {
     /// Waits until the board has all that the shards have reported until now.
     async fn board_is_current(&self) -> bool {
         let Ok(topic) = Name::new(STATUS_TOPIC) else { return false };
-        let Ok(ends) = self.context.log.ends(&topic, PartitionId(0)).await else { return false };
+        let Ok(ends) = self.context.log.ends(&topic, PartitionId::ONLY).await else { return false };
         let board = self.context.view.wait_board(ends.end);
         matches!(tokio::time::timeout(BOARD_TIMEOUT, board).await, Ok(Ok(_)))
     }

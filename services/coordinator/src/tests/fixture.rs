@@ -354,9 +354,8 @@ impl Processor {
                 };
                 let data = self.data.clone();
                 let running = self.shards.entry(key).or_insert_with(|| {
-                    let view = headwater_sql::parse_view(&entry.view_sql).unwrap();
-                    let stream = headwater_sql::parse_stream(&entry.stream_sql).unwrap();
-                    let plan = Arc::new(headwater_sql::plan_view(&view, &stream).unwrap());
+                    let plan = headwater_sql::compile(&entry.stream_sql, &entry.view_sql);
+                    let plan = Arc::new(plan.unwrap());
                     let directory = layout::shard_dir(&data, generation, partition);
                     std::fs::create_dir_all(&directory).unwrap();
                     let db = ShardDb::open(

@@ -19,8 +19,6 @@ use headwater_log::{
 use headwater_types::{Epoch, Name, Offset, PartitionId};
 use parking_lot::Mutex;
 
-const ONLY: PartitionId = PartitionId(0);
-
 /// A log in memory. Every append to its control topic ends with an offset that holds no record, as
 /// a transaction does.
 pub(super) struct KafkaLikeLog {
@@ -228,7 +226,7 @@ impl Reader for GappyReader {
             Some((_, end, bytes)) => {
                 self.position = end;
                 let topic = Name::new(CONTROL_TOPIC).unwrap();
-                Ok(Some(Chunk::new(bytes, end).of(topic, ONLY)))
+                Ok(Some(Chunk::new(bytes, end).of(topic, PartitionId::ONLY)))
             }
             None => {
                 self.position = self.position.max(self.faults.end());
@@ -282,18 +280,18 @@ impl Group {
 
     pub(super) fn assign(&self, index: usize) {
         *self.holder.lock() = Some(index);
-        self.member(index).assigned(&[ONLY]);
+        self.member(index).assigned(&[PartitionId::ONLY]);
     }
 
     /// Takes the partition away, and waits until the member has handed it over.
     pub(super) fn revoke(&self, index: usize) {
-        self.member(index).revoked(&[ONLY]);
+        self.member(index).revoked(&[PartitionId::ONLY]);
         *self.holder.lock() = None;
     }
 
     /// Tells a member late that it has lost the partition.
     pub(super) fn lose(&self, index: usize) {
-        self.member(index).lost(&[ONLY]);
+        self.member(index).lost(&[PartitionId::ONLY]);
     }
 }
 
@@ -350,7 +348,7 @@ impl Drop for GroupMember {
         let Some(group) = self.group.upgrade() else { return };
         let member = group.members.lock().remove(&self.index);
         if *group.holder.lock() == Some(self.index) {
-            member.into_iter().for_each(|member| member.revoked(&[ONLY]));
+            member.into_iter().for_each(|member| member.revoked(&[PartitionId::ONLY]));
             *group.holder.lock() = None;
         }
     }
