@@ -67,7 +67,7 @@ async fn a_repeated_request_is_answered_alike_and_done_once() {
         "it knows all before it is asked"
     );
     let mut second = cluster.catalog().apply(Request::new(request)).await.unwrap().into_inner();
-    // Others use the same disk.
+    // Other processes use the same disk.
     for response in [&mut first, &mut second] {
         response.changes[1].plan.as_mut().unwrap().disk_free_bytes = 0;
     }
@@ -143,7 +143,7 @@ async fn a_stream_takes_nullable_columns_at_its_end_and_nothing_else() {
     let kinds =
         [(ChangeKind::Extended, "stream", "orders"), (ChangeKind::Unchanged, "view", "spend")];
     assert_eq!(told(&extended), expected(&kinds));
-    // The new column can be used at once, and what was is said in the plan.
+    // The new column can be used at once, and the plan says that the stream was extended.
     let by_place = PAID.replace("user_id", "place");
     let replayed = cluster.apply(&[&by_place]).await.unwrap();
     let plan = replayed.changes[0].plan.clone().unwrap();

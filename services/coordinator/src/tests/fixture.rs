@@ -47,7 +47,7 @@ pub(super) const PAID: &str = "CREATE MATERIALIZED VIEW spend WITH (retention = 
 
 pub(super) const PARTITIONS: u32 = 2;
 
-/// After this time a test fails. No machine is so slow.
+/// A test fails after this time. No machine is so slow.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
@@ -276,9 +276,9 @@ pub(super) struct Processor {
     pub(super) deleted: Vec<GenerationId>,
     /// Where checkpoints go besides the disk.
     pub(super) store: Option<Store>,
-    /// The claim of all shards.
+    /// The epoch of the claims of all shards.
     pub(super) epoch: u64,
-    /// The data directory that it names, if another one than its own.
+    /// The data directory that its statuses name, if it is not its own.
     pub(super) directory: Option<String>,
 }
 

@@ -28,15 +28,15 @@ pub(super) struct KafkaLikeLog {
 
 #[derive(Default)]
 pub(super) struct LogFaults {
-    /// Nothing can be asked or written.
+    /// The log answers nothing and stores nothing.
     pub(super) away: AtomicBool,
-    /// The next fenced append finds the log away: it goes away just before.
+    /// The log goes away as so many of the next fenced appends begin.
     pub(super) leaves: AtomicUsize,
-    /// The next fenced appends, so many, are stored, and their outcome is not said.
+    /// So many of the next fenced appends are stored, and the log does not say so.
     pub(super) silent: AtomicUsize,
-    /// The next fenced appends, so many, are not stored, and their outcome is not said.
+    /// So many of the next fenced appends are not stored, and the log does not say so.
     pub(super) deaf: AtomicUsize,
-    /// The next fenced appends, so many, are not stored, and never end.
+    /// So many of the next fenced appends are not stored, and never end.
     pub(super) hung: AtomicUsize,
     /// Readers of the status topic get nothing more.
     pub(super) stale: AtomicBool,

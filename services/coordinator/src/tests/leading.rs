@@ -178,7 +178,7 @@ async fn one_of_two_leads_the_other_stands_by_and_takes_over() {
     assert!(metrics.contains("headwater_coordinator_leading 0"), "{metrics}");
     assert!(!metrics.contains("coordinator_view_epoch{"), "{metrics}");
 
-    // One that ends leaves the lead to the other.
+    // A coordinator that ends leaves the lead to the other one.
     let report = pair.nodes[1].tasks.stop(PATIENCE).await;
     assert!(report.is_clean(), "{report:?}");
     assert!(!pair.group.has_joined(1));
@@ -199,7 +199,7 @@ async fn a_leader_that_slept_through_its_replacement_writes_nothing_and_fences_n
     let refused = pair.apply(0, &[ALL]).await.unwrap_err();
     assert_eq!(refused.code(), Code::Aborted, "{refused:?}");
     until("it stands by", async || pair.condition(0).as_deref() == Some(STANDING_BY)).await;
-    // Its membership has not told it yet, and it asks again and again.
+    // It has not heard of the hand-over, and asks the group again and again.
     let refusals = pair.group.refusals.load(Ordering::SeqCst);
     until("it asks", async || pair.group.refusals.load(Ordering::SeqCst) > refusals + 1).await;
     assert_eq!(pair.faults.claims.load(Ordering::SeqCst), claims);
@@ -381,7 +381,7 @@ async fn an_unknown_outcome_is_not_looked_up_by_a_coordinator_that_was_replaced(
     let mut pair = Pair::new().await;
     pair.assign(0).await;
     pair.apply(0, &[ORDERS]).await.unwrap();
-    // Nobody told the first one.
+    // The first one has not heard of it.
     pair.give_partition(1).await;
     until("the other leads", async || pair.condition(1).is_none()).await;
     let claims = pair.faults.claims.load(Ordering::SeqCst);

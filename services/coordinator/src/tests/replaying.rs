@@ -44,7 +44,7 @@ async fn a_replay_compares_at_the_fence_swaps_undoes_and_swaps_again() {
     let held = cluster.until("spend-1", Phase::Hold).await;
     assert_eq!(held.verdict(), Verdict::Inconclusive);
     let diff = held.diff.clone().unwrap();
-    // User 1 loses an order that cost nothing, user 2 had no other.
+    // User 1 loses an order that cost nothing, and user 2 had only such an order.
     assert_eq!((diff.same, diff.changed, diff.only_old, diff.only_new), (2, 1, 1, 0));
     assert_eq!(
         (diff.key.clone(), diff.sample_columns.clone()),
@@ -280,7 +280,7 @@ async fn a_lost_checkpoint_fails_the_replay_with_the_reason() {
     }
     let old = cluster.replay("spend").await.old_generation.parse().unwrap();
     let lost = headwater_state::layout::checkpoints_dir(cluster.data.path(), old);
-    // The live shards reported it, and then it went.
+    // The live shards have reported the checkpoint, and then it is lost.
     headwater_state::layout::remove(&lost).unwrap();
     std::fs::write(&lost, "not a directory").unwrap();
     let new: headwater_types::GenerationId =
@@ -375,7 +375,7 @@ async fn a_checkpoint_in_a_store_that_the_coordinator_does_not_know_fails_with_w
     assert!(failed.reason.contains(&url), "{}", failed.reason);
 }
 
-/// The store is away for a while: the comparison waits, and is made.
+/// The store is away for a while: the comparison waits for it, and then compares.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_comparison_waits_for_a_store_that_is_away() {
     let elsewhere = tempfile::tempdir().unwrap();
@@ -386,7 +386,7 @@ async fn a_comparison_waits_for_a_store_that_is_away() {
     cluster.ingest(&MIXED).await;
     cluster.processor.step().await;
     cluster.apply(&[PAID]).await.unwrap();
-    // Up to the last checkpoint, which is uploaded and not told yet.
+    // Until the last checkpoint is uploaded and not reported yet.
     loop {
         cluster.processor.step().await;
         let state = cluster.coordinator.context.state();
@@ -395,7 +395,7 @@ async fn a_comparison_waits_for_a_store_that_is_away() {
         }
         cluster.quiet().await;
     }
-    // A file where the directory of a manifest was: it cannot be read, but it is not gone.
+    // A file replaces the directory of a manifest: the manifest cannot be read, but is not gone.
     let store = elsewhere.path().join("store");
     let new: headwater_types::GenerationId =
         cluster.replay("spend").await.new_generation.parse().unwrap();
