@@ -83,7 +83,7 @@ pub(crate) enum Error {
          runs, and that a query instance which shares its data directory runs and can be reached from here at the \
          address that it advertises"
     )]
-    Elsewhere {
+    ShardUnreachable {
         view: String,
         generation: GenerationId,
         partition: PartitionId,
@@ -191,7 +191,7 @@ impl Error {
     #[allow(clippy::wildcard_enum_match_arm, reason = "all others say no")]
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::NoState { .. } | Self::Elsewhere { .. } => true,
+            Self::NoState { .. } | Self::ShardUnreachable { .. } => true,
             Self::State { source, .. } => source.remedy() == Remedy::Retry,
             _ => false,
         }
@@ -215,7 +215,7 @@ impl Error {
             | Self::Sql(_) => Code::InvalidArgument,
             Self::NotReached { .. } | Self::TooLong => Code::DeadlineExceeded,
             Self::NoState { .. }
-            | Self::Elsewhere { .. }
+            | Self::ShardUnreachable { .. }
             | Self::Moved { .. }
             | Self::Control(_)
             | Self::ShuttingDown => Code::Unavailable,

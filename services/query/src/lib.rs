@@ -31,28 +31,15 @@
 //! What rows are visible is `headwater-state`'s business, how partial rows merge `headwater-engine`'s.
 //! This crate and `headwater-sql` alone know DataFusion.
 
-mod announce;
+mod api;
 mod config;
-mod cursor;
 mod error;
-mod generation;
-mod get;
-mod held;
 mod metrics;
 mod peers;
-mod pin;
-mod places;
-mod rpc;
-mod scan;
-mod serve;
 mod service;
-mod session;
-mod shard;
+mod snapshot;
 mod sql;
-mod table;
 mod value;
-mod watch;
-mod wire;
 
 use std::sync::Arc;
 
@@ -66,13 +53,13 @@ use headwater_state::{Cache, Options, layout};
 
 pub use crate::config::Config;
 use crate::{
-    announce::Announcement,
-    cursor::Scans,
-    generation::{Library, Source},
+    api::rpc::Rpc,
     metrics::Metrics,
-    peers::Peers,
-    places::Places,
-    rpc::Rpc,
+    peers::announce::Announcement,
+    peers::pool::PeerPool,
+    peers::shard_locator::ShardLocator,
+    snapshot::cursor::ConcurrencyLimit,
+    snapshot::generation_cache::{GenerationCache, Source},
 };
 
 #[cfg(test)]
@@ -87,14 +74,14 @@ pub struct Query {
 struct Service {
     config: Config,
     control: ControlView,
-    places: Arc<Places>,
+    locator: Arc<ShardLocator>,
     source: Arc<Source>,
-    library: Library,
+    cache: GenerationCache,
     session: Arc<SessionState>,
-    scans: Scans,
-    queries: Scans,
+    scans: ConcurrencyLimit,
+    queries: ConcurrencyLimit,
     /// Scans for other instances.
-    forwarded: Scans,
+    forwarded: ConcurrencyLimit,
     metrics: Metrics,
     shutdown: Shutdown,
     instance: Arc<str>,
@@ -116,7 +103,7 @@ impl Query {
             .context("the readers' directory of an earlier run cannot be removed")?;
         let control = ControlView::start(node);
         let metrics = Metrics::new(&node.metrics);
-        let places = Arc::new(Places::new(node, control.clone()));
+        let locator = Arc::new(ShardLocator::new(node, control.clone()));
         let instance: Arc<str> = node.instance.as_str().into();
         let source = Arc::new(Source {
             data: node.data.clone(),
@@ -128,19 +115,22 @@ impl Query {
                 ..Options::default()
             },
             log: node.log.clone(),
-            places: places.clone(),
-            peers: Peers::new(instance.clone()),
+            locator: locator.clone(),
+            peers: PeerPool::new(instance.clone()),
             metrics: metrics.clone(),
         });
         let service = Arc::new(Service {
             control: control.clone(),
-            places,
-            library: Library::new(source.clone()),
+            locator,
+            cache: GenerationCache::new(source.clone()),
             source,
-            session: Arc::new(sql::session(&config)?),
-            scans: Scans::new("scans", config.max_scans.get()),
-            queries: Scans::new("SQL queries", config.max_queries.get()),
-            forwarded: Scans::new("scans for other instances", config.max_forwarded.get()),
+            session: Arc::new(sql::query::session(&config)?),
+            scans: ConcurrencyLimit::new("scans", config.max_scans.get()),
+            queries: ConcurrencyLimit::new("SQL queries", config.max_queries.get()),
+            forwarded: ConcurrencyLimit::new(
+                "scans for other instances",
+                config.max_forwarded.get(),
+            ),
             metrics,
             shutdown: node.tasks.shutdown(),
             instance,
@@ -157,9 +147,9 @@ impl Query {
                 }
             }
         });
-        if !service.places.alone() {
+        if !service.locator.alone() {
             let (service, node) = (service.clone(), node.clone());
-            node.clone().tasks.spawn("query-neighbours", OnFailure::restart(), move |shutdown| {
+            node.clone().tasks.spawn("query-peers", OnFailure::restart(), move |shutdown| {
                 let announcement = Announcement::new(&node, control.clone());
                 service.clone().keep_neighbours(announcement, shutdown)
             });
@@ -175,7 +165,7 @@ impl Query {
 }
 
 impl Service {
-    fn peers(&self) -> &Peers {
+    fn peers(&self) -> &PeerPool {
         &self.source.peers
     }
 
@@ -185,10 +175,10 @@ impl Service {
         let mut state = control.wait_current().await?;
         ready();
         loop {
-            self.library.close_retired(&state);
+            self.cache.close_retired(&state);
             for view in state.views().values() {
                 let Some(entry) = state.generations().get(&view.serving) else { continue };
-                if let Err(error) = self.library.generation(entry).await {
+                if let Err(error) = self.cache.generation(entry).await {
                     tracing::error!(generation = %entry.id, %error, "a serving generation cannot be planned");
                 }
             }

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 use tonic::{Code, Status};
 
-use crate::held::Held;
+use crate::snapshot::shard_snapshot::ShardSnapshot;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Method {
@@ -81,8 +81,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn staleness(&self, held: &[Held]) {
-        for caught_up in held.iter().filter_map(Held::caught_up) {
+    pub(crate) fn staleness(&self, held: &[ShardSnapshot]) {
+        for caught_up in held.iter().filter_map(ShardSnapshot::caught_up) {
             self.staleness.observe(caught_up.elapsed().as_secs_f64());
         }
     }

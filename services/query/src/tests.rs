@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 mod forward;
-mod fresh;
+mod freshness;
 mod get;
-mod moves;
-mod neighbours;
+mod peers;
 mod scan;
+mod shard_moves;
 mod sql;
 mod swap;
 mod watch;
@@ -42,6 +42,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Status, transport::Server};
 
 use super::*;
+use crate::peers::pool::SERVICE;
 
 const STREAM: &str = "CREATE STREAM orders (
     region VARCHAR, kind VARCHAR, amount BIGINT, price DECIMAL(12,2), ts TIMESTAMP,
@@ -181,7 +182,7 @@ impl Bench {
     async fn all_announced(&self, count: usize) {
         for seat in &self.seats {
             until("all instances are announced", || {
-                seat.rpc.0.places.board().instances(peers::SERVICE).count() == count
+                seat.rpc.0.locator.board().instances(SERVICE).count() == count
             })
             .await;
         }

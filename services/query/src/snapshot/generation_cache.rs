@@ -21,9 +21,9 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     error::Error,
     metrics::Metrics,
-    peers::Peers,
-    places::Places,
-    shard::LiveShard,
+    peers::pool::PeerPool,
+    peers::shard_locator::ShardLocator,
+    snapshot::shard_source::ShardSource,
     value::{self, KeyShape},
 };
 
@@ -38,7 +38,7 @@ pub(crate) struct Generation {
     pub columns: Vec<Column>,
     pub schema: SchemaRef,
     /// One per partition, by its number.
-    pub shards: Vec<Arc<LiveShard>>,
+    pub shards: Vec<Arc<ShardSource>>,
 }
 
 impl Generation {
@@ -51,7 +51,7 @@ impl Generation {
         let shard = |partition: PartitionId| {
             let identity = Identity { generation: entry.id, partition };
             let (view, topic) = (entry.view.clone(), plan.stream.topic.clone());
-            Arc::new(LiveShard::new(view, identity, topic, source.clone()))
+            Arc::new(ShardSource::new(view, identity, topic, source.clone()))
         };
         Ok(Self {
             id: entry.id,
@@ -70,9 +70,9 @@ impl Generation {
 /// The greatest position of a view that was ever part of an answer, by partition. Answers from the next
 /// serving generation wait until it is there, so that time never runs backwards for a reader.
 #[derive(Debug, Default)]
-pub(crate) struct Served(RwLock<Vec<AtomicU64>>);
+pub(crate) struct ServedPositions(RwLock<Vec<AtomicU64>>);
 
-impl Served {
+impl ServedPositions {
     pub(crate) fn position(&self, partition: PartitionId) -> Offset {
         self.0
             .read()
@@ -107,21 +107,21 @@ pub(crate) struct Source {
     pub options: Options,
     /// What shards are made from: a shard that has all of it cannot be behind.
     pub log: Arc<dyn Log>,
-    pub places: Arc<Places>,
-    pub peers: Peers,
+    pub locator: Arc<ShardLocator>,
+    pub peers: PeerPool,
     pub metrics: Metrics,
 }
 
 /// Every generation that was asked for and is not retired, and what was served of each view.
-pub(crate) struct Library {
+pub(crate) struct GenerationCache {
     source: Arc<Source>,
     generations: RwLock<HashMap<GenerationId, Arc<Generation>>>,
     /// Planning takes milliseconds: the second request waits for the first one's plan.
     planning: tokio::sync::Mutex<()>,
-    served: Mutex<HashMap<Name, Arc<Served>>>,
+    served: Mutex<HashMap<Name, Arc<ServedPositions>>>,
 }
 
-impl Library {
+impl GenerationCache {
     pub(crate) fn new(source: Arc<Source>) -> Self {
         Self {
             source,
@@ -153,7 +153,7 @@ impl Library {
         self.generations.read().get(&id).cloned()
     }
 
-    pub(crate) fn served(&self, view: &Name) -> Arc<Served> {
+    pub(crate) fn served(&self, view: &Name) -> Arc<ServedPositions> {
         let mut served = self.served.lock();
         if let Some(served) = served.get(view) {
             return served.clone();

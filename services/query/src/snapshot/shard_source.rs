@@ -13,27 +13,25 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::{
     error::Error,
-    generation::Source,
-    held::{Held, Reads, Wanted},
-    places::Place,
+    peers::shard_locator::ShardLocation,
+    snapshot::generation_cache::Source,
+    snapshot::shard_snapshot::{FreshnessGoal, ReadPlan, ShardSnapshot},
 };
 
-mod forward;
-
-use forward::ROUND_TRIP;
+use crate::peers::forward::ROUND_TRIP;
 
 /// Waits between two looks at a shard that has not reached a position yet.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// One shard of a generation.
-pub(crate) struct LiveShard {
-    view: Name,
-    identity: Identity,
+pub(crate) struct ShardSource {
+    pub view: Name,
+    pub identity: Identity,
     /// The topic of its stream.
     topic: Name,
-    source: Arc<Source>,
-    opened: Mutex<Option<Opened>>,
+    pub source: Arc<Source>,
+    opened: Mutex<Option<OpenReader>>,
     /// Held for writing while the reader catches up, and for reading while an answer takes its view of
     /// the shard: an answer never blocks its thread on a catch-up, and everything that it opens
     /// under one guard shows the same commit.
@@ -41,7 +39,7 @@ pub(crate) struct LiveShard {
 }
 
 #[derive(Clone)]
-struct Opened {
+struct OpenReader {
     reader: Arc<ShardReader>,
     position: Offset,
     /// When the last successful catch-up began.
@@ -52,14 +50,14 @@ struct Opened {
 
 /// Who asked.
 #[derive(Clone, Copy)]
-enum Asker<'a> {
+enum Requester<'a> {
     /// Whoever has the shard may answer.
-    Client(&'a Reads),
+    Client(&'a ReadPlan),
     /// Who knows of the claim with this epoch. We answer from our disk or not at all.
     Peer { epoch: u64 },
 }
 
-impl LiveShard {
+impl ShardSource {
     pub(crate) fn new(view: Name, identity: Identity, topic: Name, source: Arc<Source>) -> Self {
         Self { view, identity, topic, source, opened: Mutex::default(), gate: Arc::default() }
     }
@@ -75,33 +73,38 @@ impl LiveShard {
     /// Holds the shard still, wherever it is, once it has what is wanted, waiting for that until the deadline.
     pub(crate) async fn hold(
         self: &Arc<Self>,
-        wanted: Wanted,
-        reads: &Reads,
-    ) -> Result<Held, Error> {
-        self.hold_from(wanted, Asker::Client(reads)).await
+        wanted: FreshnessGoal,
+        reads: &ReadPlan,
+    ) -> Result<ShardSnapshot, Error> {
+        self.hold_from(wanted, Requester::Client(reads)).await
     }
 
-    /// As [`LiveShard::hold`], for a peer who was told by the claim with this epoch that the shard is here.
+    /// As [`ShardSource::hold`], for a peer who was told by the claim with this epoch that the shard is here.
     pub(crate) async fn hold_here(
         self: &Arc<Self>,
-        wanted: Wanted,
+        wanted: FreshnessGoal,
         epoch: u64,
-    ) -> Result<Held, Error> {
-        self.hold_from(wanted, Asker::Peer { epoch }).await
+    ) -> Result<ShardSnapshot, Error> {
+        self.hold_from(wanted, Requester::Peer { epoch }).await
     }
 
-    async fn hold_from(self: &Arc<Self>, wanted: Wanted, asker: Asker<'_>) -> Result<Held, Error> {
+    async fn hold_from(
+        self: &Arc<Self>,
+        wanted: FreshnessGoal,
+        asker: Requester<'_>,
+    ) -> Result<ShardSnapshot, Error> {
         let mut since = wanted.since;
         let mut pause = FIRST_PAUSE;
         let mut round_trip = Duration::ZERO;
         let mut before = None;
         loop {
             let outcome = match asker {
-                Asker::Client(reads) => match self.source.places.of(&self.identity) {
-                    Place::Here { epoch } => self.hold_now(since, epoch).await,
-                    Place::Elsewhere(place) => self.forward(&place, wanted, reads).await,
+                Requester::Client(reads) => match self.source.locator.of(&self.identity) {
+                    ShardLocation::Local { epoch } => self.hold_now(since, epoch).await,
+                    ShardLocation::Remote(place) => self.forward(&place, wanted, reads).await,
                 },
-                Asker::Peer { epoch } => match self.source.places.holds(&self.identity, epoch) {
+                Requester::Peer { epoch } => match self.source.locator.holds(&self.identity, epoch)
+                {
                     Some(epoch) => self.hold_now(since, epoch).await,
                     None => return Err(self.moved()),
                 },
@@ -124,7 +127,7 @@ impl LiveShard {
                 // was cut off by the deadline says less than the one before.
                 Err(error) if error.is_passing() => match before.take() {
                     Some(before)
-                        if matches!(error, Error::Elsewhere { .. })
+                        if matches!(error, Error::ShardUnreachable { .. })
                             && wanted.deadline <= Instant::now() =>
                     {
                         before
@@ -148,7 +151,11 @@ impl LiveShard {
         Error::Moved { generation: self.generation(), partition: self.partition() }
     }
 
-    async fn hold_now(self: &Arc<Self>, since: Instant, epoch: u64) -> Result<Held, Error> {
+    async fn hold_now(
+        self: &Arc<Self>,
+        since: Instant,
+        epoch: u64,
+    ) -> Result<ShardSnapshot, Error> {
         let guard = self.gate.clone().read_owned().await;
         if let Some(opened) = self.opened_since(since, epoch) {
             return Ok(self.held(opened, guard));
@@ -171,12 +178,12 @@ impl LiveShard {
         Ok(self.held(opened, exclusive.downgrade()))
     }
 
-    fn held(&self, opened: Opened, guard: OwnedRwLockReadGuard<()>) -> Held {
-        Held::on_disk(self.partition(), opened.reader, opened.caught_up, guard)
+    fn held(&self, opened: OpenReader, guard: OwnedRwLockReadGuard<()>) -> ShardSnapshot {
+        ShardSnapshot::on_disk(self.partition(), opened.reader, opened.caught_up, guard)
     }
 
     /// The reader, if it has every commit that is older than `since`.
-    fn opened_since(&self, since: Instant, epoch: u64) -> Option<Opened> {
+    fn opened_since(&self, since: Instant, epoch: u64) -> Option<OpenReader> {
         let mut opened = self.opened.lock().clone()?;
         if opened.epoch != epoch {
             return None;
@@ -200,11 +207,11 @@ impl LiveShard {
     }
 
     /// Blocks. Called with the gate held for writing.
-    fn catch_up(&self, epoch: u64) -> Result<Opened, Error> {
+    fn catch_up(&self, epoch: u64) -> Result<OpenReader, Error> {
         let began = Instant::now();
         let present = self.opened.lock().clone().filter(|opened| opened.epoch == epoch);
         let reader = match present {
-            Some(Opened { reader, .. }) => {
+            Some(OpenReader { reader, .. }) => {
                 if let Err(source) = reader.refresh() {
                     // Opened anew, it may get over what stopped it.
                     *self.opened.lock() = None;
@@ -220,7 +227,7 @@ impl LiveShard {
         };
         self.source.metrics.catch_up.observe(began.elapsed().as_secs_f64());
         let position = reader.progress().position;
-        let opened = Opened { position, reader, caught_up: began, epoch };
+        let opened = OpenReader { position, reader, caught_up: began, epoch };
         *self.opened.lock() = Some(opened.clone());
         Ok(opened)
     }
@@ -259,7 +266,7 @@ impl LiveShard {
 
     /// Closes the reader of a copy that its owner left behind.
     pub(crate) fn close_if_moved(&self) {
-        if let Place::Elsewhere(place) = self.source.places.of(&self.identity)
+        if let ShardLocation::Remote(place) = self.source.locator.of(&self.identity)
             && self.close()
         {
             tracing::info!(

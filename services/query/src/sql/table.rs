@@ -1,6 +1,6 @@
 //! A pinned view as a table of DataFusion.
 //!
-//! Planning needs the schema only. A scan is a [`Slot`] until the whole query is planned; then the
+//! Planning needs the schema only. A scan is a [`PlannedScan`] until the whole query is planned; then the
 //! shards are held and every slot is filled, so that all scans of one query read one state.
 
 use std::{
@@ -30,19 +30,19 @@ use headwater_types::DataType;
 use parking_lot::Mutex;
 
 use crate::{
-    cursor::{Batch, Cursor},
-    generation::Generation,
+    snapshot::cursor::{Batch, Cursor},
+    snapshot::generation_cache::Generation,
 };
 
 /// Where a scan that was planned finds its rows.
-pub(crate) struct Slot {
+pub(crate) struct PlannedScan {
     /// Which of the query's views it reads.
     pub view: usize,
     pub range: KeyRange,
     cursor: Mutex<Option<Cursor>>,
 }
 
-impl Slot {
+impl PlannedScan {
     pub(crate) fn fill(&self, cursor: Cursor) {
         *self.cursor.lock() = Some(cursor);
     }
@@ -50,17 +50,17 @@ impl Slot {
 
 /// All scans of a query, in the order in which they were planned.
 #[derive(Clone, Default)]
-pub(crate) struct Slots(Arc<Mutex<Vec<Weak<Slot>>>>);
+pub(crate) struct PlannedScans(Arc<Mutex<Vec<Weak<PlannedScan>>>>);
 
-impl Slots {
-    fn add(&self, view: usize, range: KeyRange) -> Arc<Slot> {
-        let slot = Arc::new(Slot { view, range, cursor: Mutex::default() });
+impl PlannedScans {
+    fn add(&self, view: usize, range: KeyRange) -> Arc<PlannedScan> {
+        let slot = Arc::new(PlannedScan { view, range, cursor: Mutex::default() });
         self.0.lock().push(Arc::downgrade(&slot));
         slot
     }
 
     /// Those that the plan still has.
-    pub(crate) fn alive(&self) -> Vec<Arc<Slot>> {
+    pub(crate) fn alive(&self) -> Vec<Arc<PlannedScan>> {
         self.0.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }
@@ -69,11 +69,11 @@ impl Slots {
 pub(crate) struct ViewTable {
     generation: Arc<Generation>,
     view: usize,
-    slots: Slots,
+    slots: PlannedScans,
 }
 
 impl ViewTable {
-    pub(crate) fn new(generation: Arc<Generation>, view: usize, slots: Slots) -> Self {
+    pub(crate) fn new(generation: Arc<Generation>, view: usize, slots: PlannedScans) -> Self {
         Self { generation, view, slots }
     }
 
@@ -216,7 +216,7 @@ impl TableProvider for ViewTable {
 /// Reads a view once.
 struct ViewScan {
     name: String,
-    slot: Arc<Slot>,
+    slot: Arc<PlannedScan>,
     projection: Option<Vec<usize>>,
     limit: Option<usize>,
     schema: SchemaRef,

@@ -24,10 +24,10 @@ use tonic::Streaming;
 use crate::{
     Service,
     error::Error,
-    generation::is_readable,
-    held::{Held, Rest, Wanted},
-    shard::LiveShard,
-    wire,
+    peers::row_codec,
+    snapshot::generation_cache::is_readable,
+    snapshot::shard_snapshot::{FreshnessGoal, ShardSnapshot, SnapshotReader},
+    snapshot::shard_source::ShardSource,
 };
 
 /// About how much one message has at most. An asker keeps two of them for each scan and shard.
@@ -54,7 +54,7 @@ impl Service {
         let deadline = began + timeout;
         let shard = self.own_shard(&open, deadline).await?;
         let age = Duration::from_micros(open.max_age_micros);
-        let wanted = Wanted {
+        let wanted = FreshnessGoal {
             since: began.checked_sub(age).unwrap_or(began),
             position: Offset(open.position),
             reason: "another instance asks for",
@@ -73,7 +73,7 @@ impl Service {
         let _ = sender.try_send(Ok(opened));
         if !open.scans.is_empty()
             && let Some(held) = held
-            && let Rest::Disk(reader) = held.rest()
+            && let SnapshotReader::Disk(reader) = held.rest()
         {
             let permit = self.forwarded.permit_now()?;
             self.metrics.staleness(std::slice::from_ref(&held));
@@ -100,8 +100,8 @@ impl Service {
         &self,
         open: &OpenShard,
         deadline: Instant,
-    ) -> Result<Arc<LiveShard>, Error> {
-        let ours = self.places.directory();
+    ) -> Result<Arc<ShardSource>, Error> {
+        let ours = self.locator.directory();
         if *open.directory != *ours {
             let asked = open.directory.clone();
             return Err(Error::OtherDirectory { asked, ours: ours.to_string() });
@@ -122,7 +122,7 @@ impl Service {
                 role: entry.role.as_str(),
             });
         }
-        let generation = self.library.generation(entry).await?;
+        let generation = self.cache.generation(entry).await?;
         let shard = generation.shards.get(open.partition as usize).cloned();
         shard.ok_or_else(|| unknown("it has fewer partitions"))
     }
@@ -131,13 +131,13 @@ impl Service {
         &self,
         generation: GenerationId,
         open: &OpenShard,
-        held: &Held,
+        held: &ShardSnapshot,
     ) -> Result<ShardOpened, Error> {
         let mut row = Vec::new();
         if let Some(key) = &open.key
             && let Some((header, payload)) = held.row(generation, key)?
         {
-            wire::push(key, &header, &payload, &mut row);
+            row_codec::push(key, &header, &payload, &mut row);
         }
         Ok(ShardOpened {
             instance: self.instance.to_string(),
@@ -223,9 +223,9 @@ impl Reading {
             };
             let (key, header, payload) = row.map_err(failed)?;
             match changed_since {
-                None => wire::push(key, &header, payload, &mut bytes),
+                None => row_codec::push(key, &header, payload, &mut bytes),
                 Some(since) if header.last_offset.0 >= *since => {
-                    wire::push(key, &header, &[], &mut bytes);
+                    row_codec::push(key, &header, &[], &mut bytes);
                 }
                 Some(_) => continue,
             }

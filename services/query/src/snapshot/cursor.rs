@@ -15,9 +15,9 @@ use tokio::{
 
 use crate::{
     error::Error,
-    generation::Generation,
-    held::{Held, Reads, Rest},
-    session::PeerRows,
+    peers::session::PeerRows,
+    snapshot::generation_cache::Generation,
+    snapshot::shard_snapshot::{ReadPlan, ShardSnapshot, SnapshotReader},
 };
 
 /// Batches that wait for whoever reads slower than the thread scans.
@@ -41,13 +41,13 @@ pub(crate) struct Batch {
 }
 
 /// How many threads may scan.
-pub(crate) struct Scans {
+pub(crate) struct ConcurrencyLimit {
     what: &'static str,
     permits: Arc<Semaphore>,
     limit: usize,
 }
 
-impl Scans {
+impl ConcurrencyLimit {
     pub(crate) fn new(what: &'static str, limit: usize) -> Self {
         Self { what, permits: Arc::new(Semaphore::new(limit)), limit }
     }
@@ -79,7 +79,7 @@ impl Scans {
 pub(crate) struct Selection {
     pub generation: Arc<Generation>,
     /// What the shards were held for.
-    pub reads: Arc<Reads>,
+    pub reads: Arc<ReadPlan>,
     /// Which of its scans has the rows.
     pub scan: usize,
     /// Which of its scans says the rows that changed, if only those are wanted.
@@ -94,7 +94,7 @@ impl Cursor {
     pub(crate) async fn open(
         permit: OwnedSemaphorePermit,
         selection: Selection,
-        held: &[Held],
+        held: &[ShardSnapshot],
     ) -> Result<Self, Error> {
         let shards: Shards = held.iter().map(|held| (held.partition, held.rest())).collect();
         let (opened, is_open) = oneshot::channel();
@@ -153,7 +153,7 @@ impl Sender {
     }
 }
 
-type Shards = Vec<(PartitionId, Rest)>;
+type Shards = Vec<(PartitionId, SnapshotReader)>;
 
 /// The rows of one shard, wherever it is.
 enum ShardScan<'a> {
@@ -198,12 +198,12 @@ fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sen
     let Selection { generation, reads, until, .. } = selection;
     let open = |number: usize| -> Vec<ShardScan<'_>> {
         let shards = shards.iter().map(|(partition, rest)| match rest {
-            Rest::Disk(reader) => ShardScan::Disk {
+            SnapshotReader::Disk(reader) => ShardScan::Disk {
                 rows: reader.view().scan(reads.scans[number].range.clone()),
                 generation: generation.id,
                 partition: *partition,
             },
-            Rest::Peer(session) => {
+            SnapshotReader::Peer(session) => {
                 let (session, handle) = (session.clone(), sender.handle.clone());
                 ShardScan::Peer(PeerRows::new(session, number, handle, *until))
             }

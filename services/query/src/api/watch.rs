@@ -19,10 +19,10 @@ use tonic::Code;
 
 use crate::{
     Service,
-    cursor::{Batch, Cursor, Selection},
+    api::scan::split,
     error::Error,
-    held::{Held, ReadScan, Reads},
-    scan::split,
+    snapshot::cursor::{Batch, Cursor, Selection},
+    snapshot::shard_snapshot::{ReadPlan, ScanPlan, ShardSnapshot},
     value,
 };
 
@@ -65,8 +65,8 @@ struct Watcher {
 }
 
 /// All rows, and after them those that changed since the positions.
-fn reads(service: &Service, reading: bool, since: Option<Vec<Offset>>) -> Reads {
-    let scan = |changed_since| ReadScan {
+fn reads(service: &Service, reading: bool, since: Option<Vec<Offset>>) -> ReadPlan {
+    let scan = |changed_since| ScanPlan {
         range: KeyRange::all(),
         changed_since,
         first_rows: service.config.batch_rows.get(),
@@ -76,7 +76,7 @@ fn reads(service: &Service, reading: bool, since: Option<Vec<Offset>>) -> Reads 
         scans.push(scan(None));
         scans.extend(since.map(|since| scan(Some(since))));
     }
-    Reads { scans, duration: service.config.max_duration, ..Reads::default() }
+    ReadPlan { scans, duration: service.config.max_duration, ..ReadPlan::default() }
 }
 
 struct Sending {
@@ -137,11 +137,11 @@ impl Watcher {
         let permit = service.scans.permits(1, wish.deadline).await?.pop().ok_or(Error::Panicked)?;
         let id = pin.generation.id;
         let positions_of =
-            |held: &[Held]| held.iter().map(|held| held.position).collect::<Vec<Offset>>();
+            |held: &[ShardSnapshot]| held.iter().map(|held| held.position).collect::<Vec<Offset>>();
         let before = match &self.seen {
             Some((generation, before)) if *generation == id => {
                 // Mostly nothing has changed: then no peer needs to open any scan.
-                let held = pin.hold(None, &Reads::default()).await?;
+                let held = pin.hold(None, &ReadPlan::default()).await?;
                 if *before == positions_of(&held) {
                     return Ok(());
                 }

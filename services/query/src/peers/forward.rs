@@ -5,34 +5,34 @@ use std::time::{Duration, Instant};
 use headwater_proto::query::v1::{OpenShard, ScanRange};
 use tracing::Instrument as _;
 
-use super::LiveShard;
 use crate::{
     error::Error,
-    generation::Source,
-    held::{Held, ReadScan, Reads, Wanted},
-    peers::{Peer, Refused},
-    places::{Elsewhere, Place},
-    session::Session,
+    peers::pool::{Peer, PeerRefusal},
+    peers::session::PeerSession,
+    peers::shard_locator::{RemoteShard, ShardLocation},
+    snapshot::generation_cache::Source,
+    snapshot::shard_snapshot::{FreshnessGoal, ReadPlan, ScanPlan, ShardSnapshot},
+    snapshot::shard_source::ShardSource,
 };
 
 /// How often it is checked whether a shard that a peer is asked for has moved on.
 const MOVED_PAUSE: Duration = Duration::from_millis(20);
 /// A peer answers this much earlier than the deadline, so that its answer arrives.
-pub(super) const ROUND_TRIP: Duration = Duration::from_millis(100);
+pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// How much longer than the deadline its answer is waited for: it says how far the shard is.
 const GRACE: Duration = Duration::from_millis(500);
 
-impl LiveShard {
+impl ShardSource {
     /// Asks the peers that share the shard's directory, one after the other.
-    pub(super) async fn forward(
+    pub(crate) async fn forward(
         &self,
-        place: &Elsewhere,
-        wanted: Wanted,
-        reads: &Reads,
-    ) -> Result<Held, Error> {
+        place: &RemoteShard,
+        wanted: FreshnessGoal,
+        reads: &ReadPlan,
+    ) -> Result<ShardSnapshot, Error> {
         let mut problem = "no query instance says that it shares that directory".to_owned();
-        let Source { places, peers, .. } = &*self.source;
-        for peer in peers.sharing(&places.board(), &place.directory) {
+        let Source { locator, peers, .. } = &*self.source;
+        for peer in peers.sharing(&locator.board(), &place.directory) {
             let span = tracing::debug_span!(
                 "forward",
                 generation = %self.generation(),
@@ -50,7 +50,7 @@ impl LiveShard {
             let Peer { instance, address } = &peer;
             match asked {
                 Ok(Ok(held)) => return Ok(held),
-                Ok(Err(Refused { status, down })) => {
+                Ok(Err(PeerRefusal { status, down })) => {
                     problem = format!("{instance} at {address} says: {}", status.message());
                     if !down && is_final(status.code()) {
                         return Err(Error::Peer {
@@ -69,7 +69,7 @@ impl LiveShard {
                 }
             }
         }
-        Err(Error::Elsewhere {
+        Err(Error::ShardUnreachable {
             view: self.view.to_string(),
             generation: self.generation(),
             partition: self.partition(),
@@ -82,14 +82,14 @@ impl LiveShard {
     async fn ask(
         &self,
         peer: &Peer,
-        place: &Elsewhere,
-        wanted: Wanted,
-        reads: &Reads,
-    ) -> Result<Held, Refused> {
+        place: &RemoteShard,
+        wanted: FreshnessGoal,
+        reads: &ReadPlan,
+    ) -> Result<ShardSnapshot, PeerRefusal> {
         let began = Instant::now();
         let left = wanted.deadline.saturating_duration_since(began);
         let partition = self.partition();
-        let range = |scan: &ReadScan| ScanRange {
+        let range = |scan: &ScanPlan| ScanRange {
             start: scan.range.start.clone(),
             end: scan.range.end.clone(),
             changed_since: scan
@@ -118,18 +118,18 @@ impl LiveShard {
         self.source.metrics.forwarded(began, opened.as_ref().map(drop).map_err(|it| &it.status));
         let (opened, stream) = opened?;
         let peer = Peer { instance: opened.instance.as_str().into(), ..peer.clone() };
-        let session = Session::new(self.generation(), partition, peer, stream, first_rows);
-        Ok(Held::at_peer(opened, session))
+        let session = PeerSession::new(self.generation(), partition, peer, stream, first_rows);
+        Ok(ShardSnapshot::at_peer(opened, session))
     }
 
     /// Resolves when the shard is no longer where it was.
-    async fn leaves(&self, place: &Elsewhere) {
+    async fn leaves(&self, place: &RemoteShard) {
         loop {
             tokio::time::sleep(MOVED_PAUSE).await;
-            match self.source.places.of(&self.identity) {
-                Place::Elsewhere(now)
+            match self.source.locator.of(&self.identity) {
+                ShardLocation::Remote(now)
                     if now.directory == place.directory && now.epoch == place.epoch => {}
-                Place::Elsewhere(_) | Place::Here { .. } => return,
+                ShardLocation::Remote(_) | ShardLocation::Local { .. } => return,
             }
         }
     }

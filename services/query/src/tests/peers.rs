@@ -4,6 +4,7 @@ use headwater_control::instance_key;
 use headwater_proto::status::v1::InstanceStatus;
 
 use super::*;
+use crate::peers::pool::{Peer, SERVICE};
 
 fn eager() -> Config {
     Config { max_staleness: Duration::ZERO, ..Config::default() }
@@ -19,11 +20,11 @@ impl Bench {
     async fn announce(&self, instance: &str, address: &str, directory: &str) {
         let status = InstanceStatus {
             instance: instance.into(),
-            service: peers::SERVICE.into(),
+            service: SERVICE.into(),
             address: address.into(),
             directory: directory.into(),
         };
-        let key = instance_key(peers::SERVICE, instance);
+        let key = instance_key(SERVICE, instance);
         self.say(&key, Some(&status.encode_to_vec())).await;
     }
 
@@ -66,8 +67,8 @@ async fn a_peer_that_is_down_is_passed_over_and_asked_last_for_a_while() {
     // Nobody answers: it says who was asked last, and why that failed.
     bench.announce("query-1", &closed().await, &directory(1)).await;
     until("it is announced", || {
-        let board = bench.rpc.0.places.board();
-        board.instances(peers::SERVICE).all(|status| status.address != bench.address(1))
+        let board = bench.rpc.0.locator.board();
+        board.instances(SERVICE).all(|status| status.address != bench.address(1))
     })
     .await;
     let error = bench.get("per_region", key, within(1_000)).await.unwrap_err();
@@ -134,12 +135,12 @@ async fn no_read_is_forwarded_twice_whatever_the_instances_believe() {
             epoch,
             ..Default::default()
         };
-        let peer = peers::Peer { instance: "x".into(), address: bench.address(1).as_str().into() };
+        let peer = Peer { instance: "x".into(), address: bench.address(1).as_str().into() };
         let service = bench.seats[0].rpc.0.clone();
         async move { service.peers().open(&peer, open, &[]).await.map(drop) }
     };
     until("the second instance knows", || {
-        let board = bench.seats[1].rpc.0.places.board();
+        let board = bench.seats[1].rpc.0.locator.board();
         board.get(generation, PartitionId(1)).is_some_and(|status| status.epoch == 9)
     })
     .await;
@@ -154,16 +155,16 @@ async fn no_read_is_forwarded_twice_whatever_the_instances_believe() {
 #[tokio::test]
 async fn an_instance_announces_itself_and_takes_it_back_at_its_end() {
     let bench = Bench::several(2, eager()).await;
-    let places = bench.seats[0].rpc.0.places.clone();
+    let locator = bench.seats[0].rpc.0.locator.clone();
     let second = move || {
-        let board = places.board();
-        board.instances(peers::SERVICE).find(|status| status.instance == "query-1").cloned()
+        let board = locator.board();
+        board.instances(SERVICE).find(|status| status.instance == "query-1").cloned()
     };
     let said = second().unwrap();
     assert_eq!((said.address, said.directory), (bench.address(1), directory(1)));
 
     // One of its name that ran before it takes back, late, what it had said.
-    bench.say(&instance_key(peers::SERVICE, "query-1"), None).await;
+    bench.say(&instance_key(SERVICE, "query-1"), None).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     until("it says so again", || second().is_some()).await;
 
@@ -192,10 +193,10 @@ async fn an_instance_that_nobody_can_reach_forwards_but_announces_nothing() {
     let answer = bench.get("per_region", key.clone(), within(20_000)).await.unwrap();
     assert!(answer.row.is_some());
     assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "query-1");
-    let places = rpc.0.places.clone();
+    let locator = rpc.0.locator.clone();
     let announced = || {
-        let board = places.board();
-        board.instances(peers::SERVICE).find(|status| status.instance == "late").cloned()
+        let board = locator.board();
+        board.instances(SERVICE).find(|status| status.instance == "late").cloned()
     };
     assert!(announced().is_none(), "it has nothing to share");
 
@@ -383,8 +384,8 @@ async fn a_peer_that_dies_in_a_scan_ends_the_answer_with_its_name_and_a_watcher_
     let through = async |address: &str| {
         bench.announce("query-1", address, &directory(1)).await;
         until("it is announced", || {
-            let board = bench.rpc.0.places.board();
-            board.instances(peers::SERVICE).any(|status| status.address == address)
+            let board = bench.rpc.0.locator.board();
+            board.instances(SERVICE).any(|status| status.address == address)
         })
         .await;
     };

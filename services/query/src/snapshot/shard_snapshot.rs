@@ -11,11 +11,11 @@ use headwater_types::{EventTime, GenerationId, Offset, PartitionId};
 use prost::bytes::Bytes;
 use tokio::sync::OwnedRwLockReadGuard;
 
-use crate::{error::Error, session::Session, wire::Rows};
+use crate::{error::Error, peers::row_codec::EncodedRows, peers::session::PeerSession};
 
 /// What a request wants of a shard.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct FreshnessGoal {
     /// The answer has every commit that is older than this.
     pub since: Instant,
     /// The answer has every record before this.
@@ -28,16 +28,16 @@ pub(crate) struct Wanted {
 /// What a request reads of each shard. It is said before the shard is held, because a peer opens all of it at
 /// once.
 #[derive(Default)]
-pub(crate) struct Reads {
+pub(crate) struct ReadPlan {
     /// One row.
     pub key: Option<Vec<u8>>,
-    pub scans: Vec<ReadScan>,
+    pub scans: Vec<ScanPlan>,
     /// Until when it may be read.
     pub duration: Duration,
 }
 
 /// One scan of every shard.
-pub(crate) struct ReadScan {
+pub(crate) struct ScanPlan {
     pub range: KeyRange,
     /// Only rows that a record at or behind the position of its partition changed; one position per shard.
     pub changed_since: Option<Vec<Offset>>,
@@ -46,7 +46,7 @@ pub(crate) struct ReadScan {
 }
 
 /// A shard that stands still until this is dropped.
-pub(crate) struct Held {
+pub(crate) struct ShardSnapshot {
     pub partition: PartitionId,
     pub position: Offset,
     pub watermark: EventTime,
@@ -61,19 +61,19 @@ enum State {
         _guard: OwnedRwLockReadGuard<()>,
     },
     Peer {
-        session: Arc<Session>,
+        session: Arc<PeerSession>,
         row: Bytes,
     },
 }
 
 /// Where the rows of a shard that is held are read.
 #[derive(Clone)]
-pub(crate) enum Rest {
+pub(crate) enum SnapshotReader {
     Disk(Arc<ShardReader>),
-    Peer(Arc<Session>),
+    Peer(Arc<PeerSession>),
 }
 
-impl Held {
+impl ShardSnapshot {
     /// On our disk; the guard keeps it from being caught up with.
     pub(crate) fn on_disk(
         partition: PartitionId,
@@ -90,7 +90,7 @@ impl Held {
         }
     }
 
-    pub(crate) fn at_peer(opened: ShardOpened, session: Session) -> Self {
+    pub(crate) fn at_peer(opened: ShardOpened, session: PeerSession) -> Self {
         Self {
             partition: session.partition,
             position: Offset(opened.position),
@@ -119,14 +119,14 @@ impl Held {
         }
     }
 
-    pub(crate) fn rest(&self) -> Rest {
+    pub(crate) fn rest(&self) -> SnapshotReader {
         match &self.state {
-            State::Disk { reader, .. } => Rest::Disk(reader.clone()),
-            State::Peer { session, .. } => Rest::Peer(session.clone()),
+            State::Disk { reader, .. } => SnapshotReader::Disk(reader.clone()),
+            State::Peer { session, .. } => SnapshotReader::Peer(session.clone()),
         }
     }
 
-    /// The row with the key of [`Reads::key`].
+    /// The row with the key of [`ReadPlan::key`].
     pub(crate) fn row(
         &self,
         generation: GenerationId,
@@ -139,7 +139,7 @@ impl Held {
                 reader.view().get(key).map_err(failed)
             }
             State::Peer { session, row } => {
-                let mut rows = Rows::new(row.clone());
+                let mut rows = EncodedRows::new(row.clone());
                 let row = rows.next().transpose().map_err(|_| session.damaged())?;
                 Ok(row.map(|(_, header, payload)| (header, payload.to_vec())))
             }

@@ -6,8 +6,8 @@ use headwater_proto::query::v1::{DescribeRequest, DescribeResponse, GetRequest, 
 use crate::{
     Service,
     error::Error,
-    held::{Held, Reads},
-    pin::Pin,
+    snapshot::pin::Pin,
+    snapshot::shard_snapshot::{ReadPlan, ShardSnapshot},
     value,
 };
 
@@ -20,7 +20,7 @@ impl Service {
         let key = read::encode_key(plan, &parts)?;
         // A row whose key names its partition is in one shard: the others need not even be fresh.
         let only = read::stream_key_partition(plan, &parts);
-        let reads = Reads { key: Some(key), ..Reads::default() };
+        let reads = ReadPlan { key: Some(key), ..ReadPlan::default() };
         let held = pin.hold(only, &reads).await?;
         self.metrics.staleness(&held);
         row(&pin, &reads.key.unwrap_or_default(), &held)
@@ -32,7 +32,7 @@ impl Service {
     ) -> Result<DescribeResponse, Error> {
         let wish = self.wish(request.freshness.as_ref())?;
         let pin = self.pin(&request.view, &wish).await?;
-        let held = pin.hold(None, &Reads::default()).await?;
+        let held = pin.hold(None, &ReadPlan::default()).await?;
         Ok(DescribeResponse {
             columns: pin.generation.columns.clone(),
             key: pin.generation.key.names(),
@@ -44,7 +44,7 @@ impl Service {
 }
 
 /// Reads a row where it stands: microseconds, so on the calling thread.
-fn row(pin: &Pin, key: &[u8], held: &[Held]) -> Result<GetResponse, Error> {
+fn row(pin: &Pin, key: &[u8], held: &[ShardSnapshot]) -> Result<GetResponse, Error> {
     let generation = &pin.generation;
     let mut payloads = Vec::with_capacity(held.len());
     for held in held {

@@ -17,10 +17,10 @@ use prost::Message;
 
 use crate::{
     Service,
-    cursor::{Cursor, Selection},
     error::Error,
-    generation::Generation,
-    held::{ReadScan, Reads},
+    snapshot::cursor::{Cursor, Selection},
+    snapshot::generation_cache::Generation,
+    snapshot::shard_snapshot::{ReadPlan, ScanPlan},
     value,
 };
 
@@ -43,11 +43,11 @@ impl Service {
         let batch_rows = self.config.batch_rows.get();
         let batch_rows = page_size
             .map_or(batch_rows, |size| batch_rows.min(usize::try_from(size).unwrap_or(usize::MAX)));
-        let reads = Reads {
+        let reads = ReadPlan {
             // One more row says whether there is another page.
-            scans: vec![ReadScan { range, changed_since: None, first_rows: batch_rows + 1 }],
+            scans: vec![ScanPlan { range, changed_since: None, first_rows: batch_rows + 1 }],
             duration: self.config.max_duration,
-            ..Reads::default()
+            ..ReadPlan::default()
         };
         let held = pin.hold(None, &reads).await?;
         self.metrics.staleness(&held);

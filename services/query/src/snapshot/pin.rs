@@ -14,12 +14,12 @@ use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId, Token};
 use crate::{
     Service,
     error::Error,
-    generation::{Generation, Served, is_readable},
-    held::{Held, Reads, Wanted},
+    snapshot::generation_cache::{Generation, ServedPositions, is_readable},
+    snapshot::shard_snapshot::{FreshnessGoal, ReadPlan, ShardSnapshot},
 };
 
 /// A request's freshness, checked and with its times fixed.
-pub(crate) struct Wish {
+pub(crate) struct FreshnessRequest {
     tokens: Vec<Token>,
     generation: Option<String>,
     since: Instant,
@@ -33,7 +33,7 @@ pub(crate) struct Pin {
     epoch: Epoch,
     /// `None` when this generation was asked for by its id: such an answer is not part of what the view
     /// has served.
-    served: Option<Arc<Served>>,
+    served: Option<Arc<ServedPositions>>,
     tokens: BTreeMap<PartitionId, Offset>,
     since: Instant,
     deadline: Instant,
@@ -41,9 +41,9 @@ pub(crate) struct Pin {
 }
 
 impl Service {
-    pub(crate) fn wish(&self, freshness: Option<&Freshness>) -> Result<Wish, Error> {
+    pub(crate) fn wish(&self, freshness: Option<&Freshness>) -> Result<FreshnessRequest, Error> {
         let now = Instant::now();
-        let mut wish = Wish {
+        let mut wish = FreshnessRequest {
             tokens: Vec::new(),
             generation: None,
             since: now.checked_sub(self.config.max_staleness).unwrap_or(now),
@@ -62,15 +62,18 @@ impl Service {
     }
 
     /// Waits for all that there is now until a deadline that somebody else has set.
-    pub(crate) fn wish_until(&self, deadline: Instant) -> Wish {
-        Wish { tokens: Vec::new(), generation: None, since: Instant::now(), deadline }
+    pub(crate) fn wish_until(&self, deadline: Instant) -> FreshnessRequest {
+        FreshnessRequest { tokens: Vec::new(), generation: None, since: Instant::now(), deadline }
     }
 
     /// The control plane as of now: a swap that was answered before this call is in it. And so is, for whoever
     /// looks at places from now on, each move of a shard that the wish has to see.
-    pub(crate) async fn control(&self, wish: &Wish) -> Result<Arc<ControlState>, Error> {
+    pub(crate) async fn control(
+        &self,
+        wish: &FreshnessRequest,
+    ) -> Result<Arc<ControlState>, Error> {
         let current =
-            async { tokio::try_join!(self.places.control(), self.places.know(wish.since)) };
+            async { tokio::try_join!(self.locator.control(), self.locator.know(wish.since)) };
         match tokio::time::timeout_at(wish.deadline.into(), current).await {
             Ok(outcome) => outcome.map(|(state, ())| state),
             Err(_) => Err(Error::Control("its end was not reached in time".into())),
@@ -78,7 +81,7 @@ impl Service {
     }
 
     /// Pins a view's generation and checks that the tokens are for its stream.
-    pub(crate) async fn pin(&self, view: &str, wish: &Wish) -> Result<Pin, Error> {
+    pub(crate) async fn pin(&self, view: &str, wish: &FreshnessRequest) -> Result<Pin, Error> {
         let state = self.control(wish).await?;
         let pin = self.pin_in(&state, view, wish).await?;
         check_streams(wish, std::slice::from_ref(&pin))?;
@@ -90,7 +93,7 @@ impl Service {
         &self,
         state: &ControlState,
         view: &str,
-        wish: &Wish,
+        wish: &FreshnessRequest,
     ) -> Result<Pin, Error> {
         let (name, entry) =
             state.views().get_key_value(view).ok_or_else(|| unknown_view(state, view))?;
@@ -101,7 +104,7 @@ impl Service {
         let unknown =
             || Error::UnknownGeneration { view: view.to_owned(), generation: id.to_string() };
         let generation =
-            self.library.generation(state.generations().get(&id).ok_or_else(unknown)?).await?;
+            self.cache.generation(state.generations().get(&id).ok_or_else(unknown)?).await?;
         let mut tokens = BTreeMap::new();
         for token in wish.tokens.iter().filter(|token| token.stream == generation.stream.name) {
             for (&partition, &position) in &token.positions {
@@ -120,7 +123,7 @@ impl Service {
         Ok(Pin {
             generation,
             epoch: if id == entry.serving { entry.epoch } else { Epoch(0) },
-            served: wish.generation.is_none().then(|| self.library.served(name)),
+            served: wish.generation.is_none().then(|| self.cache.served(name)),
             tokens,
             since: wish.since,
             deadline: wish.deadline,
@@ -130,7 +133,7 @@ impl Service {
 }
 
 /// Every token has to be for a stream that is read.
-pub(crate) fn check_streams(wish: &Wish, pins: &[Pin]) -> Result<(), Error> {
+pub(crate) fn check_streams(wish: &FreshnessRequest, pins: &[Pin]) -> Result<(), Error> {
     for token in &wish.tokens {
         if !pins.iter().any(|pin| pin.generation.stream.name == token.stream) {
             let reads: Vec<String> = pins
@@ -180,8 +183,8 @@ impl Pin {
     pub(crate) async fn hold(
         &self,
         only: Option<PartitionId>,
-        reads: &Reads,
-    ) -> Result<Vec<Held>, Error> {
+        reads: &ReadPlan,
+    ) -> Result<Vec<ShardSnapshot>, Error> {
         let shards = &self.generation.shards;
         let one = match only {
             Some(partition) => shards.get(partition.0 as usize),
@@ -196,10 +199,13 @@ impl Pin {
 
     /// Waits for each shard by itself, so that none of our own is held while another one is waited for. Those
     /// at peers are held from now on: that holds nobody up.
-    pub(crate) async fn reach(&self, reads: &Reads) -> Result<Vec<Option<Held>>, Error> {
+    pub(crate) async fn reach(
+        &self,
+        reads: &ReadPlan,
+    ) -> Result<Vec<Option<ShardSnapshot>>, Error> {
         let each = self.generation.shards.iter().map(|shard| async {
             let held = shard.hold(self.wanted(shard.partition()), reads).await?;
-            Ok(Some(held).filter(Held::is_elsewhere))
+            Ok(Some(held).filter(ShardSnapshot::is_elsewhere))
         });
         futures::future::try_join_all(each).await
     }
@@ -207,9 +213,9 @@ impl Pin {
     /// Holds all shards, once each has been [`Pin::reach`]ed.
     pub(crate) async fn hold_reached(
         &self,
-        reached: Vec<Option<Held>>,
-        reads: &Reads,
-    ) -> Result<Vec<Held>, Error> {
+        reached: Vec<Option<ShardSnapshot>>,
+        reads: &ReadPlan,
+    ) -> Result<Vec<ShardSnapshot>, Error> {
         let mut all = Vec::with_capacity(reached.len());
         for (shard, reached) in self.generation.shards.iter().zip(reached) {
             let wanted = self.wanted(shard.partition());
@@ -223,7 +229,7 @@ impl Pin {
         Ok(all)
     }
 
-    fn wanted(&self, partition: PartitionId) -> Wanted {
+    fn wanted(&self, partition: PartitionId) -> FreshnessGoal {
         let token = self.tokens.get(&partition).copied().unwrap_or_default();
         let served = self.served.as_ref().map_or(Offset::ZERO, |served| served.position(partition));
         let (position, reason) = if served > token {
@@ -231,11 +237,11 @@ impl Pin {
         } else {
             (token, "the token asks for")
         };
-        Wanted { since: self.since, position, reason, deadline: self.deadline }
+        FreshnessGoal { since: self.since, position, reason, deadline: self.deadline }
     }
 
     /// Says where an answer comes from. From now on no answer of this view is older.
-    pub(crate) fn provenance(&self, held: &[Held]) -> Provenance {
+    pub(crate) fn provenance(&self, held: &[ShardSnapshot]) -> Provenance {
         let partitions = held
             .iter()
             .map(|held| {

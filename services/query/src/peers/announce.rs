@@ -9,7 +9,7 @@ use headwater_service::{Node, Shutdown, follow::ControlView};
 use headwater_types::{Clock, Name, Offset, PartitionId};
 use prost::Message as _;
 
-use crate::{Service, peers::SERVICE};
+use crate::{Service, peers::pool::SERVICE};
 
 /// The status topic has one partition.
 const ONLY: PartitionId = PartitionId(0);
@@ -99,13 +99,13 @@ impl Service {
         loop {
             let service = self.clone();
             let look = tokio::task::spawn_blocking(move || {
-                let another = service.places.read_directory();
-                service.library.close_moved(another);
-                service.peers().keep_announced(&service.places.board());
+                let another = service.locator.read_directory();
+                service.cache.close_moved(another);
+                service.peers().keep_announced(&service.locator.board());
             });
             let say = async {
                 look.await?;
-                announcement.say(&self.places.directory()).await
+                announcement.say(&self.locator.directory()).await
             };
             let said = tokio::select! {
                 said = say => said,

@@ -19,8 +19,8 @@ use tonic::{Code, Status};
 
 use crate::{
     error::Error,
-    peers::{Peer, Stream},
-    wire::Rows,
+    peers::pool::{Peer, PeerStream},
+    peers::row_codec::EncodedRows,
 };
 
 /// Each further message of a scan has up to this many times the rows of the one before, so that a small page is
@@ -28,7 +28,7 @@ use crate::{
 const GROWTH: u32 = 4;
 
 /// A shard at a peer, held at one commit until this is dropped.
-pub(crate) struct Session {
+pub(crate) struct PeerSession {
     pub generation: GenerationId,
     pub partition: PartitionId,
     pub peer: Peer,
@@ -44,16 +44,16 @@ struct Answers {
     ready: Vec<VecDeque<RowChunk>>,
 }
 
-impl Session {
+impl PeerSession {
     pub(crate) fn new(
         generation: GenerationId,
         partition: PartitionId,
         peer: Peer,
-        stream: Stream,
+        stream: PeerStream,
         first_rows: Vec<u32>,
     ) -> Self {
         let ready = first_rows.iter().map(|_| VecDeque::new()).collect();
-        let Stream { requests, answers } = stream;
+        let PeerStream { requests, answers } = stream;
         let answers = Mutex::new(Answers { stream: answers, ready });
         Self { generation, partition, peer, requests, answers, first_rows }
     }
@@ -106,20 +106,25 @@ impl Session {
 
 /// The rows of one scan at a peer. Blocks: for threads.
 pub(crate) struct PeerRows {
-    session: Arc<Session>,
+    session: Arc<PeerSession>,
     scan: usize,
     handle: Handle,
     until: Instant,
-    rows: Rows,
+    rows: EncodedRows,
     max_rows: u32,
     ended: bool,
 }
 
 impl PeerRows {
     /// `scan` counts as the session's.
-    pub(crate) fn new(session: Arc<Session>, scan: usize, handle: Handle, until: Instant) -> Self {
+    pub(crate) fn new(
+        session: Arc<PeerSession>,
+        scan: usize,
+        handle: Handle,
+        until: Instant,
+    ) -> Self {
         let max_rows = session.first_rows.get(scan).copied().unwrap_or(1);
-        Self { session, scan, handle, until, rows: Rows::default(), max_rows, ended: false }
+        Self { session, scan, handle, until, rows: EncodedRows::default(), max_rows, ended: false }
     }
 
     pub(crate) fn next(&mut self) -> Option<Result<Row<'_>, Error>> {
@@ -140,7 +145,7 @@ impl PeerRows {
         let chunk = self.session.chunk(self.scan);
         let chunk = self.handle.block_on(tokio::time::timeout_at(self.until.into(), chunk));
         let chunk = chunk.map_err(|_| Error::TooLong)??;
-        self.rows = Rows::new(chunk.rows);
+        self.rows = EncodedRows::new(chunk.rows);
         self.ended = chunk.last;
         if !self.ended {
             // Read ahead: it arrives while these are merged.

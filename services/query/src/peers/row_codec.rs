@@ -26,16 +26,16 @@ pub(crate) fn push(key: &[u8], header: &RowHeader, payload: &[u8], out: &mut Vec
 
 /// The bytes are no rows.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Damaged;
+pub(crate) struct DamagedRows;
 
 /// Rows of a message, walked in place.
 #[derive(Debug, Default)]
-pub(crate) struct Rows {
+pub(crate) struct EncodedRows {
     bytes: Bytes,
     at: usize,
 }
 
-impl Rows {
+impl EncodedRows {
     pub(crate) fn new(bytes: Bytes) -> Self {
         Self { bytes, at: 0 }
     }
@@ -45,14 +45,14 @@ impl Rows {
     }
 
     /// The next row; `None` after the last.
-    pub(crate) fn next(&mut self) -> Option<Result<Row<'_>, Damaged>> {
+    pub(crate) fn next(&mut self) -> Option<Result<Row<'_>, DamagedRows>> {
         if self.is_empty() {
             return None;
         }
         let rest = &self.bytes[self.at..];
         let Some((row, length)) = split(rest) else {
             self.at = self.bytes.len();
-            return Some(Err(Damaged));
+            return Some(Err(DamagedRows));
         };
         self.at += length;
         Some(Ok(row))
@@ -91,7 +91,7 @@ mod tests {
             ends.push(bytes.len());
         }
 
-        let mut walked = Rows::new(bytes.clone().into());
+        let mut walked = EncodedRows::new(bytes.clone().into());
         for (key, time, offset, payload) in rows {
             let header = RowHeader { time: EventTime(time), last_offset: Offset(offset) };
             assert_eq!(walked.next(), Some(Ok((key, header, payload))));
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(walked.next(), None);
 
         for end in 0..bytes.len() {
-            let mut cut = Rows::new(Bytes::copy_from_slice(&bytes[..end]));
+            let mut cut = EncodedRows::new(Bytes::copy_from_slice(&bytes[..end]));
             let damaged = std::iter::from_fn(|| cut.next().map(|row| row.is_err())).any(|bad| bad);
             assert_eq!(damaged, !ends.contains(&end), "cut at {end}");
         }

@@ -2,7 +2,7 @@
 //!
 //! A shard is where its present owner keeps it, and the owner says so on the status topic before it commits
 //! anything there. So whoever knows all statuses that were written before a moment knows where everything
-//! lies that was committed before it ([`Places::know`]); a copy that was left behind by a former owner is never
+//! lies that was committed before it ([`ShardLocator::know`]); a copy that was left behind by a former owner is never
 //! taken for the shard.
 
 use std::{
@@ -29,25 +29,25 @@ const ONLY: PartitionId = PartitionId(0);
 
 /// Where a shard is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ShardLocation {
     /// On our disk.
-    Here {
+    Local {
         /// Of the claim under which it was written there; 0 if none is known.
         epoch: u64,
     },
-    Elsewhere(Elsewhere),
+    Remote(RemoteShard),
 }
 
 /// The last that was heard of a shard that is not on our disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Elsewhere {
+pub(crate) struct RemoteShard {
     pub processor: String,
     pub directory: String,
     pub epoch: u64,
 }
 
 /// Knows where every shard is.
-pub(crate) struct Places {
+pub(crate) struct ShardLocator {
     control: ControlView,
     log: Arc<dyn Log>,
     directory: Directory,
@@ -61,7 +61,7 @@ pub(crate) struct Places {
     controlled: tokio::sync::Mutex<Option<Instant>>,
 }
 
-impl Places {
+impl ShardLocator {
     pub(crate) fn new(node: &Node, control: ControlView) -> Self {
         Self {
             control,
@@ -110,15 +110,15 @@ impl Places {
         self.control.board()
     }
 
-    pub(crate) fn of(&self, shard: &Identity) -> Place {
+    pub(crate) fn of(&self, shard: &Identity) -> ShardLocation {
         if self.alone {
-            return Place::Here { epoch: 0 };
+            return ShardLocation::Local { epoch: 0 };
         }
         let board = self.control.board();
         match board.get(shard.generation, shard.partition) {
-            None => Place::Here { epoch: 0 },
-            Some(status) if self.is_ours(status) => Place::Here { epoch: status.epoch },
-            Some(status) => Place::Elsewhere(Elsewhere {
+            None => ShardLocation::Local { epoch: 0 },
+            Some(status) if self.is_ours(status) => ShardLocation::Local { epoch: status.epoch },
+            Some(status) => ShardLocation::Remote(RemoteShard {
                 processor: status.processor.clone(),
                 directory: status.directory.clone(),
                 epoch: status.epoch,

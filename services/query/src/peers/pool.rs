@@ -1,0 +1,211 @@
+//! The other query instances: which of them can read a directory, and which of them answer.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use headwater_control::StatusBoard;
+use headwater_proto::query::v1::{
+    NextRows, OpenShard, ReadShardRequest, ReadShardResponse, ShardOpened,
+    read_shard_request::Step, read_shard_response::Answer,
+    shard_service_client::ShardServiceClient,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// The service under whose name query instances announce themselves.
+pub(crate) const SERVICE: &str = "query";
+
+/// How long a peer that did not answer is asked last.
+const DOWN: Duration = Duration::from_secs(2);
+const CONNECT: Duration = Duration::from_secs(1);
+/// A peer that stands still is given up after the sum of the two.
+const PING: Duration = Duration::from_secs(2);
+const PONG: Duration = Duration::from_secs(2);
+
+/// Scans that nobody reads on for the moment must not keep others from arriving. What can be on its way is
+/// bounded by what was asked for, one message a scan.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// A single row may be larger than the usual bound on messages.
+const LARGEST_MESSAGE: usize = 256 << 20;
+
+/// Another query instance, as it announced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub instance: Arc<str>,
+    pub address: Arc<str>,
+}
+
+/// Connections to peers, and who of them does not answer.
+pub(crate) struct PeerPool {
+    ours: Arc<str>,
+    connections: Mutex<HashMap<Arc<str>, PeerChannels>>,
+    /// Until when.
+    down: Mutex<HashMap<Arc<str>, Instant>>,
+    /// Spreads the reads over the instances that share a directory.
+    turn: AtomicUsize,
+}
+
+/// Scans stay open for as long as a client reads; point reads must not wait behind them for a stream.
+#[derive(Clone)]
+struct PeerChannels {
+    points: Channel,
+    scans: Channel,
+}
+
+/// An open stream to a peer.
+pub(crate) struct PeerStream {
+    pub requests: mpsc::Sender<ReadShardRequest>,
+    pub answers: Streaming<ReadShardResponse>,
+}
+
+/// Why a peer did not open a shard.
+#[derive(Debug)]
+pub(crate) struct PeerRefusal {
+    pub status: Status,
+    /// Nobody who could know was reached: the next one is asked, and this one last for a while.
+    pub down: bool,
+}
+
+impl PeerPool {
+    pub(crate) fn new(ours: Arc<str>) -> Self {
+        Self {
+            ours,
+            connections: Mutex::default(),
+            down: Mutex::default(),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Who says that it shares the directory, in the order in which they are to be asked.
+    pub(crate) fn sharing(&self, board: &StatusBoard, directory: &str) -> Vec<Peer> {
+        let mut peers: Vec<Peer> = board
+            .instances(SERVICE)
+            .filter(|status| status.directory == directory && !status.address.is_empty())
+            .filter(|status| *status.instance != *self.ours)
+            .map(|status| Peer {
+                instance: status.instance.as_str().into(),
+                address: status.address.as_str().into(),
+            })
+            .collect();
+        if peers.len() > 1 {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % peers.len();
+            peers.rotate_left(turn);
+            let (now, down) = (Instant::now(), self.down.lock());
+            peers.sort_by_key(|peer| down.get(&peer.address).is_some_and(|until| *until > now));
+        }
+        peers
+    }
+
+    /// Forgets the connections to addresses at which nobody is any more.
+    pub(crate) fn keep_announced(&self, board: &StatusBoard) {
+        let announced =
+            |address: &str| board.instances(SERVICE).any(|status| status.address == address);
+        self.connections.lock().retain(|address, _| announced(address));
+        self.down.lock().retain(|address, _| announced(address));
+    }
+
+    /// Opens a shard at a peer, and asks at once for the first rows of each scan.
+    pub(crate) async fn open(
+        &self,
+        peer: &Peer,
+        open: OpenShard,
+        first_rows: &[u32],
+    ) -> Result<(ShardOpened, PeerStream), PeerRefusal> {
+        let opened = self.try_open(peer, open, first_rows).await;
+        let mut down = self.down.lock();
+        match &opened {
+            Ok(_) => {
+                down.remove(&peer.address);
+            }
+            Err(refused) if refused.down => {
+                let until = Instant::now() + DOWN;
+                if down.insert(peer.address.clone(), until).is_none() {
+                    tracing::warn!(
+                        instance = %peer.instance,
+                        address = %peer.address,
+                        error = refused.status.message(),
+                        "a query instance does not answer"
+                    );
+                }
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    async fn try_open(
+        &self,
+        peer: &Peer,
+        open: OpenShard,
+        first_rows: &[u32],
+    ) -> Result<(ShardOpened, PeerStream), PeerRefusal> {
+        let connections = self.connections(peer)?;
+        // Never full: for each scan there is one request on its way at most.
+        let (requests, outgoing) = mpsc::channel(1 + first_rows.len() * 2);
+        let steps = std::iter::once(Step::Open(open)).chain(
+            (0..).zip(first_rows).map(|(scan, &max_rows)| Step::Next(NextRows { scan, max_rows })),
+        );
+        for step in steps {
+            let _ = requests.try_send(ReadShardRequest { step: Some(step) });
+        }
+        let channel = if first_rows.is_empty() { connections.points } else { connections.scans };
+        let mut client =
+            ShardServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
+        let answers = client.read_shard(ReceiverStream::new(outgoing)).await;
+        let mut answers = answers.map_err(PeerRefusal::of)?.into_inner();
+        match answers.message().await.map_err(PeerRefusal::of)? {
+            Some(ReadShardResponse { answer: Some(Answer::Opened(opened)) }) => {
+                Ok((opened, PeerStream { requests, answers }))
+            }
+            Some(_) | None => Err(PeerRefusal {
+                status: Status::unknown("it does not say where the shard is"),
+                down: true,
+            }),
+        }
+    }
+
+    fn connections(&self, peer: &Peer) -> Result<PeerChannels, PeerRefusal> {
+        let mut connections = self.connections.lock();
+        if let Some(open) = connections.get(&peer.address) {
+            return Ok(open.clone());
+        }
+        let endpoint =
+            Endpoint::from_shared(peer.address.to_string()).map_err(|error| PeerRefusal {
+                status: Status::invalid_argument(format!("its address is no URL: {error}")),
+                down: true,
+            })?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .tcp_nodelay(true);
+        let open = PeerChannels { points: endpoint.connect_lazy(), scans: endpoint.connect_lazy() };
+        connections.insert(peer.address.clone(), open.clone());
+        Ok(open)
+    }
+}
+
+impl PeerRefusal {
+    fn of(status: Status) -> Self {
+        // An error that came over the network has no cause on this side of it.
+        let unreached = std::error::Error::source(&status).is_some();
+        // It is another instance than the one that was announced, or an older one.
+        let other = matches!(status.code(), tonic::Code::NotFound | tonic::Code::Unimplemented);
+        Self { status, down: unreached || other }
+    }
+}
