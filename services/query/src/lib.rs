@@ -1,111 +1,155 @@
 //! The query service: answers from the state of the views, and says how fresh each answer is.
 //!
-//! It reads the shard databases as secondaries, so a heavy query cannot stall processing, and an answer
-//! does not need the processor to be running. It has the data directory of one processor on its disk; shards
-//! that other processors own it asks of an instance that shares their directory, one hop and never two.
+//! It opens the shard databases as RocksDB secondaries, so a heavy query cannot stall processing, and
+//! an answer does not need the processor to be running. It has the data directory of one processor on
+//! its disk. For the shards of other processors it asks a query instance that shares their directory:
+//! one hop, never two.
 //!
 //! ```text
-//!  control topic ─► which generation serves a view
-//!                          │ pinned once per request
-//!  Get, Scan, Query, ──► pin ──► hold every shard at a commit ──► merge by key ──► rows, provenance
-//!  Describe, Watch                 (caught up on demand)
-//!                           ▲                  ▲
-//!  status topic ─► where each shard is    ReadShard of peers
+//! one tokio runtime                                        threads
+//!
+//! client ─ gRPC ─► QueryApi ─ Get, Describe ──────┐
+//!                     │ Scan, Watch               ▼        Cursor: one per scan, merges by key
+//!                     │                       ViewCatalog
+//!                     └ Query ─► SqlEngine ─────► │        SqlEngine: one per query
+//!                                               Pin
+//!                                                 ▼
+//!                          ShardSource, one per shard
+//!                           │ on this disk       │ elsewhere
+//!                           ▼                    ▼
+//!                        LocalReader ──────┐  Forwarder ─► PeerPool ─ gRPC ─► peer
+//!                           │              │               catching up: one blocking call at a
+//!                           ▼              ▼               time per shard
+//!                      RocksDB secondary  ShardSnapshot
+//!
+//! peer ─── gRPC ─► ShardApi ─► LocalReader                 ShardReading: one per request with scans
+//!
+//! tasks    query-generations  GenerationFollower: plans what serves, closes what is retired
+//!          query-peers        Announcer: tells peers where this instance is, closes moved shards
+//! threads  control-follower, status-follower (of `headwater-service`): fold the control plane
 //! ```
+//!
+//! `Query` owns the two gRPC services. Both own the `RequestContext`, which owns the `ViewCatalog`;
+//! that owns the `GenerationCache`, the `GenerationCache` owns each `Generation`, and a `Generation`
+//! owns its `ShardSource`s. A `ShardSnapshot` keeps a shard at one commit for as long as it lives.
 //!
 //! # Laws
 //!
-//! 1. *One generation*: an answer comes from the one generation that it names, whatever is swapped while
-//!    it is made. A swap that was answered before a request arrived is seen by that request.
+//! 1. *One generation*: an answer comes from the one generation that it names, whatever is swapped
+//!    while it is made. A request sees every swap that was answered before the request arrived.
 //! 2. *One state*: all that an answer reads of a shard, however often it reads it, is the state at the
 //!    one offset that it names.
 //! 3. *Asked and served*: an answer contains every event of the tokens that its request presented.
 //!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived, by
-//!    whichever processor owned the shard then: a copy that was left behind is not read.
+//!    whichever processor owned the shard then. It never reads a copy that a former owner left behind.
 //! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never falls,
 //!    across swaps and undos too, for as long as this instance runs. After a restart, tokens do the
 //!    same. Answers for which a generation was named do not count and are not bound.
 //!
-//! # Elsewhere
+//! # What is cached, and for how long
+//!
+//! The same for every log:
+//!
+//! | what | how old it may be | where |
+//! | --- | --- | --- |
+//! | the control plane | as new as the request; requests that wait together share one look | `ViewCatalog::control` |
+//! | where the shards are | [`Config::max_staleness`] before the request | `ShardLocator::refresh` |
+//! | the rows of a shard on this disk | [`Config::max_staleness`] before the request, and never older than its tokens | `LocalReader::snapshot` |
+//! | the plan of a generation | until the generation is retired | `GenerationCache` |
+//! | connections to peers | until no instance announces the address | `PeerPool` |
+//!
+//! # Which file to open
+//!
+//! | room | for |
+//! | --- | --- |
+//! | `api/` | a verb of the gRPC surface |
+//! | `sql/` | ad-hoc SQL |
+//! | `snapshot/` | which generation is read, how fresh, and how rows are read and merged |
+//! | `peers/` | where shards are, and reading them at other instances |
+//! | `error.rs` | what a client is told, and with which code |
+//! | `row_values.rs`, `key_shape.rs` | rows and keys as messages carry them |
 //!
 //! What rows are visible is `headwater-state`'s business, how partial rows merge `headwater-engine`'s.
 //! This crate and `headwater-sql` alone know DataFusion.
 
 mod api;
 mod config;
+mod context;
 mod error;
+mod key_shape;
+mod limit;
+mod messages;
 mod metrics;
 mod peers;
-mod service;
+mod read_plan;
+mod refresh;
+mod row_values;
 mod snapshot;
 mod sql;
-mod value;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use datafusion::execution::SessionState;
 use headwater_proto::query::v1::{
     query_service_server::QueryServiceServer, shard_service_server::ShardServiceServer,
 };
-use headwater_service::{Node, OnFailure, Shutdown, follow::ControlView};
+use headwater_service::{Data, Node, OnFailure, Service, follow::ControlView};
 use headwater_state::{Cache, Options, layout};
+use tonic::service::RoutesBuilder;
 
 pub use crate::config::Config;
 use crate::{
-    api::rpc::Rpc,
+    api::{query_service::QueryApi, shard_service::ShardApi},
+    context::RequestContext,
+    limit::ConcurrencyLimit,
     metrics::Metrics,
-    peers::announce::Announcement,
-    peers::pool::PeerPool,
-    peers::shard_locator::ShardLocator,
-    snapshot::cursor::ConcurrencyLimit,
-    snapshot::generation_cache::{GenerationCache, Source},
+    peers::{announce::Announcer, forward::Forwarder, pool::PeerPool, shard_locator::ShardLocator},
+    snapshot::{
+        catalog::ViewCatalog, generation_cache::GenerationCache,
+        generation_follower::GenerationFollower, read_context::ReadContext,
+    },
+    sql::query::SqlEngine,
 };
-
-#[cfg(test)]
-mod tests;
 
 /// The running query service.
 pub struct Query {
-    service: Arc<Service>,
+    query_api: QueryApi,
+    shard_api: ShardApi,
 }
 
-/// What all requests share.
-struct Service {
-    config: Config,
-    control: ControlView,
-    locator: Arc<ShardLocator>,
-    source: Arc<Source>,
-    cache: GenerationCache,
-    session: Arc<SessionState>,
-    scans: ConcurrencyLimit,
-    queries: ConcurrencyLimit,
-    /// Scans for other instances.
-    forwarded: ConcurrencyLimit,
-    metrics: Metrics,
-    shutdown: Shutdown,
-    instance: Arc<str>,
-}
+impl Service for Query {
+    const NAME: &'static str = "query";
+    const ABOUT: &'static str = "Answers queries from the state of the views";
+    const GRPC: &'static [&'static str] =
+        &["headwater.query.v1.QueryService", "headwater.query.v1.ShardService"];
+    const DATA: Data = Data::Reads;
 
-impl Query {
-    /// Follows the control plane and answers from the shards below `node.data`, and through other instances
-    /// from those that are elsewhere.
+    type Config = Config;
+
+    fn check(config: &Config) -> anyhow::Result<()> {
+        config.check()
+    }
+
+    /// Builds the service and starts its tasks.
     ///
     /// # Errors
     ///
-    /// The configuration contradicts itself, the control topics cannot be created, or the remains of an earlier run cannot be removed.
-    #[allow(clippy::unused_async, reason = "every service starts alike")]
-    pub async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+    /// The configuration contradicts itself, or the remains of an earlier run cannot be removed.
+    async fn start(config: Config, node: &Node) -> anyhow::Result<Self> {
+        // Build: the control plane, where shards are, how they are read, what the verbs share.
         config.check()?;
         let scratch = config.scratch.clone().unwrap_or_else(|| node.data.clone());
-        // What readers keep beside the primary's files is of no use to the next process.
+        // What the readers of an earlier process left beside the shards is of no use.
         layout::remove(&layout::readers_dir(&scratch, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
-        let control = ControlView::start(node);
-        let metrics = Metrics::new(&node.metrics);
-        let locator = Arc::new(ShardLocator::new(node, control.clone()));
         let instance: Arc<str> = node.instance.as_str().into();
-        let source = Arc::new(Source {
+        let metrics = Metrics::new(&node.metrics);
+        let control = ControlView::start(node);
+        let locator = Arc::new(ShardLocator::new(node, control.clone()));
+        let pool = Arc::new(PeerPool::new(instance.clone()));
+        let cache = Arc::new(GenerationCache::new(Arc::new(ReadContext {
             data: node.data.clone(),
             scratch,
             instance: node.instance.clone(),
@@ -114,76 +158,59 @@ impl Query {
                 write_buffer_bytes: config.write_buffer.bytes(),
                 ..Options::default()
             },
-            log: node.log.clone(),
             locator: locator.clone(),
-            peers: PeerPool::new(instance.clone()),
+            forwarder: Forwarder {
+                locator: locator.clone(),
+                pool: pool.clone(),
+                metrics: metrics.clone(),
+            },
             metrics: metrics.clone(),
-        });
-        let service = Arc::new(Service {
-            control: control.clone(),
-            locator,
-            cache: GenerationCache::new(source.clone()),
-            source,
-            session: Arc::new(sql::query::session(&config)?),
+        })));
+        let forwarded =
+            ConcurrencyLimit::new("scans for other instances", config.max_forwarded.get());
+        let context = Arc::new(RequestContext {
+            catalog: ViewCatalog::new(control.clone(), locator.clone(), cache.clone(), instance),
             scans: ConcurrencyLimit::new("scans", config.max_scans.get()),
-            queries: ConcurrencyLimit::new("SQL queries", config.max_queries.get()),
-            forwarded: ConcurrencyLimit::new(
-                "scans for other instances",
-                config.max_forwarded.get(),
-            ),
             metrics,
             shutdown: node.tasks.shutdown(),
-            instance,
             config,
         });
+        let query = Self {
+            query_api: QueryApi {
+                sql: Arc::new(SqlEngine::new(context.clone())?),
+                context: context.clone(),
+            },
+            shard_api: ShardApi { context, locator: locator.clone(), limit: Arc::new(forwarded) },
+        };
+
+        // Run: two tasks until shutdown.
         let condition = node.health.condition("query");
-        let follower = service.clone();
-        node.tasks.spawn("query-generations", OnFailure::restart(), move |shutdown| {
-            let (service, condition) = (follower.clone(), condition.clone());
-            async move {
-                tokio::select! {
-                    () = shutdown.cancelled() => Ok(()),
-                    outcome = service.follow(|| condition.ready()) => outcome,
-                }
+        node.tasks.spawn("query-generations", OnFailure::restart(), {
+            let (control, cache) = (control.clone(), cache.clone());
+            move |shutdown| {
+                let (control, cache) = (control.clone(), cache.clone());
+                let condition = condition.clone();
+                GenerationFollower { control, cache, condition }.run(shutdown)
             }
         });
-        if !service.locator.alone() {
-            let (service, node) = (service.clone(), node.clone());
-            node.clone().tasks.spawn("query-peers", OnFailure::restart(), move |shutdown| {
-                let announcement = Announcement::new(&node, control.clone());
-                service.clone().keep_neighbours(announcement, shutdown)
-            });
-        }
-        Ok(Self { service })
-    }
-
-    /// Adds the gRPC services.
-    pub fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
-        routes.add_service(QueryServiceServer::new(Rpc(self.service.clone())));
-        routes.add_service(ShardServiceServer::new(Rpc(self.service.clone())));
-    }
-}
-
-impl Service {
-    fn peers(&self) -> &PeerPool {
-        &self.source.peers
-    }
-
-    /// Plans what serves before it is asked for, and closes what is retired.
-    async fn follow(&self, ready: impl Fn()) -> anyhow::Result<()> {
-        let mut control = self.control.clone();
-        let mut state = control.wait_current().await?;
-        ready();
-        loop {
-            self.cache.close_retired(&state);
-            for view in state.views().values() {
-                let Some(entry) = state.generations().get(&view.serving) else { continue };
-                if let Err(error) = self.cache.generation(entry).await {
-                    tracing::error!(generation = %entry.id, %error, "a serving generation cannot be planned");
-                }
+        node.tasks.spawn("query-peers", OnFailure::restart(), {
+            let node = node.clone();
+            move |shutdown| {
+                let cache = cache.clone();
+                let on_look =
+                    Arc::new(move |directory_changed| cache.close_moved(directory_changed));
+                let (control, locator, pool) = (control.clone(), locator.clone(), pool.clone());
+                Announcer::new(&node, control, locator, pool, on_look).run(shutdown)
             }
-            control.control_changed().await;
-            state = control.current();
-        }
+        });
+
+        // Stop: shutdown ends the watchers with an error that says so, and the announcer takes back
+        // what it announced. Other requests end by themselves, at `max-duration` at the latest.
+        Ok(query)
+    }
+
+    fn add_to(&self, routes: &mut RoutesBuilder) {
+        routes.add_service(QueryServiceServer::new(self.query_api.clone()));
+        routes.add_service(ShardServiceServer::new(self.shard_api.clone()));
     }
 }

@@ -1,3 +1,5 @@
+//! What the query service counts and measures.
+
 use std::time::Instant;
 
 use headwater_service::Metrics as Registry;
@@ -10,8 +12,6 @@ use prometheus_client::{
     },
 };
 use tonic::{Code, Status};
-
-use crate::snapshot::shard_snapshot::ShardSnapshot;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Method {
@@ -81,8 +81,9 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn staleness(&self, held: &[ShardSnapshot]) {
-        for caught_up in held.iter().filter_map(ShardSnapshot::caught_up) {
+    /// Shards were read that had last been caught up with at these moments.
+    pub(crate) fn staleness(&self, caught_up: impl IntoIterator<Item = Instant>) {
+        for caught_up in caught_up {
             self.staleness.observe(caught_up.elapsed().as_secs_f64());
         }
     }
@@ -105,7 +106,8 @@ impl Metrics {
     }
 }
 
-/// One request. It is counted when this is dropped: as cancelled unless [`Measured::end`] said otherwise.
+/// One request. It is counted when this is dropped: as cancelled, unless [`Measured::end`] gave
+/// another code.
 pub(crate) struct Measured {
     metrics: Metrics,
     method: &'static str,

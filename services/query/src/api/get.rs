@@ -1,54 +1,39 @@
-//! `Get` and `Describe`: one row, and what a view looks like.
+//! `Get`: one row.
 
 use headwater_engine::read;
-use headwater_proto::query::v1::{DescribeRequest, DescribeResponse, GetRequest, GetResponse};
+use headwater_proto::query::v1::{GetRequest, GetResponse};
 
 use crate::{
-    Service,
+    context::RequestContext,
     error::Error,
-    snapshot::pin::Pin,
-    snapshot::shard_snapshot::{ReadPlan, ShardSnapshot},
-    value,
+    read_plan::ReadPlan,
+    row_values,
+    snapshot::{freshness::FreshnessRequest, pin::Pin, shard_snapshot::ShardSnapshot},
 };
 
-impl Service {
-    pub(crate) async fn get(&self, request: &GetRequest) -> Result<GetResponse, Error> {
-        let wish = self.wish(request.freshness.as_ref())?;
-        let pin = self.pin(&request.view, &wish).await?;
-        let plan = &pin.generation.plan;
-        let parts = pin.generation.key.whole(&request.key)?;
-        let key = read::encode_key(plan, &parts)?;
-        // A row whose key names its partition is in one shard: the others need not even be fresh.
-        let only = read::stream_key_partition(plan, &parts);
-        let reads = ReadPlan { key: Some(key), ..ReadPlan::default() };
-        let held = pin.hold(only, &reads).await?;
-        self.metrics.staleness(&held);
-        row(&pin, &reads.key.unwrap_or_default(), &held)
-    }
-
-    pub(crate) async fn describe(
-        &self,
-        request: &DescribeRequest,
-    ) -> Result<DescribeResponse, Error> {
-        let wish = self.wish(request.freshness.as_ref())?;
-        let pin = self.pin(&request.view, &wish).await?;
-        let held = pin.hold(None, &ReadPlan::default()).await?;
-        Ok(DescribeResponse {
-            columns: pin.generation.columns.clone(),
-            key: pin.generation.key.names(),
-            stream: pin.generation.stream.name.to_string(),
-            sql: pin.generation.view_sql.clone(),
-            provenance: Some(pin.provenance(&held)),
-        })
-    }
+pub(super) async fn get(
+    context: &RequestContext,
+    request: &GetRequest,
+) -> Result<GetResponse, Error> {
+    let freshness = FreshnessRequest::new(&context.config, request.freshness.as_ref())?;
+    let pin = context.catalog.pin(&request.view, &freshness).await?;
+    let plan = &pin.generation.plan;
+    let parts = pin.generation.key.whole(&request.key)?;
+    let key = read::encode_key(plan, &parts)?;
+    // A row whose key names its partition is in one shard. The others need not even be fresh.
+    let only = read::stream_key_partition(plan, &parts);
+    let reads = ReadPlan { key: Some(key), ..ReadPlan::default() };
+    let snapshots = pin.snapshot(only, &reads).await?;
+    context.metrics.staleness(snapshots.iter().filter_map(ShardSnapshot::caught_up));
+    merged_row(&pin, &reads.key.unwrap_or_default(), &snapshots)
 }
 
-/// Reads a row where it stands: microseconds, so on the calling thread.
-fn row(pin: &Pin, key: &[u8], held: &[ShardSnapshot]) -> Result<GetResponse, Error> {
+/// Merges the parts of a row. It takes microseconds, so it runs on the calling thread.
+fn merged_row(pin: &Pin, key: &[u8], snapshots: &[ShardSnapshot]) -> Result<GetResponse, Error> {
     let generation = &pin.generation;
-    let mut payloads = Vec::with_capacity(held.len());
-    for held in held {
-        let found = held.row(generation.id, key)?;
+    let mut payloads = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        let found = snapshot.row(generation.id, key)?;
         payloads.extend(found.map(|(header, payload)| (header.last_offset, payload)));
     }
     let row = if payloads.is_empty() {
@@ -58,8 +43,8 @@ fn row(pin: &Pin, key: &[u8], held: &[ShardSnapshot]) -> Result<GetResponse, Err
             payloads.iter().map(|(offset, payload)| (*offset, payload.as_slice())).collect();
         let merged = read::merge_rows(&generation.plan, key, &payloads)
             .map_err(|source| Error::engine(&generation.view, source))?;
-        value::rows(&merged.batch)?.pop()
+        row_values::rows(&merged.batch)?.pop()
     };
-    let provenance = pin.provenance(held);
+    let provenance = pin.provenance(snapshots);
     Ok(GetResponse { columns: generation.columns.clone(), row, provenance: Some(provenance) })
 }

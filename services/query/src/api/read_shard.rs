@@ -1,6 +1,8 @@
-//! What other instances ask of this one: rows of shards that are on its disk and not on theirs.
+//! `ReadShard`: rows of shards that are on this instance's disk, for instances that share another
+//! data directory.
 //!
-//! It never asks a third: what is not here is refused, and the asker looks again where it is.
+//! An instance never asks a third one. It refuses a shard that is not on its disk, and the asker looks
+//! again where the shard is.
 
 use std::{
     sync::Arc,
@@ -22,139 +24,134 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::{
-    Service,
+    context::RequestContext,
     error::Error,
-    peers::row_codec,
-    snapshot::generation_cache::is_readable,
-    snapshot::shard_snapshot::{FreshnessGoal, ShardSnapshot, SnapshotReader},
-    snapshot::shard_source::ShardSource,
+    limit::ConcurrencyLimit,
+    peers::{row_codec, shard_locator::ShardLocator},
+    read_plan::FreshnessGoal,
+    snapshot::{
+        shard_snapshot::{ShardSnapshot, SnapshotReader},
+        shard_source::ShardSource,
+    },
 };
 
-/// About how much one message has at most. An asker keeps two of them for each scan and shard.
+/// About how much one message has at most. An asker keeps two messages for each scan and shard.
 const CHUNK_BYTES: usize = 256 << 10;
 /// How many scans one request may open: more than any query has of one view.
 const MOST_SCANS: usize = 256;
 
 type Parts = mpsc::Sender<Result<ReadShardResponse, Error>>;
 
-impl Service {
-    pub(crate) async fn read_shard(
-        self: &Arc<Self>,
-        mut requests: Streaming<ReadShardRequest>,
-    ) -> Result<impl Stream<Item = Result<ReadShardResponse, Error>> + Send + use<>, Error> {
-        let began = Instant::now();
-        let first = tokio::time::timeout(self.config.default_timeout, requests.message()).await;
-        let Ok(Ok(Some(ReadShardRequest { step: Some(Step::Open(open)) }))) = first else {
-            return Err(Error::ReadShard("it does not begin with open".into()));
-        };
-        if open.scans.len() > MOST_SCANS {
-            return Err(Error::ReadShard(format!("it opens more than {MOST_SCANS} scans")));
-        }
-        let timeout = Duration::from_millis(open.timeout_ms).min(self.config.max_timeout);
-        let deadline = began + timeout;
-        let shard = self.own_shard(&open, deadline).await?;
-        let age = Duration::from_micros(open.max_age_micros);
-        let wanted = FreshnessGoal {
-            since: began.checked_sub(age).unwrap_or(began),
-            position: Offset(open.position),
-            reason: "another instance asks for",
-            deadline,
-        };
-        let until = began + Duration::from_millis(open.duration_ms).min(self.config.max_duration);
+/// Opens a shard, and hands out its rows as the requests ask for them.
+pub(super) async fn read_shard(
+    context: &RequestContext,
+    locator: &ShardLocator,
+    limit: &ConcurrencyLimit,
+    mut requests: Streaming<ReadShardRequest>,
+) -> Result<impl Stream<Item = Result<ReadShardResponse, Error>> + Send + use<>, Error> {
+    let config = &context.config;
+    let began = Instant::now();
+    let first = tokio::time::timeout(config.default_timeout, requests.message()).await;
+    let Ok(Ok(Some(ReadShardRequest { step: Some(Step::Open(open)) }))) = first else {
+        return Err(Error::ReadShard("it does not begin with open".into()));
+    };
+    if open.scans.len() > MOST_SCANS {
+        return Err(Error::ReadShard(format!("it opens more than {MOST_SCANS} scans")));
+    }
+    let timeout = Duration::from_millis(open.timeout_ms).min(config.max_timeout);
+    let deadline = began + timeout;
+    let shard = own_shard(context, locator, &open, deadline).await?;
+    let age = Duration::from_micros(open.max_age_micros);
+    let goal = FreshnessGoal {
+        since: began.checked_sub(age).unwrap_or(began),
+        position: Offset(open.position),
+        reason: "another instance asks for",
+        deadline,
+    };
+    let until = began + Duration::from_millis(open.duration_ms).min(config.max_duration);
 
-        let (sender, parts) = mpsc::channel(1 + open.scans.len());
-        let (opened, held) = match shard.hold_here(wanted, open.epoch).await {
-            Ok(held) => (self.opened(shard.generation(), &open, &held)?, Some(held)),
-            // Not an error: the asker says it in its own words.
-            Err(Error::NotReached { present, .. }) => (self.behind(present), None),
-            Err(error) => return Err(error),
-        };
-        let opened = ReadShardResponse { answer: Some(Answer::Opened(opened)) };
-        let _ = sender.try_send(Ok(opened));
-        if !open.scans.is_empty()
-            && let Some(held) = held
-            && let SnapshotReader::Disk(reader) = held.rest()
-        {
-            let permit = self.forwarded.permit_now()?;
-            self.metrics.staleness(std::slice::from_ref(&held));
-            let (is_open, opened) = oneshot::channel();
-            let reading = Reading {
-                generation: shard.generation(),
-                partition: shard.partition(),
-                scans: open.scans,
-                requests,
-                parts: sender,
-                handle: Handle::current(),
-                until,
+    let instance = context.catalog.instance.to_string();
+    let (sender, parts) = mpsc::channel(1 + open.scans.len());
+    let (opened, snapshot) = match shard.local_snapshot(goal, open.epoch).await {
+        Ok(snapshot) => {
+            let row = open.key.as_deref().map(|key| encoded_row(&shard, key, &snapshot));
+            let opened = ShardOpened {
+                instance,
+                position: snapshot.position.0,
+                watermark_micros: snapshot.watermark.known().map(|watermark| watermark.0),
+                row: row.transpose()?.unwrap_or_default().into(),
             };
-            tokio::task::spawn_blocking(move || reading.run(&reader, is_open, permit));
-            opened.await.map_err(|_| Error::Panicked)?;
-            // From here on the shard may go on: the scans are of the commit that was held.
-            drop(held);
+            (opened, Some(snapshot))
         }
-        Ok(ReceiverStream::new(parts))
+        // An answer and no error: the asker says it in its own words.
+        Err(Error::NotReached { present, .. }) => {
+            let opened = ShardOpened { instance, position: present.0, ..ShardOpened::default() };
+            (opened, None)
+        }
+        Err(error) => return Err(error),
+    };
+    let opened = ReadShardResponse { answer: Some(Answer::Opened(opened)) };
+    let _ = sender.try_send(Ok(opened));
+    if !open.scans.is_empty()
+        && let Some(snapshot) = snapshot
+        && let SnapshotReader::Disk(reader) = snapshot.reader()
+    {
+        let permit = limit.permit_now()?;
+        context.metrics.staleness(snapshot.caught_up());
+        let (is_open, opened) = oneshot::channel();
+        let reading = ShardReading {
+            generation: shard.generation(),
+            partition: shard.partition(),
+            scans: open.scans,
+            requests,
+            parts: sender,
+            handle: Handle::current(),
+            until,
+        };
+        tokio::task::spawn_blocking(move || reading.run(&reader, is_open, permit));
+        opened.await.map_err(|_| Error::Panicked)?;
+        // The scans are open, and stay at the commit of the snapshot without it.
+        drop(snapshot);
     }
-
-    /// The shard, if it is one of our directory.
-    async fn own_shard(
-        &self,
-        open: &OpenShard,
-        deadline: Instant,
-    ) -> Result<Arc<ShardSource>, Error> {
-        let ours = self.locator.directory();
-        if *open.directory != *ours {
-            let asked = open.directory.clone();
-            return Err(Error::OtherDirectory { asked, ours: ours.to_string() });
-        }
-        let unknown =
-            |reason: &str| Error::ReadShard(format!("generation {:?}: {reason}", open.generation));
-        let id: GenerationId = open.generation.parse().map_err(|_| unknown("it is no id"))?;
-        let mut state = self.control.current();
-        if !state.generations().contains_key(&id) {
-            // The asker may be further.
-            state = self.control(&self.wish_until(deadline)).await?;
-        }
-        let entry = state.generations().get(&id).ok_or_else(|| unknown("there is none"))?;
-        if !is_readable(entry.role) {
-            return Err(Error::GenerationGone {
-                view: entry.view.to_string(),
-                generation: id,
-                role: entry.role.as_str(),
-            });
-        }
-        let generation = self.cache.generation(entry).await?;
-        let shard = generation.shards.get(open.partition as usize).cloned();
-        shard.ok_or_else(|| unknown("it has fewer partitions"))
-    }
-
-    fn opened(
-        &self,
-        generation: GenerationId,
-        open: &OpenShard,
-        held: &ShardSnapshot,
-    ) -> Result<ShardOpened, Error> {
-        let mut row = Vec::new();
-        if let Some(key) = &open.key
-            && let Some((header, payload)) = held.row(generation, key)?
-        {
-            row_codec::push(key, &header, &payload, &mut row);
-        }
-        Ok(ShardOpened {
-            instance: self.instance.to_string(),
-            position: held.position.0,
-            watermark_micros: held.watermark.known().map(|watermark| watermark.0),
-            row: row.into(),
-        })
-    }
-
-    fn behind(&self, present: Offset) -> ShardOpened {
-        let instance = self.instance.to_string();
-        ShardOpened { instance, position: present.0, ..ShardOpened::default() }
-    }
+    Ok(ReceiverStream::new(parts))
 }
 
-/// The scans of one request, read by a thread of their own.
-struct Reading {
+/// The shard, if it is one of the data directory on this disk.
+async fn own_shard(
+    context: &RequestContext,
+    locator: &ShardLocator,
+    open: &OpenShard,
+    deadline: Instant,
+) -> Result<Arc<ShardSource>, Error> {
+    let ours = locator.directory();
+    if *open.directory != *ours {
+        let asked = open.directory.clone();
+        return Err(Error::OtherDirectory { asked, ours: ours.to_string() });
+    }
+    let unknown =
+        |reason: &str| Error::ReadShard(format!("generation {:?}: {reason}", open.generation));
+    let id: GenerationId = open.generation.parse().map_err(|_| unknown("it is no id"))?;
+    let generation = context.catalog.generation(id, deadline).await?;
+    let generation = generation.ok_or_else(|| unknown("there is none"))?;
+    let shard = generation.shards.get(open.partition as usize).cloned();
+    shard.ok_or_else(|| unknown("it has fewer partitions"))
+}
+
+/// The row with a key; empty if there is none.
+fn encoded_row(
+    shard: &ShardSource,
+    key: &[u8],
+    snapshot: &ShardSnapshot,
+) -> Result<Vec<u8>, Error> {
+    let mut row = Vec::new();
+    if let Some((header, payload)) = snapshot.row(shard.generation(), key)? {
+        row_codec::encode_row(key, &header, &payload, &mut row);
+    }
+    Ok(row)
+}
+
+/// The scans of one request, read by a thread of its own.
+struct ShardReading {
     generation: GenerationId,
     partition: PartitionId,
     scans: Vec<ScanRange>,
@@ -169,7 +166,7 @@ struct OpenScan<'a> {
     changed_since: Option<u64>,
 }
 
-impl Reading {
+impl ShardReading {
     fn run(
         mut self,
         reader: &ShardReader,
@@ -192,7 +189,7 @@ impl Reading {
                     self.chunk(&mut scans, &next)
                 }
                 Ok(Ok(Some(_))) => Err(Error::ReadShard("a further step is not next".into())),
-                // The asker has what it wanted, or is gone.
+                // The asker has all that it needs, or is gone.
                 Ok(Ok(None) | Err(_)) => return,
                 Err(_) => Err(Error::TooLong),
             };
@@ -223,9 +220,9 @@ impl Reading {
             };
             let (key, header, payload) = row.map_err(failed)?;
             match changed_since {
-                None => row_codec::push(key, &header, payload, &mut bytes),
+                None => row_codec::encode_row(key, &header, payload, &mut bytes),
                 Some(since) if header.last_offset.0 >= *since => {
-                    row_codec::push(key, &header, &[], &mut bytes);
+                    row_codec::encode_row(key, &header, &[], &mut bytes);
                 }
                 Some(_) => continue,
             }

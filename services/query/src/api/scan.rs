@@ -5,88 +5,86 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use arrow::{array::BooleanArray, compute::filter_record_batch};
 use futures::Stream;
 use headwater_engine::read::{self, OutputBatch};
-use headwater_proto::{
-    common::v1::Row,
-    query::v1::{ScanRequest, ScanResponse},
-};
+use headwater_proto::query::v1::{ScanRequest, ScanResponse};
 use headwater_state::{
     KeyRange,
     key::{self, KeyPart},
 };
-use prost::Message;
 
 use crate::{
-    Service,
+    api::page_token::PageToken,
+    context::RequestContext,
     error::Error,
-    snapshot::cursor::{Cursor, Selection},
-    snapshot::generation_cache::Generation,
-    snapshot::shard_snapshot::{ReadPlan, ScanPlan},
-    value,
+    messages::split,
+    read_plan::{ReadPlan, ScanPlan},
+    row_values,
+    snapshot::{
+        cursor::{Cursor, Selection},
+        freshness::FreshnessRequest,
+        generation::Generation,
+        shard_snapshot::ShardSnapshot,
+    },
 };
 
-/// One message has about this many bytes of rows at most, well below the 4 MiB that clients accept.
-pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
+pub(super) async fn scan(
+    context: &RequestContext,
+    request: &ScanRequest,
+) -> Result<impl Stream<Item = Result<ScanResponse, Error>> + Send + use<>, Error> {
+    let RequestContext { config, catalog, scans, metrics, .. } = context;
+    let freshness = FreshnessRequest::new(config, request.freshness.as_ref())?;
+    let pin = catalog.pin(&request.view, &freshness).await?;
+    let generation = pin.generation.clone();
+    let windows = WindowRange::of(request, &generation)?;
+    let range = range(request, &generation, &windows)?;
 
-impl Service {
-    pub(crate) async fn scan(
-        self: &Arc<Self>,
-        request: &ScanRequest,
-    ) -> Result<impl Stream<Item = Result<ScanResponse, Error>> + Send + use<>, Error> {
-        let wish = self.wish(request.freshness.as_ref())?;
-        let pin = self.pin(&request.view, &wish).await?;
-        let generation = pin.generation.clone();
-        let windows = Windows::of(request, &generation)?;
-        let range = range(request, &generation, &windows)?;
-
-        let permit = self.scans.permits(1, wish.deadline).await?.pop().ok_or(Error::Panicked)?;
-        let page_size = (request.page_size > 0).then_some(request.page_size);
-        let batch_rows = self.config.batch_rows.get();
-        let batch_rows = page_size
-            .map_or(batch_rows, |size| batch_rows.min(usize::try_from(size).unwrap_or(usize::MAX)));
-        let reads = ReadPlan {
-            // One more row says whether there is another page.
-            scans: vec![ScanPlan { range, changed_since: None, first_rows: batch_rows + 1 }],
-            duration: self.config.max_duration,
-            ..ReadPlan::default()
-        };
-        let held = pin.hold(None, &reads).await?;
-        self.metrics.staleness(&held);
-        let selection = Selection {
-            generation: generation.clone(),
-            reads: Arc::new(reads),
-            scan: 0,
-            changes: None,
-            batch_rows,
-            until: Instant::now() + self.config.max_duration,
-        };
-        let cursor = Cursor::open(permit, selection, &held).await?;
-        let first = ScanResponse {
-            columns: generation.columns.clone(),
-            provenance: Some(pin.provenance(&held)),
-            ..ScanResponse::default()
-        };
-        let pages = Pages {
-            cursor,
-            generation,
-            windows,
-            left: page_size,
-            ready: VecDeque::from([first]),
-            ended: false,
-        };
-        Ok(futures::stream::try_unfold(pages, |mut pages| async move {
-            let next = pages.next().await?;
-            Ok(next.map(|response| (response, pages)))
-        }))
-    }
+    let permit = scans.permit(freshness.deadline).await?;
+    let page_size = (request.page_size > 0).then_some(request.page_size);
+    let batch_rows = config.batch_rows.get();
+    let batch_rows = page_size
+        .map_or(batch_rows, |size| batch_rows.min(usize::try_from(size).unwrap_or(usize::MAX)));
+    let plan = ReadPlan {
+        // One more row says whether there is another page.
+        scans: vec![ScanPlan { range, changed_since: None, first_rows: batch_rows + 1 }],
+        duration: config.max_duration,
+        ..ReadPlan::default()
+    };
+    let snapshots = pin.snapshot(None, &plan).await?;
+    metrics.staleness(snapshots.iter().filter_map(ShardSnapshot::caught_up));
+    let selection = Selection {
+        generation: generation.clone(),
+        plan: Arc::new(plan),
+        scan: 0,
+        changes: None,
+        batch_rows,
+        until: Instant::now() + config.max_duration,
+    };
+    let cursor = Cursor::open(permit, selection, &snapshots).await?;
+    let first = ScanResponse {
+        columns: generation.columns.clone(),
+        provenance: Some(pin.provenance(&snapshots)),
+        ..ScanResponse::default()
+    };
+    let pages = Pages {
+        cursor,
+        generation,
+        windows,
+        left: page_size,
+        ready: VecDeque::from([first]),
+        ended: false,
+    };
+    Ok(futures::stream::try_unfold(pages, |mut pages| async move {
+        let next = pages.next().await?;
+        Ok(next.map(|response| (response, pages)))
+    }))
 }
 
-/// Which windows are wanted, as the last bytes of keys: a window's start has a fixed length and sorts.
-struct Windows {
+/// A range of windows, as the last bytes of keys: the start of a window has a fixed length and sorts.
+struct WindowRange {
     from: Option<Vec<u8>>,
     to: Option<Vec<u8>>,
 }
 
-impl Windows {
+impl WindowRange {
     fn of(request: &ScanRequest, generation: &Generation) -> Result<Self, Error> {
         let (from, to) = (request.window_from_micros, request.window_to_micros);
         if (from.is_some() || to.is_some()) && !generation.key.windowed() {
@@ -117,7 +115,7 @@ fn encode_start(micros: i64) -> Vec<u8> {
 fn range(
     request: &ScanRequest,
     generation: &Generation,
-    windows: &Windows,
+    windows: &WindowRange,
 ) -> Result<KeyRange, Error> {
     let parts = generation.key.prefix(&request.prefix)?;
     let prefix = read::encode_key(&generation.plan, &parts)?;
@@ -142,36 +140,11 @@ fn range(
     Ok(range)
 }
 
-/// `1 | length of the signature (u16, big-endian) | signature of the key's types | first key of the next page`
-struct PageToken<'a> {
-    signature: &'a [u8],
-    key: &'a [u8],
-}
-
-impl<'a> PageToken<'a> {
-    const VERSION: u8 = 1;
-
-    fn encode(&self) -> Vec<u8> {
-        // A key has fewer columns than would make this too long; a token cut short is refused.
-        let length = u16::try_from(self.signature.len()).unwrap_or(u16::MAX);
-        [&[Self::VERSION], length.to_be_bytes().as_slice(), self.signature, self.key].concat()
-    }
-
-    fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
-        let (head, rest) = bytes.split_first_chunk::<3>().ok_or(Error::PageToken)?;
-        let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
-        if head[0] != Self::VERSION || rest.len() < length {
-            return Err(Error::PageToken);
-        }
-        let (signature, key) = rest.split_at(length);
-        Ok(Self { signature, key })
-    }
-}
-
+/// The answer to a scan, in parts.
 struct Pages {
     cursor: Cursor,
     generation: Arc<Generation>,
-    windows: Windows,
+    windows: WindowRange,
     /// Rows that the page still takes; `None` without a bound.
     left: Option<u64>,
     ready: VecDeque<ScanResponse>,
@@ -215,7 +188,7 @@ impl Pages {
         if keep.contains(&false) {
             batch = filter_record_batch(&batch, &BooleanArray::from(keep))?;
         }
-        for rows in split(value::rows(&batch)?) {
+        for rows in split(row_values::rows(&batch)?) {
             self.ready.push_back(ScanResponse { rows, ..ScanResponse::default() });
         }
         if !next_page_token.is_empty() {
@@ -228,24 +201,4 @@ impl Pages {
         }
         Ok(())
     }
-}
-
-/// Cuts rows into messages.
-pub(crate) fn split(rows: Vec<Row>) -> Vec<Vec<Row>> {
-    let mut messages: Vec<Vec<Row>> = Vec::new();
-    let mut bytes = MESSAGE_BYTES;
-    for row in rows {
-        let size = row.encoded_len() + 4;
-        match messages.last_mut() {
-            Some(message) if bytes + size <= MESSAGE_BYTES => {
-                message.push(row);
-                bytes += size;
-            }
-            Some(_) | None => {
-                messages.push(vec![row]);
-                bytes = size;
-            }
-        }
-    }
-    messages
 }

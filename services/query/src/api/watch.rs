@@ -1,8 +1,8 @@
 //! `Watch`: the rows of a view as they change.
 //!
-//! It looks at the shards again and again, and where a position moved it sends the rows that a record
-//! since the last look has changed. A row may be sent once more than it changed, never once less. Rows
-//! that expire are not announced. When another generation serves, all of its rows are sent.
+//! A watcher looks at the shards again and again. Where a position has moved, it sends the rows that a
+//! record since the last look has changed. It may send a row once more than the row changed, and never
+//! once less. It does not announce rows that expire. When another generation serves, it sends all rows.
 
 use std::{
     collections::VecDeque,
@@ -18,42 +18,44 @@ use headwater_types::{GenerationId, Offset};
 use tonic::Code;
 
 use crate::{
-    Service,
-    api::scan::split,
+    context::RequestContext,
     error::Error,
-    snapshot::cursor::{Batch, Cursor, Selection},
-    snapshot::shard_snapshot::{ReadPlan, ScanPlan, ShardSnapshot},
-    value,
+    messages::split,
+    read_plan::{ReadPlan, ScanPlan},
+    row_values,
+    snapshot::{
+        cursor::{Cursor, CursorBatch, Selection},
+        freshness::FreshnessRequest,
+        shard_snapshot::ShardSnapshot,
+    },
 };
 
 /// A look that found changes reads all rows; this many times as long passes until the next one.
 const REST: u32 = 9;
 
-impl Service {
-    pub(crate) async fn watch(
-        self: &Arc<Self>,
-        request: &WatchRequest,
-    ) -> Result<impl Stream<Item = Result<WatchResponse, Error>> + Send + use<>, Error> {
-        let mut watcher = Watcher {
-            service: self.clone(),
-            view: request.view.clone(),
-            all: request.initial,
-            seen: None,
-            sending: None,
-            ready: VecDeque::new(),
-            rest: Duration::ZERO,
-        };
-        // What is wrong with the request is said at once.
-        watcher.look().await?;
-        Ok(futures::stream::try_unfold(watcher, |mut watcher| async move {
-            let next = watcher.next().await?;
-            Ok(Some((next, watcher)))
-        }))
-    }
+pub(super) async fn watch(
+    context: &Arc<RequestContext>,
+    request: &WatchRequest,
+) -> Result<impl Stream<Item = Result<WatchResponse, Error>> + Send + use<>, Error> {
+    let mut watcher = Watcher {
+        context: context.clone(),
+        view: request.view.clone(),
+        all: request.initial,
+        seen: None,
+        sending: None,
+        ready: VecDeque::new(),
+        rest: Duration::ZERO,
+    };
+    // An error of the first look is the answer itself.
+    watcher.look().await?;
+    Ok(futures::stream::try_unfold(watcher, |mut watcher| async move {
+        let next = watcher.next().await?;
+        Ok(Some((next, watcher)))
+    }))
 }
 
 struct Watcher {
-    service: Arc<Service>,
+    context: Arc<RequestContext>,
     view: String,
     /// Whether the rows that are there at the first look are sent.
     all: bool,
@@ -65,18 +67,18 @@ struct Watcher {
 }
 
 /// All rows, and after them those that changed since the positions.
-fn reads(service: &Service, reading: bool, since: Option<Vec<Offset>>) -> ReadPlan {
+fn read_plan(context: &RequestContext, reading: bool, since: Option<Vec<Offset>>) -> ReadPlan {
     let scan = |changed_since| ScanPlan {
         range: KeyRange::all(),
         changed_since,
-        first_rows: service.config.batch_rows.get(),
+        first_rows: context.config.batch_rows.get(),
     };
     let mut scans = Vec::new();
     if reading {
         scans.push(scan(None));
         scans.extend(since.map(|since| scan(Some(since))));
     }
-    ReadPlan { scans, duration: service.config.max_duration, ..ReadPlan::default() }
+    ReadPlan { scans, duration: context.config.max_duration, ..ReadPlan::default() }
 }
 
 struct Sending {
@@ -89,7 +91,7 @@ struct Sending {
 
 impl Watcher {
     async fn next(&mut self) -> Result<WatchResponse, Error> {
-        let shutdown = self.service.shutdown.clone();
+        let shutdown = self.context.shutdown.clone();
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Ok(response);
@@ -112,7 +114,7 @@ impl Watcher {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return Err(Error::ShuttingDown),
-                () = tokio::time::sleep(self.service.config.watch_interval.max(self.rest)) => {}
+                () = tokio::time::sleep(self.context.config.watch_interval.max(self.rest)) => {}
             }
             match self.look().await {
                 Ok(()) => {}
@@ -131,18 +133,19 @@ impl Watcher {
     }
 
     async fn look(&mut self) -> Result<(), Error> {
-        let service = &self.service;
-        let wish = service.wish(None)?;
-        let pin = service.pin(&self.view, &wish).await?;
-        let permit = service.scans.permits(1, wish.deadline).await?.pop().ok_or(Error::Panicked)?;
+        let context = &self.context;
+        let freshness = FreshnessRequest::new(&context.config, None)?;
+        let pin = context.catalog.pin(&self.view, &freshness).await?;
+        let permit = context.scans.permit(freshness.deadline).await?;
         let id = pin.generation.id;
-        let positions_of =
-            |held: &[ShardSnapshot]| held.iter().map(|held| held.position).collect::<Vec<Offset>>();
+        let positions_of = |snapshots: &[ShardSnapshot]| -> Vec<Offset> {
+            snapshots.iter().map(|snapshot| snapshot.position).collect()
+        };
         let before = match &self.seen {
             Some((generation, before)) if *generation == id => {
                 // Mostly nothing has changed: then no peer needs to open any scan.
-                let held = pin.hold(None, &ReadPlan::default()).await?;
-                if *before == positions_of(&held) {
+                let snapshots = pin.snapshot(None, &ReadPlan::default()).await?;
+                if *before == positions_of(&snapshots) {
                     return Ok(());
                 }
                 Some(before.clone())
@@ -151,10 +154,10 @@ impl Watcher {
         };
         let first_look = self.seen.is_none();
         let reading = before.is_some() || !first_look || self.all;
-        let reads = Arc::new(reads(service, reading, before.clone()));
-        let held = pin.hold(None, &reads).await?;
-        let positions = positions_of(&held);
-        let provenance = pin.provenance(&held);
+        let plan = Arc::new(read_plan(context, reading, before.clone()));
+        let snapshots = pin.snapshot(None, &plan).await?;
+        let positions = positions_of(&snapshots);
+        let provenance = pin.provenance(&snapshots);
         if before.is_none() {
             let columns = pin.generation.columns.clone();
             let provenance = Some(provenance.clone());
@@ -163,13 +166,13 @@ impl Watcher {
         if reading {
             let selection = Selection {
                 generation: pin.generation.clone(),
-                reads,
+                plan,
                 scan: 0,
                 changes: before.map(|_| 1),
-                batch_rows: service.config.batch_rows.get(),
-                until: Instant::now() + service.config.max_duration,
+                batch_rows: context.config.batch_rows.get(),
+                until: Instant::now() + context.config.max_duration,
             };
-            let cursor = Cursor::open(permit, selection, &held).await?;
+            let cursor = Cursor::open(permit, selection, &snapshots).await?;
             let before = self.seen.take();
             self.sending = Some(Sending { cursor, before, provenance, began: Instant::now() });
         }
@@ -177,7 +180,7 @@ impl Watcher {
         Ok(())
     }
 
-    fn take(&mut self, batch: &Batch) -> Result<(), Error> {
+    fn take(&mut self, batch: &CursorBatch) -> Result<(), Error> {
         let provenance = self.sending.as_ref().map(|sending| sending.provenance.clone());
         let rows = match &batch.changed {
             Some(changed) => {
@@ -185,7 +188,7 @@ impl Watcher {
             }
             None => &batch.rows.batch,
         };
-        let messages = split(value::rows(rows)?).into_iter();
+        let messages = split(row_values::rows(rows)?).into_iter();
         self.ready.extend(messages.map(|rows| WatchResponse {
             rows,
             provenance: provenance.clone(),

@@ -1,4 +1,4 @@
-//! What this instance tells the others, and what it gives up when shards move.
+//! Keeps this instance's status on the status topic, so that other instances find it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,40 +9,100 @@ use headwater_service::{Node, Shutdown, follow::ControlView};
 use headwater_types::{Clock, Name, Offset, PartitionId};
 use prost::Message as _;
 
-use crate::{Service, peers::pool::SERVICE};
+use crate::peers::{
+    pool::{PeerPool, SERVICE},
+    shard_locator::ShardLocator,
+};
 
 /// The status topic has one partition.
 const ONLY: PartitionId = PartitionId(0);
-/// How often it is looked whether anything has to be said or closed.
+/// How often the announcer looks whether anything has changed.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Keeps this instance's status on the status topic for as long as it runs.
-pub(crate) struct Announcement {
+/// The task that announces this instance, and takes the announcement back at the end.
+pub(crate) struct Announcer {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     control: ControlView,
+    locator: Arc<ShardLocator>,
+    pool: Arc<PeerPool>,
+    /// Called on a thread that may block, at every look; `true` if the data directory on this disk
+    /// is another one than before.
+    on_look: Arc<dyn Fn(bool) + Send + Sync>,
     key: String,
     instance: String,
+    /// Where others reach this instance; `None` if they cannot.
     address: Option<String>,
-    /// What was said last, and where that record ends.
-    said: Option<(InstanceStatus, Offset)>,
+    /// The last announcement, and where its record ends.
+    announced: Option<(InstanceStatus, Offset)>,
 }
 
-impl Announcement {
-    pub(crate) fn new(node: &Node, control: ControlView) -> Self {
+impl Announcer {
+    pub(crate) fn new(
+        node: &Node,
+        control: ControlView,
+        locator: Arc<ShardLocator>,
+        pool: Arc<PeerPool>,
+        on_look: Arc<dyn Fn(bool) + Send + Sync>,
+    ) -> Self {
         Self {
             log: node.log.clone(),
             clock: node.clock.clone(),
             control,
+            locator,
+            pool,
+            on_look,
             key: instance_key(SERVICE, &node.instance),
             instance: node.instance.clone(),
             address: node.advertise.clone(),
-            said: None,
+            announced: None,
         }
     }
 
-    /// Says where we are and which directory we share, unless that is on the board.
-    async fn say(&mut self, directory: &str) -> anyhow::Result<()> {
+    /// Runs until shutdown.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let mut warned = false;
+        loop {
+            let announced = tokio::select! {
+                announced = self.look() => announced,
+                () = shutdown.cancelled() => break,
+            };
+            match announced {
+                Ok(()) => warned = false,
+                Err(error) if !warned => {
+                    warned = true;
+                    tracing::warn!(%error, "this query instance cannot announce itself, trying again");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        tokio::select! {
+            taken_back = self.take_back() => taken_back,
+            () = shutdown.urged() => anyhow::bail!(
+                "the log did not take the end of this query instance in time: other instances may \
+                 try to reach it until it runs again"
+            ),
+        }
+    }
+
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let (locator, pool, on_look) =
+            (self.locator.clone(), self.pool.clone(), self.on_look.clone());
+        tokio::task::spawn_blocking(move || {
+            on_look(locator.read_directory());
+            pool.keep_announced(&locator.board());
+        })
+        .await?;
+        let directory = self.locator.directory();
+        self.announce(&directory).await
+    }
+
+    /// Announces the address and the shared directory, unless both are on the board.
+    async fn announce(&mut self, directory: &str) -> anyhow::Result<()> {
         let Some(address) = self.address.clone().filter(|_| !directory.is_empty()) else {
             return Ok(());
         };
@@ -52,10 +112,11 @@ impl Announcement {
             address,
             directory: directory.into(),
         };
-        if let Some((said, end)) = &self.said
-            && *said == status
+        if let Some((announced, end)) = &self.announced
+            && *announced == status
         {
-            // One of the same name that ran before us may have taken back, late, what it had said.
+            // A former process with this instance's name may have taken its own announcement back
+            // late, after this process wrote one.
             let board = self.control.wait_board(*end).await?;
             if board.instances(SERVICE).any(|other| other.instance == self.instance) {
                 return Ok(());
@@ -63,16 +124,17 @@ impl Announcement {
         }
         let end = self.append(Some(&status)).await?;
         tracing::info!(address = status.address, directory, "query instance announced");
-        self.said = Some((status, end));
+        self.announced = Some((status, end));
         Ok(())
     }
 
-    /// Takes back what we said, unless another instance of our name has said something since.
+    /// Takes the announcement back, unless another process with this instance's name has written
+    /// one since.
     async fn take_back(&mut self) -> anyhow::Result<()> {
-        let Some((said, _)) = self.said.take() else { return Ok(()) };
+        let Some((announced, _)) = self.announced.take() else { return Ok(()) };
         let board = self.control.board();
         let mut present = board.instances(SERVICE).filter(|it| it.instance == self.instance);
-        if present.any(|other| *other != said) {
+        if present.any(|other| *other != announced) {
             return Ok(());
         }
         self.append(None).await.map(drop)
@@ -85,50 +147,5 @@ impl Announcement {
         let topic = Name::new(STATUS_TOPIC)?;
         let Some(batch) = batch.build() else { anyhow::bail!("a status without a record") };
         Ok(self.log.append(&topic, ONLY, batch).await?.end())
-    }
-}
-
-impl Service {
-    /// Runs until shutdown.
-    pub(crate) async fn keep_neighbours(
-        self: Arc<Self>,
-        mut announcement: Announcement,
-        shutdown: Shutdown,
-    ) -> anyhow::Result<()> {
-        let mut told = false;
-        loop {
-            let service = self.clone();
-            let look = tokio::task::spawn_blocking(move || {
-                let another = service.locator.read_directory();
-                service.cache.close_moved(another);
-                service.peers().keep_announced(&service.locator.board());
-            });
-            let say = async {
-                look.await?;
-                announcement.say(&self.locator.directory()).await
-            };
-            let said = tokio::select! {
-                said = say => said,
-                () = shutdown.cancelled() => break,
-            };
-            match said {
-                Ok(()) => told = false,
-                Err(error) if !told => {
-                    told = true;
-                    tracing::warn!(%error, "this query instance cannot announce itself, trying again");
-                }
-                Err(_) => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = shutdown.cancelled() => break,
-            }
-        }
-        tokio::select! {
-            taken_back = announcement.take_back() => taken_back,
-            () = shutdown.urged() => anyhow::bail!(
-                "the log did not take the end of this query instance in time: others try to reach it in vain now and then"
-            ),
-        }
     }
 }

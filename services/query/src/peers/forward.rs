@@ -1,66 +1,73 @@
-//! Asking for a shard that is not on our disk.
+//! Asks the peers for a shard that is not on this instance's disk.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use headwater_proto::query::v1::{OpenShard, ScanRange};
+use headwater_state::Identity;
+use headwater_types::Name;
 use tracing::Instrument as _;
 
 use crate::{
     error::Error,
-    peers::pool::{Peer, PeerRefusal},
-    peers::session::PeerSession,
-    peers::shard_locator::{RemoteShard, ShardLocation},
-    snapshot::generation_cache::Source,
-    snapshot::shard_snapshot::{FreshnessGoal, ReadPlan, ScanPlan, ShardSnapshot},
-    snapshot::shard_source::ShardSource,
+    metrics::Metrics,
+    peers::{
+        pool::{Peer, PeerPool, PeerRefusal},
+        session::PeerSession,
+        shard_locator::{RemoteShard, ShardLocation, ShardLocator},
+    },
+    read_plan::{FreshnessGoal, ReadPlan, ScanPlan},
 };
 
-/// How often it is checked whether a shard that a peer is asked for has moved on.
+/// How often the forwarder checks whether a shard that it asks for has moved on.
 const MOVED_PAUSE: Duration = Duration::from_millis(20);
-/// A peer answers this much earlier than the deadline, so that its answer arrives.
+/// A peer answers this much before the deadline, so that its answer arrives in time.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(100);
-/// How much longer than the deadline its answer is waited for: it says how far the shard is.
+/// How long after the deadline an answer is still awaited: it says how far the shard is.
 const GRACE: Duration = Duration::from_millis(500);
 
-impl ShardSource {
+/// Opens shards at peers.
+pub(crate) struct Forwarder {
+    pub locator: Arc<ShardLocator>,
+    pub pool: Arc<PeerPool>,
+    pub metrics: Metrics,
+}
+
+impl Forwarder {
     /// Asks the peers that share the shard's directory, one after the other.
-    pub(crate) async fn forward(
+    pub(crate) async fn open(
         &self,
-        place: &RemoteShard,
-        wanted: FreshnessGoal,
-        reads: &ReadPlan,
-    ) -> Result<ShardSnapshot, Error> {
+        view: &Name,
+        shard: &Identity,
+        at: &RemoteShard,
+        goal: FreshnessGoal,
+        plan: &ReadPlan,
+    ) -> Result<PeerSession, Error> {
         let mut problem = "no query instance says that it shares that directory".to_owned();
-        let Source { locator, peers, .. } = &*self.source;
-        for peer in peers.sharing(&locator.board(), &place.directory) {
+        for peer in self.pool.sharing(&self.locator.board(), &at.directory) {
             let span = tracing::debug_span!(
                 "forward",
-                generation = %self.generation(),
-                partition = %self.partition(),
+                generation = %shard.generation,
+                partition = %shard.partition,
                 instance = %peer.instance,
             );
-            let ask = self.ask(&peer, place, wanted, reads).instrument(span);
+            let ask = self.ask(&peer, shard, at, goal, plan).instrument(span);
             let asked = tokio::select! {
-                asked = tokio::time::timeout_at((wanted.deadline + GRACE).into(), ask) => asked,
-                () = self.leaves(place) => {
+                asked = tokio::time::timeout_at((goal.deadline + GRACE).into(), ask) => asked,
+                () = self.moves(shard, at) => {
                     problem = "it has just moved".into();
                     break;
                 }
             };
             let Peer { instance, address } = &peer;
             match asked {
-                Ok(Ok(held)) => return Ok(held),
+                Ok(Ok(session)) => return Ok(session),
                 Ok(Err(PeerRefusal { status, down })) => {
                     problem = format!("{instance} at {address} says: {}", status.message());
                     if !down && is_final(status.code()) {
-                        return Err(Error::Peer {
-                            generation: self.generation(),
-                            partition: self.partition(),
-                            instance: instance.to_string(),
-                            address: address.to_string(),
-                            code: status.code(),
-                            message: status.message().to_owned(),
-                        });
+                        return Err(peer.failed(shard, &status));
                     }
                 }
                 Err(_) => {
@@ -70,11 +77,11 @@ impl ShardSource {
             }
         }
         Err(Error::ShardUnreachable {
-            view: self.view.to_string(),
-            generation: self.generation(),
-            partition: self.partition(),
-            processor: place.processor.clone(),
-            directory: place.directory.clone(),
+            view: view.to_string(),
+            generation: shard.generation,
+            partition: shard.partition,
+            processor: at.processor.clone(),
+            directory: at.directory.clone(),
             problem,
         })
     }
@@ -82,53 +89,51 @@ impl ShardSource {
     async fn ask(
         &self,
         peer: &Peer,
-        place: &RemoteShard,
-        wanted: FreshnessGoal,
-        reads: &ReadPlan,
-    ) -> Result<ShardSnapshot, PeerRefusal> {
+        shard: &Identity,
+        at: &RemoteShard,
+        goal: FreshnessGoal,
+        plan: &ReadPlan,
+    ) -> Result<PeerSession, PeerRefusal> {
         let began = Instant::now();
-        let left = wanted.deadline.saturating_duration_since(began);
-        let partition = self.partition();
+        let left = goal.deadline.saturating_duration_since(began);
         let range = |scan: &ScanPlan| ScanRange {
             start: scan.range.start.clone(),
             end: scan.range.end.clone(),
-            changed_since: scan
-                .changed_since
-                .as_ref()
-                .map(|since| since.get(partition.0 as usize).map_or(0, |position| position.0)),
+            changed_since: scan.changed_since.as_ref().map(|since| {
+                since.get(shard.partition.0 as usize).map_or(0, |position| position.0)
+            }),
         };
         let open = OpenShard {
-            generation: self.generation().to_string(),
-            partition: partition.0,
-            directory: place.directory.clone(),
-            epoch: place.epoch,
-            position: wanted.position.0,
-            max_age_micros: micros(began.saturating_duration_since(wanted.since)),
+            generation: shard.generation.to_string(),
+            partition: shard.partition.0,
+            directory: at.directory.clone(),
+            epoch: at.epoch,
+            position: goal.position.0,
+            max_age_micros: micros(began.saturating_duration_since(goal.since)),
             timeout_ms: millis(left.saturating_sub(ROUND_TRIP.min(left / 4))),
-            duration_ms: millis(reads.duration),
-            key: reads.key.clone(),
-            scans: reads.scans.iter().map(range).collect(),
+            duration_ms: millis(plan.duration),
+            key: plan.key.clone(),
+            scans: plan.scans.iter().map(range).collect(),
         };
-        let first_rows: Vec<u32> = reads
+        let first_rows: Vec<u32> = plan
             .scans
             .iter()
             .map(|scan| u32::try_from(scan.first_rows.max(1)).unwrap_or(u32::MAX))
             .collect();
-        let opened = self.source.peers.open(peer, open, &first_rows).await;
-        self.source.metrics.forwarded(began, opened.as_ref().map(drop).map_err(|it| &it.status));
+        let opened = self.pool.open(peer, open, &first_rows).await;
+        self.metrics.forwarded(began, opened.as_ref().map(drop).map_err(|it| &it.status));
         let (opened, stream) = opened?;
         let peer = Peer { instance: opened.instance.as_str().into(), ..peer.clone() };
-        let session = PeerSession::new(self.generation(), partition, peer, stream, first_rows);
-        Ok(ShardSnapshot::at_peer(opened, session))
+        Ok(PeerSession::new(*shard, peer, opened, stream, first_rows))
     }
 
     /// Resolves when the shard is no longer where it was.
-    async fn leaves(&self, place: &RemoteShard) {
+    async fn moves(&self, shard: &Identity, at: &RemoteShard) {
         loop {
             tokio::time::sleep(MOVED_PAUSE).await;
-            match self.source.locator.of(&self.identity) {
+            match self.locator.locate(shard) {
                 ShardLocation::Remote(now)
-                    if now.directory == place.directory && now.epoch == place.epoch => {}
+                    if now.directory == at.directory && now.epoch == at.epoch => {}
                 ShardLocation::Remote(_) | ShardLocation::Local { .. } => return,
             }
         }

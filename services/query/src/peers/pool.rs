@@ -1,4 +1,4 @@
-//! The other query instances: which of them can read a directory, and which of them answer.
+//! Connections to the other query instances: which of them share a directory, and which answer.
 
 use std::{
     collections::HashMap,
@@ -15,6 +15,7 @@ use headwater_proto::query::v1::{
     read_shard_request::Step, read_shard_response::Answer,
     shard_service_client::ShardServiceClient,
 };
+use headwater_state::Identity;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,18 +24,20 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::error::Error;
+
 /// The service under whose name query instances announce themselves.
 pub(crate) const SERVICE: &str = "query";
 
-/// How long a peer that did not answer is asked last.
-const DOWN: Duration = Duration::from_secs(2);
+/// For this long a peer that did not answer is asked after all others.
+pub(crate) const DOWN: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(1);
-/// A peer that stands still is given up after the sum of the two.
+/// A peer that is stuck is given up after the sum of the two.
 const PING: Duration = Duration::from_secs(2);
 const PONG: Duration = Duration::from_secs(2);
 
-/// Scans that nobody reads on for the moment must not keep others from arriving. What can be on its way is
-/// bounded by what was asked for, one message a scan.
+/// Unlimited in effect: scans that nobody reads at the moment must not keep other scans from
+/// arriving. Each scan has at most one message on its way, which bounds the memory.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const STREAM_WINDOW: u32 = 1 << 20;
 
@@ -48,17 +51,18 @@ pub(crate) struct Peer {
     pub address: Arc<str>,
 }
 
-/// Connections to peers, and who of them does not answer.
+/// Connections to peers, and which peers do not answer.
 pub(crate) struct PeerPool {
     ours: Arc<str>,
     connections: Mutex<HashMap<Arc<str>, PeerChannels>>,
-    /// Until when.
+    /// Addresses at which nothing answered, and until when they are asked last.
     down: Mutex<HashMap<Arc<str>, Instant>>,
     /// Spreads the reads over the instances that share a directory.
     turn: AtomicUsize,
 }
 
-/// Scans stay open for as long as a client reads; point reads must not wait behind them for a stream.
+/// Two connections to one peer. Scans stay open for as long as a client reads, and point reads must
+/// not wait behind them for a stream.
 #[derive(Clone)]
 struct PeerChannels {
     points: Channel,
@@ -75,8 +79,23 @@ pub(crate) struct PeerStream {
 #[derive(Debug)]
 pub(crate) struct PeerRefusal {
     pub status: Status,
-    /// Nobody who could know was reached: the next one is asked, and this one last for a while.
+    /// Nothing that could know the shard was reached. The next peer is asked, and this one is asked
+    /// last for a while.
     pub down: bool,
+}
+
+impl Peer {
+    /// An answer of this peer that ends a request.
+    pub(super) fn failed(&self, shard: &Identity, status: &Status) -> Error {
+        Error::Peer {
+            generation: shard.generation,
+            partition: shard.partition,
+            instance: self.instance.to_string(),
+            address: self.address.to_string(),
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
+    }
 }
 
 impl PeerPool {
@@ -89,7 +108,7 @@ impl PeerPool {
         }
     }
 
-    /// Who says that it shares the directory, in the order in which they are to be asked.
+    /// The peers that share the directory, in the order in which they are to be asked.
     pub(crate) fn sharing(&self, board: &StatusBoard, directory: &str) -> Vec<Peer> {
         let mut peers: Vec<Peer> = board
             .instances(SERVICE)
@@ -109,7 +128,7 @@ impl PeerPool {
         peers
     }
 
-    /// Forgets the connections to addresses at which nobody is any more.
+    /// Closes the connections to addresses that no instance announces any more.
     pub(crate) fn keep_announced(&self, board: &StatusBoard) {
         let announced =
             |address: &str| board.instances(SERVICE).any(|status| status.address == address);
@@ -153,7 +172,7 @@ impl PeerPool {
         first_rows: &[u32],
     ) -> Result<(ShardOpened, PeerStream), PeerRefusal> {
         let connections = self.connections(peer)?;
-        // Never full: for each scan there is one request on its way at most.
+        // Never full: each scan has at most one request on its way.
         let (requests, outgoing) = mpsc::channel(1 + first_rows.len() * 2);
         let steps = std::iter::once(Step::Open(open)).chain(
             (0..).zip(first_rows).map(|(scan, &max_rows)| Step::Next(NextRows { scan, max_rows })),
@@ -202,9 +221,9 @@ impl PeerPool {
 
 impl PeerRefusal {
     fn of(status: Status) -> Self {
-        // An error that came over the network has no cause on this side of it.
+        // A status that the peer sent has no source; an error of the connection has one.
         let unreached = std::error::Error::source(&status).is_some();
-        // It is another instance than the one that was announced, or an older one.
+        // The address belongs to another instance now, or to one of an older version.
         let other = matches!(status.code(), tonic::Code::NotFound | tonic::Code::Unimplemented);
         Self { status, down: unreached || other }
     }

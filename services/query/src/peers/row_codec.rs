@@ -1,7 +1,7 @@
-//! Stored rows on their way from one instance to another.
+//! How stored rows are encoded between query instances.
 //!
 //! ```text
-//! length of the key (u32) | length of the value (u32) | key | value as it is stored: header, payload
+//! key length (u32) | value length (u32) | key | value as it is stored: header, payload
 //! ```
 
 use headwater_state::{Row, RowHeader, decode_row, encode_header};
@@ -11,14 +11,14 @@ use prost::bytes::Bytes;
 const LENGTHS: usize = 8;
 
 /// Appends a row.
-pub(crate) fn push(key: &[u8], header: &RowHeader, payload: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn encode_row(key: &[u8], header: &RowHeader, payload: &[u8], out: &mut Vec<u8>) {
     let at = out.len();
     out.extend_from_slice(&[0; LENGTHS]);
     out.extend_from_slice(key);
     let value = out.len();
     encode_header(header, out);
     out.extend_from_slice(payload);
-    // RocksDB takes no longer keys and values; a row cut short is refused by the reader.
+    // RocksDB refuses longer keys and values. A row cut short would be refused by the decoder.
     let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     let lengths = [length(key.len()), length(out.len() - value)].concat();
     out[at..at + LENGTHS].copy_from_slice(&lengths);
@@ -87,7 +87,7 @@ mod tests {
         let mut ends = vec![0];
         for (key, time, offset, payload) in rows {
             let header = RowHeader { time: EventTime(time), last_offset: Offset(offset) };
-            push(key, &header, payload, &mut bytes);
+            encode_row(key, &header, payload, &mut bytes);
             ends.push(bytes.len());
         }
 

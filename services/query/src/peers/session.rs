@@ -1,38 +1,34 @@
-//! A shard that a peer holds for us.
+//! A shard that a peer holds at one commit for this instance.
 //!
-//! The open stream is what keeps the peer at one commit: there is no lease to be renewed, to run out too
-//! early or to be forgotten, and a requester that dies lets go by dying. The peer opens every scan of the
-//! request under that commit before it answers, so that it holds up nobody else's catching up meanwhile. All
-//! scans share the stream, and each gets one message for each that it asks for: one that is not read on keeps
-//! at most one message waiting, and never another one.
+//! The open stream keeps the peer at the commit. No lease has to be renewed, and an asker that dies
+//! releases the commit, because its stream ends. The peer opens every scan of the request under that
+//! commit before it answers, so that it delays no catch-up of its own afterwards.
+//!
+//! All scans share the stream. Each message of a scan is asked for, so that a scan that is not read
+//! keeps at most one message waiting and never blocks another scan.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::collections::VecDeque;
 
 use headwater_proto::query::v1::{
-    NextRows, ReadShardRequest, ReadShardResponse, RowChunk, read_shard_request::Step,
+    NextRows, ReadShardRequest, ReadShardResponse, RowChunk, ShardOpened, read_shard_request::Step,
     read_shard_response::Answer,
 };
-use headwater_state::Row;
-use headwater_types::{GenerationId, PartitionId};
-use tokio::{runtime::Handle, sync::Mutex};
+use headwater_state::Identity;
+use tokio::sync::{Mutex, mpsc};
 use tonic::{Code, Status};
 
 use crate::{
     error::Error,
     peers::pool::{Peer, PeerStream},
-    peers::row_codec::EncodedRows,
 };
 
-/// Each further message of a scan has up to this many times the rows of the one before, so that a small page is
-/// read for little and a long scan in few steps.
-const GROWTH: u32 = 4;
-
-/// A shard at a peer, held at one commit until this is dropped.
+/// A shard at a peer, at one commit until this is dropped.
 pub(crate) struct PeerSession {
-    pub generation: GenerationId,
-    pub partition: PartitionId,
+    pub shard: Identity,
     pub peer: Peer,
-    requests: tokio::sync::mpsc::Sender<ReadShardRequest>,
+    /// What the peer said when it opened the shard.
+    pub opened: ShardOpened,
+    requests: mpsc::Sender<ReadShardRequest>,
     answers: Mutex<Answers>,
     /// How many rows the first message of each scan may have.
     first_rows: Vec<u32>,
@@ -40,43 +36,51 @@ pub(crate) struct PeerSession {
 
 struct Answers {
     stream: tonic::Streaming<ReadShardResponse>,
-    /// Messages that arrived while another scan was waiting for its own, by scan.
+    /// Messages that arrived while another scan waited for its own, by scan.
     ready: Vec<VecDeque<RowChunk>>,
 }
 
 impl PeerSession {
-    pub(crate) fn new(
-        generation: GenerationId,
-        partition: PartitionId,
+    /// `first_rows` has one number per scan that was opened.
+    pub(super) fn new(
+        shard: Identity,
         peer: Peer,
+        opened: ShardOpened,
         stream: PeerStream,
         first_rows: Vec<u32>,
     ) -> Self {
         let ready = first_rows.iter().map(|_| VecDeque::new()).collect();
         let PeerStream { requests, answers } = stream;
         let answers = Mutex::new(Answers { stream: answers, ready });
-        Self { generation, partition, peer, requests, answers, first_rows }
-    }
-
-    pub(crate) fn failed(&self, status: &Status) -> Error {
-        Error::Peer {
-            generation: self.generation,
-            partition: self.partition,
-            instance: self.peer.instance.to_string(),
-            address: self.peer.address.to_string(),
-            code: status.code(),
-            message: status.message().to_owned(),
-        }
+        Self { shard, peer, opened, requests, answers, first_rows }
     }
 
     pub(crate) fn damaged(&self) -> Error {
         self.failed(&Status::data_loss("it sent bytes that are no rows"))
     }
 
+    fn failed(&self, status: &Status) -> Error {
+        self.peer.failed(&self.shard, status)
+    }
+
+    /// How many rows the first message of a scan may have.
+    pub(super) fn first_rows(&self, scan: usize) -> u32 {
+        self.first_rows.get(scan).copied().unwrap_or(1)
+    }
+
+    /// Asks for the next message of a scan.
+    pub(super) fn ask(&self, scan: usize, max_rows: u32) {
+        let scan = u32::try_from(scan).unwrap_or(u32::MAX);
+        let request = ReadShardRequest { step: Some(Step::Next(NextRows { scan, max_rows })) };
+        // If the request cannot be sent, the stream has ended, and the next answer says why.
+        let _ = self.requests.try_send(request);
+    }
+
     /// The next message of a scan, which has been asked for.
-    async fn chunk(&self, scan: usize) -> Result<RowChunk, Error> {
+    pub(super) async fn chunk(&self, scan: usize) -> Result<RowChunk, Error> {
         loop {
-            // Whoever waits here reads for all; the lock goes round after each message.
+            // The scan that holds the lock reads for all scans. It gives the lock up after each
+            // message.
             let mut answers = self.answers.lock().await;
             if let Some(chunk) = answers.ready.get_mut(scan).and_then(VecDeque::pop_front) {
                 return Ok(chunk);
@@ -94,68 +98,12 @@ impl PeerSession {
                         self.failed(&Status::unavailable("it ended in the middle of a scan"))
                     );
                 }
-                // What its own connection broke by is said as a peer that is away.
+                // The connection broke: to the client that is a peer that is away.
                 Err(status) if std::error::Error::source(&status).is_some() => {
                     return Err(self.failed(&Status::new(Code::Unavailable, status.message())));
                 }
                 Err(status) => return Err(self.failed(&status)),
             }
         }
-    }
-}
-
-/// The rows of one scan at a peer. Blocks: for threads.
-pub(crate) struct PeerRows {
-    session: Arc<PeerSession>,
-    scan: usize,
-    handle: Handle,
-    until: Instant,
-    rows: EncodedRows,
-    max_rows: u32,
-    ended: bool,
-}
-
-impl PeerRows {
-    /// `scan` counts as the session's.
-    pub(crate) fn new(
-        session: Arc<PeerSession>,
-        scan: usize,
-        handle: Handle,
-        until: Instant,
-    ) -> Self {
-        let max_rows = session.first_rows.get(scan).copied().unwrap_or(1);
-        Self { session, scan, handle, until, rows: EncodedRows::default(), max_rows, ended: false }
-    }
-
-    pub(crate) fn next(&mut self) -> Option<Result<Row<'_>, Error>> {
-        while self.rows.is_empty() {
-            if self.ended {
-                return None;
-            }
-            if let Err(error) = self.fill() {
-                self.ended = true;
-                return Some(Err(error));
-            }
-        }
-        let Self { rows, session, .. } = self;
-        rows.next().map(|row| row.map_err(|_| session.damaged()))
-    }
-
-    fn fill(&mut self) -> Result<(), Error> {
-        let chunk = self.session.chunk(self.scan);
-        let chunk = self.handle.block_on(tokio::time::timeout_at(self.until.into(), chunk));
-        let chunk = chunk.map_err(|_| Error::TooLong)??;
-        self.rows = EncodedRows::new(chunk.rows);
-        self.ended = chunk.last;
-        if !self.ended {
-            // Read ahead: it arrives while these are merged.
-            self.max_rows = self.max_rows.saturating_mul(GROWTH);
-            let scan = u32::try_from(self.scan).unwrap_or(u32::MAX);
-            let step = Step::Next(NextRows { scan, max_rows: self.max_rows });
-            let ask = ReadShardRequest { step: Some(step) };
-            // If it cannot be sent, the stream has ended, and the answers say why.
-            let _ = self.session.requests.try_send(ask);
-        }
-        Ok(())
     }
 }

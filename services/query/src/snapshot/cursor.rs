@@ -1,4 +1,4 @@
-//! Merged rows of a generation's shards, read by a thread of their own.
+//! Merged rows of a generation's shards, read by a thread of its own.
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -10,20 +10,23 @@ use headwater_state::{Row, RowScan};
 use headwater_types::{GenerationId, Offset, PartitionId};
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
 };
 
 use crate::{
     error::Error,
-    peers::session::PeerRows,
-    snapshot::generation_cache::Generation,
-    snapshot::shard_snapshot::{ReadPlan, ShardSnapshot, SnapshotReader},
+    peers::remote_rows::RemoteRows,
+    read_plan::ReadPlan,
+    snapshot::{
+        generation::Generation,
+        shard_snapshot::{ShardSnapshot, SnapshotReader},
+    },
 };
 
-/// Batches that wait for whoever reads slower than the thread scans.
+/// Batches that wait for a client that reads slower than the thread scans.
 const READ_AHEAD: usize = 2;
 
-/// Rows in key order, all from the commit at which the shards were held. Dropping it ends the thread.
+/// Rows in key order, all of the commits of the snapshots. Dropping the cursor ends its thread.
 pub(crate) struct Cursor {
     batches: mpsc::Receiver<Item>,
     until: Instant,
@@ -31,72 +34,38 @@ pub(crate) struct Cursor {
 }
 
 /// `Ok(None)` is the end.
-type Item = Result<Option<Batch>, Error>;
+type Item = Result<Option<CursorBatch>, Error>;
 
-/// Some rows.
-pub(crate) struct Batch {
+/// Rows that a cursor hands out at a time.
+pub(crate) struct CursorBatch {
     pub rows: OutputBatch,
-    /// Which of them changed, if only those were asked for.
+    /// Which of the rows changed, if only those were asked for.
     pub changed: Option<Vec<bool>>,
-}
-
-/// How many threads may scan.
-pub(crate) struct ConcurrencyLimit {
-    what: &'static str,
-    permits: Arc<Semaphore>,
-    limit: usize,
-}
-
-impl ConcurrencyLimit {
-    pub(crate) fn new(what: &'static str, limit: usize) -> Self {
-        Self { what, permits: Arc::new(Semaphore::new(limit)), limit }
-    }
-
-    /// A permit, if there is one now.
-    pub(crate) fn permit_now(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let busy = |_| Error::Busy { what: self.what, limit: self.limit };
-        self.permits.clone().try_acquire_owned().map_err(busy)
-    }
-
-    /// A permit for each of `count` cursors, all or none: two requests never wait for each other.
-    pub(crate) async fn permits(
-        &self,
-        count: usize,
-        deadline: Instant,
-    ) -> Result<Vec<OwnedSemaphorePermit>, Error> {
-        let busy = || Error::Busy { what: self.what, limit: self.limit };
-        let number = u32::try_from(count).ok().filter(|_| count <= self.limit).ok_or_else(busy)?;
-        let acquire = self.permits.clone().acquire_many_owned(number);
-        let Ok(Ok(mut all)) = tokio::time::timeout_at(deadline.into(), acquire).await else {
-            return Err(busy());
-        };
-        // Splits one off as often as there are some left.
-        Ok(std::iter::from_fn(|| all.split(1)).collect())
-    }
 }
 
 /// What a cursor reads.
 pub(crate) struct Selection {
     pub generation: Arc<Generation>,
-    /// What the shards were held for.
-    pub reads: Arc<ReadPlan>,
-    /// Which of its scans has the rows.
+    /// What the snapshots were taken for.
+    pub plan: Arc<ReadPlan>,
+    /// The scan of the plan that has the rows.
     pub scan: usize,
-    /// Which of its scans says the rows that changed, if only those are wanted.
+    /// The scan of the plan that says which rows changed, if only those are wanted.
     pub changes: Option<usize>,
     pub batch_rows: usize,
-    /// When the thread gives up, whether or not somebody still wants the rows.
+    /// When the thread stops, even if the client still wants rows.
     pub until: Instant,
 }
 
 impl Cursor {
-    /// Opens a cursor over shards that are held; they may be released once this has returned.
+    /// Opens a cursor over snapshots. They may be dropped once this has returned.
     pub(crate) async fn open(
         permit: OwnedSemaphorePermit,
         selection: Selection,
-        held: &[ShardSnapshot],
+        snapshots: &[ShardSnapshot],
     ) -> Result<Self, Error> {
-        let shards: Shards = held.iter().map(|held| (held.partition, held.rest())).collect();
+        let shards: Shards =
+            snapshots.iter().map(|snapshot| (snapshot.partition, snapshot.reader())).collect();
         let (opened, is_open) = oneshot::channel();
         let (sender, batches) = mpsc::channel(READ_AHEAD);
         let (handle, until) = (Handle::current(), selection.until);
@@ -109,7 +78,7 @@ impl Cursor {
     }
 
     /// The next rows; `None` after the last.
-    pub(crate) async fn next(&mut self) -> Option<Result<Batch, Error>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<CursorBatch, Error>> {
         if self.ended {
             return None;
         }
@@ -123,7 +92,8 @@ impl Cursor {
                 self.ended = true;
                 Some(Err(error))
             }
-            // The thread ends with `Ok(None)` or an error; anything else would be a part taken for the whole.
+            // The thread ends with `Ok(None)` or an error. Without either the rows are a part, and
+            // must not be taken for the whole.
             None => {
                 self.ended = true;
                 let late = Instant::now() >= self.until;
@@ -140,7 +110,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Whether somebody still wants more.
+    /// Whether the client wants more.
     fn send(&self, item: Item) -> bool {
         match self.sender.try_send(item) {
             Ok(()) => true,
@@ -158,7 +128,7 @@ type Shards = Vec<(PartitionId, SnapshotReader)>;
 /// The rows of one shard, wherever it is.
 enum ShardScan<'a> {
     Disk { rows: RowScan<'a>, generation: GenerationId, partition: PartitionId },
-    Peer(PeerRows),
+    Peer(RemoteRows),
 }
 
 impl ShardScan<'_> {
@@ -195,17 +165,17 @@ impl ShardRows for ShardScan<'_> {
 }
 
 fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sender: &Sender) {
-    let Selection { generation, reads, until, .. } = selection;
+    let Selection { generation, plan, until, .. } = selection;
     let open = |number: usize| -> Vec<ShardScan<'_>> {
-        let shards = shards.iter().map(|(partition, rest)| match rest {
+        let shards = shards.iter().map(|(partition, reader)| match reader {
             SnapshotReader::Disk(reader) => ShardScan::Disk {
-                rows: reader.view().scan(reads.scans[number].range.clone()),
+                rows: reader.view().scan(plan.scans[number].range.clone()),
                 generation: generation.id,
                 partition: *partition,
             },
             SnapshotReader::Peer(session) => {
                 let (session, handle) = (session.clone(), sender.handle.clone());
-                ShardScan::Peer(PeerRows::new(session, number, handle, *until))
+                ShardScan::Peer(RemoteRows::new(session, number, handle, *until))
             }
         });
         shards.collect()
@@ -216,7 +186,7 @@ fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sen
         return;
     }
     let changed = changes.map(|(number, scans)| {
-        changed_keys(reads.scans[number].changed_since.as_deref().unwrap_or_default(), scans)
+        changed_keys(plan.scans[number].changed_since.as_deref().unwrap_or_default(), scans)
     });
     let changed = match changed.transpose() {
         Ok(changed) => changed,
@@ -240,7 +210,7 @@ fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sen
                 if changed.as_ref().is_some_and(|changed| !changed.contains(&true)) {
                     continue;
                 }
-                Ok(Some(Batch { rows, changed }))
+                Ok(Some(CursorBatch { rows, changed }))
             }
             Ok(None) => Ok(None),
             Err(ScanError::Rows(error)) => Err(error),

@@ -1,63 +1,31 @@
-//! What a request wants of a shard, and the shard once it is held for it.
+//! A shard at one commit.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
-use headwater_proto::query::v1::ShardOpened;
-use headwater_state::{KeyRange, RowHeader, ShardReader};
+use headwater_state::{RowHeader, ShardReader};
 use headwater_types::{EventTime, GenerationId, Offset, PartitionId};
 use prost::bytes::Bytes;
 use tokio::sync::OwnedRwLockReadGuard;
 
-use crate::{error::Error, peers::row_codec::EncodedRows, peers::session::PeerSession};
+use crate::{
+    error::Error,
+    peers::{row_codec::EncodedRows, session::PeerSession},
+};
 
-/// What a request wants of a shard.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FreshnessGoal {
-    /// The answer has every commit that is older than this.
-    pub since: Instant,
-    /// The answer has every record before this.
-    pub position: Offset,
-    /// In whose name: the first words of "… position 17 in partition 3".
-    pub reason: &'static str,
-    pub deadline: Instant,
-}
-
-/// What a request reads of each shard. It is said before the shard is held, because a peer opens all of it at
-/// once.
-#[derive(Default)]
-pub(crate) struct ReadPlan {
-    /// One row.
-    pub key: Option<Vec<u8>>,
-    pub scans: Vec<ScanPlan>,
-    /// Until when it may be read.
-    pub duration: Duration,
-}
-
-/// One scan of every shard.
-pub(crate) struct ScanPlan {
-    pub range: KeyRange,
-    /// Only rows that a record at or behind the position of its partition changed; one position per shard.
-    pub changed_since: Option<Vec<Offset>>,
-    /// About how many rows are read at first.
-    pub first_rows: usize,
-}
-
-/// A shard that stands still until this is dropped.
+/// A shard at one commit. The shard stays there until this is dropped.
 pub(crate) struct ShardSnapshot {
     pub partition: PartitionId,
     pub position: Offset,
     pub watermark: EventTime,
-    state: State,
+    state: SnapshotState,
 }
 
-enum State {
+enum SnapshotState {
     Disk {
         reader: Arc<ShardReader>,
         /// When the reader's last catch-up began.
         caught_up: Instant,
+        /// Keeps the reader from catching up.
         _guard: OwnedRwLockReadGuard<()>,
     },
     Peer {
@@ -66,7 +34,7 @@ enum State {
     },
 }
 
-/// Where the rows of a shard that is held are read.
+/// Reads the rows of a snapshot.
 #[derive(Clone)]
 pub(crate) enum SnapshotReader {
     Disk(Arc<ShardReader>),
@@ -74,7 +42,7 @@ pub(crate) enum SnapshotReader {
 }
 
 impl ShardSnapshot {
-    /// On our disk; the guard keeps it from being caught up with.
+    /// A shard on this disk; the guard keeps its reader from catching up.
     pub(crate) fn on_disk(
         partition: PartitionId,
         reader: Arc<ShardReader>,
@@ -86,59 +54,60 @@ impl ShardSnapshot {
             partition,
             position: progress.position,
             watermark: progress.watermark,
-            state: State::Disk { reader, caught_up, _guard: guard },
+            state: SnapshotState::Disk { reader, caught_up, _guard: guard },
         }
     }
 
-    pub(crate) fn at_peer(opened: ShardOpened, session: PeerSession) -> Self {
+    pub(crate) fn at_peer(session: PeerSession) -> Self {
+        let opened = &session.opened;
         Self {
-            partition: session.partition,
+            partition: session.shard.partition,
             position: Offset(opened.position),
             watermark: opened.watermark_micros.map_or(EventTime::MIN, EventTime),
-            state: State::Peer { session: Arc::new(session), row: opened.row },
+            state: SnapshotState::Peer { row: opened.row.clone(), session: Arc::new(session) },
         }
     }
 
-    pub(crate) fn is_elsewhere(&self) -> bool {
-        matches!(self.state, State::Peer { .. })
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.state, SnapshotState::Peer { .. })
     }
 
-    /// The peer that reads it; `None` if we do.
+    /// The peer that reads the shard; `None` if this instance does.
     pub(crate) fn served_by(&self) -> Option<&str> {
         match &self.state {
-            State::Disk { .. } => None,
-            State::Peer { session, .. } => Some(&session.peer.instance),
+            SnapshotState::Disk { .. } => None,
+            SnapshotState::Peer { session, .. } => Some(&session.peer.instance),
         }
     }
 
-    /// When we last caught up with it, if it is ours.
+    /// When this instance last caught up with the shard; `None` if a peer reads it.
     pub(crate) fn caught_up(&self) -> Option<Instant> {
         match &self.state {
-            State::Disk { caught_up, .. } => Some(*caught_up),
-            State::Peer { .. } => None,
+            SnapshotState::Disk { caught_up, .. } => Some(*caught_up),
+            SnapshotState::Peer { .. } => None,
         }
     }
 
-    pub(crate) fn rest(&self) -> SnapshotReader {
+    pub(crate) fn reader(&self) -> SnapshotReader {
         match &self.state {
-            State::Disk { reader, .. } => SnapshotReader::Disk(reader.clone()),
-            State::Peer { session, .. } => SnapshotReader::Peer(session.clone()),
+            SnapshotState::Disk { reader, .. } => SnapshotReader::Disk(reader.clone()),
+            SnapshotState::Peer { session, .. } => SnapshotReader::Peer(session.clone()),
         }
     }
 
-    /// The row with the key of [`ReadPlan::key`].
+    /// The row with the key of the read plan.
     pub(crate) fn row(
         &self,
         generation: GenerationId,
         key: &[u8],
     ) -> Result<Option<(RowHeader, Vec<u8>)>, Error> {
         match &self.state {
-            State::Disk { reader, .. } => {
+            SnapshotState::Disk { reader, .. } => {
                 let partition = self.partition;
                 let failed = |source| Error::State { generation, partition, source };
                 reader.view().get(key).map_err(failed)
             }
-            State::Peer { session, row } => {
+            SnapshotState::Peer { session, row } => {
                 let mut rows = EncodedRows::new(row.clone());
                 let row = rows.next().transpose().map_err(|_| session.damaged())?;
                 Ok(row.map(|(_, header, payload)| (header, payload.to_vec())))

@@ -1,7 +1,7 @@
 //! A pinned view as a table of DataFusion.
 //!
-//! Planning needs the schema only. A scan is a [`PlannedScan`] until the whole query is planned; then the
-//! shards are held and every slot is filled, so that all scans of one query read one state.
+//! Planning needs the schema only. While a query is planned its scans are [`PlannedScan`]s. Then
+//! snapshots are taken and every scan gets its cursor, so that all scans of a query read one state.
 
 use std::{
     fmt,
@@ -30,8 +30,8 @@ use headwater_types::DataType;
 use parking_lot::Mutex;
 
 use crate::{
-    snapshot::cursor::{Batch, Cursor},
-    snapshot::generation_cache::Generation,
+    snapshot::cursor::{Cursor, CursorBatch},
+    snapshot::generation::Generation,
 };
 
 /// Where a scan that was planned finds its rows.
@@ -54,9 +54,9 @@ pub(crate) struct PlannedScans(Arc<Mutex<Vec<Weak<PlannedScan>>>>);
 
 impl PlannedScans {
     fn add(&self, view: usize, range: KeyRange) -> Arc<PlannedScan> {
-        let slot = Arc::new(PlannedScan { view, range, cursor: Mutex::default() });
-        self.0.lock().push(Arc::downgrade(&slot));
-        slot
+        let planned = Arc::new(PlannedScan { view, range, cursor: Mutex::default() });
+        self.0.lock().push(Arc::downgrade(&planned));
+        planned
     }
 
     /// Those that the plan still has.
@@ -69,12 +69,12 @@ impl PlannedScans {
 pub(crate) struct ViewTable {
     generation: Arc<Generation>,
     view: usize,
-    slots: PlannedScans,
+    scans: PlannedScans,
 }
 
 impl ViewTable {
-    pub(crate) fn new(generation: Arc<Generation>, view: usize, slots: PlannedScans) -> Self {
-        Self { generation, view, slots }
+    pub(crate) fn new(generation: Arc<Generation>, view: usize, scans: PlannedScans) -> Self {
+        Self { generation, view, scans }
     }
 
     /// The key that an output column is, and what a literal is compared with it by.
@@ -204,7 +204,7 @@ impl TableProvider for ViewTable {
         );
         Ok(Arc::new(ViewScan {
             name: self.generation.view.to_string(),
-            slot: self.slots.add(self.view, self.range(filters)),
+            planned: self.scans.add(self.view, self.range(filters)),
             projection: projection.cloned(),
             limit,
             schema,
@@ -216,7 +216,7 @@ impl TableProvider for ViewTable {
 /// Reads a view once.
 struct ViewScan {
     name: String,
-    slot: Arc<PlannedScan>,
+    planned: Arc<PlannedScan>,
     projection: Option<Vec<usize>>,
     limit: Option<usize>,
     schema: SchemaRef,
@@ -234,7 +234,7 @@ impl DisplayAs for ViewScan {
         let columns: Vec<&str> =
             self.schema.fields().iter().map(|field| field.name().as_str()).collect();
         write!(f, "ViewScan: view={}, columns=[{}], keys=", self.name, columns.join(", "))?;
-        let KeyRange { start, end } = &self.slot.range;
+        let KeyRange { start, end } = &self.planned.range;
         if start.is_empty() && end.is_none() {
             write!(f, "all")?;
         } else {
@@ -275,7 +275,7 @@ impl ExecutionPlan for ViewScan {
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let cursor = self.slot.cursor.lock().take();
+        let cursor = self.planned.cursor.lock().take();
         let cursor = cursor.ok_or_else(|| {
             DataFusionError::NotImplemented(format!(
                 "this query reads view {} again and again while it runs, which is not supported: write it as a join",
@@ -294,7 +294,7 @@ impl ExecutionPlan for ViewScan {
                     .await
                     .transpose()
                     .map_err(|error| DataFusionError::External(Box::new(error)))?;
-                let Some(Batch { rows, .. }) = next else { return Ok(None) };
+                let Some(CursorBatch { rows, .. }) = next else { return Ok(None) };
                 let taken = rows.len().min(left);
                 let mut batch = rows.batch.slice(0, taken);
                 if let Some(columns) = &projection {

@@ -12,40 +12,40 @@ const ORDERS: [(&str, &str); 6] = [
 ];
 
 /// Views over both partitions, with some orders in each.
-async fn filled(mut bench: Bench) -> Bench {
-    let regions = bench.create(PER_REGION).await;
-    let kinds = bench.create(PER_KIND).await;
+async fn filled(mut fixture: Fixture) -> Fixture {
+    let regions = fixture.create(PER_REGION).await;
+    let kinds = fixture.create(PER_KIND).await;
     for minute in 0..40 {
         for (place, (region, kind)) in ORDERS.iter().enumerate() {
-            bench.order(region, kind, minute * 10 + i64::try_from(place).unwrap(), minute).await;
+            fixture.order(region, kind, minute * 10 + i64::try_from(place).unwrap(), minute).await;
         }
     }
-    bench.process(regions);
-    bench.process(kinds);
-    bench
+    fixture.process(regions);
+    fixture.process(kinds);
+    fixture
 }
 
 /// What every kind of request says, as text.
-async fn everything(bench: &Bench) -> Vec<String> {
+async fn everything(fixture: &Fixture) -> Vec<String> {
     let mut all = Vec::new();
     for (region, _) in ORDERS {
         for at in [0, 7, 39, 40] {
             let key = vec![text(region), minute(at)];
-            let answer = bench.get("per_region", key, within(20_000)).await.unwrap();
+            let answer = fixture.get("per_region", key, patient()).await.unwrap();
             all.push(format!("{region} {at}: {:?}", answer.row.as_ref().map(show)));
         }
     }
     for kind in ["book", "pen", "ink", "none"] {
-        let answer = bench.get("per_kind", vec![text(kind)], within(20_000)).await.unwrap();
+        let answer = fixture.get("per_kind", vec![text(kind)], patient()).await.unwrap();
         all.push(format!("{kind}: {:?}", answer.row.as_ref().map(show)));
         all.push(format!("{:?}", offsets(&answer.provenance.unwrap())));
     }
     for view in ["per_region", "per_kind"] {
         let request = ScanRequest { view: view.into(), ..ScanRequest::default() };
-        all.extend(bench.scanned(request.clone()).await);
+        all.extend(fixture.scanned(request.clone()).await);
         let mut page = ScanRequest { page_size: 7, ..request };
         loop {
-            let parts = bench.scan(page.clone()).await.unwrap();
+            let parts = fixture.scan(page.clone()).await.unwrap();
             all.push(format!("page {:?}", shown(&parts)));
             page.page_token = parts.last().unwrap().next_page_token.clone();
             if page.page_token.is_empty() {
@@ -53,10 +53,10 @@ async fn everything(bench: &Bench) -> Vec<String> {
             }
         }
         let request = DescribeRequest { view: view.into(), freshness: None };
-        let answer = bench.rpc.describe(Request::new(request)).await.unwrap().into_inner();
+        let answer = fixture.api.describe(Request::new(request)).await.unwrap().into_inner();
         all.push(format!("{:?} {:?}", answer.key, offsets(&answer.provenance.unwrap())));
         let request = WatchRequest { view: view.into(), initial: true };
-        let mut watch = bench.rpc.watch(Request::new(request)).await.unwrap().into_inner();
+        let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
         let rows = if view == "per_kind" { 3 } else { 240 };
         let mut seen = Vec::new();
         while seen.len() < rows {
@@ -71,7 +71,7 @@ async fn everything(bench: &Bench) -> Vec<String> {
         window_to_micros: Some(START + 9 * MINUTE),
         ..ScanRequest::default()
     };
-    all.extend(bench.scanned(windows).await);
+    all.extend(fixture.scanned(windows).await);
     for sql in [
         "SELECT * FROM per_region ORDER BY amount DESC LIMIT 20",
         "SELECT region, sum(price) FROM per_region WHERE region = 'east' GROUP BY region",
@@ -82,54 +82,58 @@ async fn everything(bench: &Bench) -> Vec<String> {
         "SELECT amount FROM per_region LIMIT 3",
         "EXPLAIN SELECT * FROM per_region",
     ] {
-        all.extend(bench.rows(sql).await);
+        all.extend(fixture.rows(sql).await);
     }
     all
 }
 
 #[tokio::test]
 async fn answers_over_shards_elsewhere_are_those_of_one_instance_that_has_them_all() {
-    let one = everything(&filled(Bench::start().await).await).await;
+    let one = everything(&filled(Fixture::start().await).await).await;
     let config = Config {
         max_staleness: Duration::ZERO,
         // So that a scan takes many messages.
         batch_rows: 5.try_into().unwrap(),
         ..Config::default()
     };
-    let mut several = filled(Bench::several(3, config).await).await;
-    for seat in 0..3 {
-        several.ask(seat);
-        assert_eq!(everything(&several).await, one, "asked at {seat}");
+    let mut several = filled(Fixture::several(3, config).await).await;
+    for instance in 0..3 {
+        several.ask(instance);
+        assert_eq!(everything(&several).await, one, "asked at {instance}");
     }
     assert!(one.len() > 1_000);
 }
 
 #[tokio::test]
 async fn an_answer_says_who_gave_it_and_who_read_each_shard() {
-    let mut bench = filled(Bench::several(2, Config::default()).await).await;
-    for (seat, other) in [(0, "query-1"), (1, "query-0")] {
-        bench.ask(seat);
+    let mut fixture = filled(Fixture::several(2, Config::default()).await).await;
+    for (instance, other) in [(0, "query-1"), (1, "query-0")] {
+        fixture.ask(instance);
         let key = vec![text("book")];
-        let answer = bench.get("per_kind", key, within(20_000)).await.unwrap();
+        let answer = fixture.get("per_kind", key, patient()).await.unwrap();
         let provenance = answer.provenance.unwrap();
-        assert_eq!(provenance.served_by, format!("query-{seat}"));
+        assert_eq!(provenance.served_by, format!("query-{instance}"));
         for partition in &provenance.partitions {
-            let here = partition.partition as usize == seat;
+            let here = partition.partition as usize == instance;
             assert_eq!(partition.served_by, if here { "" } else { other });
             assert!(partition.watermark_micros.is_some());
         }
         // A row whose key names its shard takes one hop, or none.
         let name = "headwater_query_forwarded_reads_total{code=\"ok\"}";
-        let before = bench.seats[seat].metric(name);
+        let before = fixture.instances[instance].metric(name);
         for (region, _) in ORDERS {
-            let hops = bench.seats[seat].metric(name);
+            let hops = fixture.instances[instance].metric(name);
             let key = vec![text(region), minute(1)];
-            let answer = bench.get("per_region", key, within(20_000)).await.unwrap();
-            let elsewhere = partition_for_key(region.as_bytes(), PARTITIONS).0 as usize != seat;
+            let answer = fixture.get("per_region", key, patient()).await.unwrap();
+            let elsewhere = partition_for_key(region.as_bytes(), PARTITIONS).0 as usize != instance;
             assert_eq!(answer.provenance.unwrap().partitions.len(), 1);
-            assert_eq!(bench.seats[seat].metric(name) - hops, u64::from(elsewhere), "{region}");
+            assert_eq!(
+                fixture.instances[instance].metric(name) - hops,
+                u64::from(elsewhere),
+                "{region}"
+            );
         }
-        assert!(bench.seats[seat].metric(name) > before);
+        assert!(fixture.instances[instance].metric(name) > before);
     }
 }
 
@@ -137,28 +141,27 @@ async fn an_answer_says_who_gave_it_and_who_read_each_shard() {
 async fn a_token_is_waited_for_where_the_shard_is() {
     // Nothing but the token makes anybody catch up.
     let config = Config { max_staleness: Duration::from_secs(3_600), ..Config::default() };
-    let mut bench = filled(Bench::several(2, config).await).await;
-    let generation = bench.generations[0];
+    let mut fixture = filled(Fixture::several(2, config).await).await;
+    let generation = fixture.generations[0];
     let asked = [(0, "north"), (0, "south"), (0, "east"), (1, "north"), (1, "south"), (1, "east")];
-    for ((seat, region), at) in asked.into_iter().zip(100..) {
-        bench.ask(seat);
+    for ((instance, region), at) in asked.into_iter().zip(100..) {
+        fixture.ask(instance);
         let key = vec![text(region), minute(at)];
-        assert!(bench.get("per_region", key.clone(), within(20_000)).await.unwrap().row.is_none());
-        let token = bench.order(region, "book", 3, at).await;
+        assert!(fixture.get("per_region", key.clone(), patient()).await.unwrap().row.is_none());
+        let token = fixture.order(region, "book", 3, at).await;
 
-        let early = Freshness { timeout_ms: 400, ..after(&token) };
-        let error = bench.get("per_region", key.clone(), early).await.unwrap_err();
+        let error = refused("the token asks for position", async |timeout_ms| {
+            let early = Freshness { timeout_ms, ..after(&token) };
+            fixture.get("per_region", key.clone(), early).await
+        })
+        .await;
         assert_eq!(error.code(), Code::DeadlineExceeded, "{}", error.message());
-        assert!(error.message().contains("the token asks for position"), "{}", error.message());
 
-        let service = bench.rpc.0.clone();
         let request = GetRequest { view: "per_region".into(), key, freshness: Some(after(&token)) };
-        let waiting = tokio::task::spawn_blocking(move || {
-            tokio::runtime::Handle::current().block_on(async move { service.get(&request).await })
-        });
+        let waiting = fixture.get_aside(request);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waiting.is_finished());
-        bench.process(generation);
+        fixture.process(generation);
         let row = waiting.await.unwrap().unwrap().row.unwrap();
         assert_eq!(show(&row), format!("{region} +{at} 1 3 3.25"));
     }
@@ -172,39 +175,39 @@ async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_w
         batch_rows: 3.try_into().unwrap(),
         ..Config::default()
     };
-    let mut bench = Bench::several(2, config).await;
-    let regions = bench.create(PER_REGION).await;
-    let kinds = bench.create(PER_KIND).await;
+    let mut fixture = Fixture::several(2, config).await;
+    let regions = fixture.create(PER_REGION).await;
+    let kinds = fixture.create(PER_KIND).await;
     let sql = "SELECT (SELECT sum(orders) FROM per_region) AS a,
         (SELECT sum(orders) FROM per_region WHERE amount >= 0) AS b,
         (SELECT count(*) FROM per_region a JOIN per_region b USING (region, window_start)) AS c,
         (SELECT count(*) FROM per_region) AS d, (SELECT sum(orders) FROM per_kind) AS e";
     for minute in 0..40 {
         for (region, kind) in ORDERS {
-            bench.order(region, kind, minute, minute).await;
+            fixture.order(region, kind, minute, minute).await;
         }
-        let seat = usize::try_from(minute % 2).unwrap();
-        let service = bench.seats[seat].rpc.0.clone();
+        let instance = usize::try_from(minute % 2).unwrap();
+        let api = fixture.instances[instance].api.clone();
         let query = QueryRequest { sql: sql.into(), ..QueryRequest::default() };
         let asked = tokio::task::spawn_blocking(move || {
             tokio::runtime::Handle::current().block_on(async {
-                collect(Rpc(service).query(Request::new(query)).await?.into_inner()).await
+                collect(api.query(Request::new(query)).await?.into_inner()).await
             })
         });
         while !asked.is_finished() {
-            bench.order("north", "pen", 1, minute).await;
-            bench.order("south", "pen", 1, minute).await;
-            bench.process(regions);
-            bench.process(kinds);
+            fixture.order("north", "pen", 1, minute).await;
+            fixture.order("south", "pen", 1, minute).await;
+            fixture.process(regions);
+            fixture.process(kinds);
             // Others make each instance catch up in the meantime.
-            for seat in &bench.seats {
+            for instance in &fixture.instances {
                 for (view, key) in [
                     ("per_region", vec![text("north"), super::minute(0)]),
                     ("per_region", vec![text("south"), super::minute(0)]),
                     ("per_kind", vec![text("pen")]),
                 ] {
                     let request = GetRequest { view: view.into(), key, freshness: None };
-                    seat.rpc.get(Request::new(request)).await.unwrap();
+                    instance.api.get(Request::new(request)).await.unwrap();
                 }
             }
         }
@@ -225,26 +228,26 @@ async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_w
 
 #[tokio::test]
 async fn a_long_scan_elsewhere_arrives_whole_and_a_page_of_it_reads_little() {
-    let mut bench = Bench::several(2, Config::default()).await;
-    let generation = bench.create(PER_REGION).await;
+    let mut fixture = Fixture::several(2, Config::default()).await;
+    let generation = fixture.create(PER_REGION).await;
     let wide = "w".repeat(200);
     let region = (0..10)
         .map(|tail| format!("{wide}{tail}"))
         .find(|region| partition_for_key(region.as_bytes(), PARTITIONS).0 == 1)
         .unwrap();
     for minute in 0..4_000 {
-        bench.order(&region, "book", minute, minute).await;
+        fixture.order(&region, "book", minute, minute).await;
     }
-    bench.process(generation);
+    fixture.process(generation);
 
     let request = ScanRequest { view: "per_region".into(), ..ScanRequest::default() };
-    let rows = bench.scanned(request.clone()).await;
+    let rows = fixture.scanned(request.clone()).await;
 
     assert_eq!(rows.len(), 4_000);
     for (minute, row) in rows.iter().enumerate() {
         assert_eq!(*row, format!("{region} +{minute} 1 {minute} {minute}.25"));
     }
-    let page = bench.scan(ScanRequest { page_size: 3, ..request }).await.unwrap();
+    let page = fixture.scan(ScanRequest { page_size: 3, ..request }).await.unwrap();
     assert_eq!(shown(&page), rows[..3]);
     assert!(!page.last().unwrap().next_page_token.is_empty());
 }
@@ -256,21 +259,19 @@ async fn watch_sends_what_changes_in_shards_elsewhere() {
         watch_interval: Duration::from_millis(5),
         ..Config::default()
     };
-    let mut bench = filled(Bench::several(2, config).await).await;
-    let generation = bench.generations[0];
-    for seat in 0..2 {
-        bench.ask(seat);
+    let mut fixture = filled(Fixture::several(2, config).await).await;
+    let generation = fixture.generations[0];
+    for instance in 0..2 {
+        fixture.ask(instance);
         let request = WatchRequest { view: "per_region".into(), initial: false };
-        let mut watch = bench.rpc.watch(Request::new(request)).await.unwrap().into_inner();
+        let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
         assert!(watch.next().await.unwrap().unwrap().rows.is_empty());
         for region in ["north", "south", "east"] {
-            let at = 50 + i64::try_from(seat).unwrap();
-            bench.order(region, "book", 5, at).await;
-            bench.process(generation);
-            let part = tokio::time::timeout(Duration::from_secs(10), watch.next()).await;
-            let rows = part.expect("something changed").unwrap().unwrap().rows;
-            let rows: Vec<String> = rows.iter().map(show).collect();
-            assert_eq!(rows, [format!("{region} +{at} 1 5 5.25")], "asked at {seat}");
+            let at = 50 + i64::try_from(instance).unwrap();
+            fixture.order(region, "book", 5, at).await;
+            fixture.process(generation);
+            let rows: Vec<String> = next(&mut watch).await.rows.iter().map(show).collect();
+            assert_eq!(rows, [format!("{region} +{at} 1 5 5.25")], "asked at {instance}");
         }
     }
 }
@@ -282,20 +283,22 @@ async fn scans_for_others_are_bounded_and_the_next_one_waits_its_turn() {
         batch_rows: 1.try_into().unwrap(),
         ..Config::default()
     };
-    let bench = filled(Bench::several(2, config).await).await;
+    let fixture = filled(Fixture::several(2, config).await).await;
     let request = ScanRequest { view: "per_region".into(), ..ScanRequest::default() };
-    let mut first = bench.rpc.scan(Request::new(request.clone())).await.unwrap().into_inner();
+    let mut first = fixture.api.scan(Request::new(request.clone())).await.unwrap().into_inner();
     first.next().await.unwrap().unwrap();
 
-    let hasty = ScanRequest { freshness: Some(within(300)), ..request.clone() };
-    let error = bench.scan(hasty).await.unwrap_err();
+    let error = refused("1 scans for other instances run now", async |timeout_ms| {
+        let freshness = Some(within(timeout_ms));
+        fixture.scan(ScanRequest { freshness, ..request.clone() }).await
+    })
+    .await;
     assert_eq!(error.code(), Code::Unavailable);
     let reason = "query-1 at http://127.0.0.1";
     assert!(error.message().contains(reason), "{}", error.message());
-    assert!(error.message().contains("1 scans for other instances run now"), "{}", error.message());
     // What opens no scan needs no thread.
-    assert!(bench.get("per_kind", vec![text("book")], within(1_000)).await.is_ok());
+    assert!(fixture.get("per_kind", vec![text("book")], patient()).await.is_ok());
 
     drop(first);
-    assert_eq!(bench.scanned(request).await.len(), 240);
+    assert_eq!(fixture.scanned(request).await.len(), 240);
 }

@@ -4,15 +4,15 @@ use super::*;
 
 #[tokio::test]
 async fn get_returns_the_row_and_says_where_it_comes_from() {
-    let mut bench = Bench::start().await;
-    let generation = bench.create(PER_REGION).await;
-    bench.order("north", "book", 3, 0).await;
-    bench.order("north", "pen", 4, 0).await;
-    bench.order("south", "book", 9, 1).await;
-    bench.process(generation);
+    let mut fixture = Fixture::start().await;
+    let generation = fixture.create(PER_REGION).await;
+    fixture.order("north", "book", 3, 0).await;
+    fixture.order("north", "pen", 4, 0).await;
+    fixture.order("south", "book", 9, 1).await;
+    fixture.process(generation);
 
     let answer =
-        bench.get("per_region", vec![text("north"), minute(0)], within(1_000)).await.unwrap();
+        fixture.get("per_region", vec![text("north"), minute(0)], patient()).await.unwrap();
 
     assert_eq!(show(&answer.row.unwrap()), "north +0 2 7 7.50");
     let names: Vec<&str> = answer.columns.iter().map(|column| column.name.as_str()).collect();
@@ -28,21 +28,21 @@ async fn get_returns_the_row_and_says_where_it_comes_from() {
     assert!(provenance.partitions[0].watermark_micros.is_some());
 
     let absent =
-        bench.get("per_region", vec![text("north"), minute(5)], within(1_000)).await.unwrap();
+        fixture.get("per_region", vec![text("north"), minute(5)], patient()).await.unwrap();
     assert!(absent.row.is_none() && absent.provenance.is_some());
 }
 
 #[tokio::test]
 async fn a_row_whose_key_is_not_the_streams_is_merged_from_all_shards() {
-    let mut bench = Bench::start().await;
-    let generation = bench.create(PER_KIND).await;
+    let mut fixture = Fixture::start().await;
+    let generation = fixture.create(PER_KIND).await;
     let regions = ["a", "b", "c", "d", "e", "f"];
     for (place, region) in regions.iter().enumerate() {
-        bench.order(region, "book", 1 << place, 0).await;
+        fixture.order(region, "book", 1 << place, 0).await;
     }
-    bench.process(generation);
+    fixture.process(generation);
 
-    let answer = bench.get("per_kind", vec![text("book")], within(1_000)).await.unwrap();
+    let answer = fixture.get("per_kind", vec![text("book")], patient()).await.unwrap();
 
     let provenance = answer.provenance.unwrap();
     assert_eq!(show(&answer.row.unwrap()), "book 6 63");
@@ -53,9 +53,9 @@ async fn a_row_whose_key_is_not_the_streams_is_merged_from_all_shards() {
 
 #[tokio::test]
 async fn a_wrong_key_is_refused_with_the_columns_that_it_should_have() {
-    let mut bench = Bench::start().await;
-    bench.create(PER_REGION).await;
-    let error = bench.get("per_region", vec![text("north")], within(1_000)).await.unwrap_err();
+    let mut fixture = Fixture::start().await;
+    fixture.create(PER_REGION).await;
+    let error = fixture.get("per_region", vec![text("north")], patient()).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(
         error.message().contains("(region VARCHAR, window_start TIMESTAMP)"),
@@ -63,7 +63,7 @@ async fn a_wrong_key_is_refused_with_the_columns_that_it_should_have() {
         error.message()
     );
     let error =
-        bench.get("per_region", vec![text("north"), text("now")], within(1_000)).await.unwrap_err();
+        fixture.get("per_region", vec![text("north"), text("now")], patient()).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(
         error.message().contains("value 2 (window_start) is text, not TIMESTAMP"),
@@ -71,18 +71,18 @@ async fn a_wrong_key_is_refused_with_the_columns_that_it_should_have() {
         error.message()
     );
 
-    let error = bench.get("per_regoin", vec![text("north")], within(1_000)).await.unwrap_err();
+    let error = fixture.get("per_regoin", vec![text("north")], patient()).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert!(error.message().contains("there are: per_region"), "{}", error.message());
 }
 
 #[tokio::test]
 async fn describe_says_columns_key_and_definition() {
-    let mut bench = Bench::start().await;
-    let generation = bench.create(PER_REGION).await;
-    bench.process(generation);
+    let mut fixture = Fixture::start().await;
+    let generation = fixture.create(PER_REGION).await;
+    fixture.process(generation);
     let request = DescribeRequest { view: "per_region".into(), freshness: None };
-    let answer = bench.rpc.describe(Request::new(request)).await.unwrap().into_inner();
+    let answer = fixture.api.describe(Request::new(request)).await.unwrap().into_inner();
     assert_eq!(answer.key, ["region", "window_start"]);
     assert_eq!(answer.stream, "orders");
     assert_eq!(answer.columns.len(), 5);

@@ -4,19 +4,19 @@ use super::*;
 
 #[tokio::test]
 async fn scan_pages_through_a_prefix_and_a_range_of_windows() {
-    let mut bench = Bench::start().await;
-    let generation = bench.create(PER_REGION).await;
+    let mut fixture = Fixture::start().await;
+    let generation = fixture.create(PER_REGION).await;
     for minute in 0..10 {
         for region in ["east", "north", "south"] {
-            bench.order(region, "book", minute, minute).await;
+            fixture.order(region, "book", minute, minute).await;
         }
     }
-    bench.process(generation);
+    fixture.process(generation);
     let shown = |parts: &[ScanResponse]| -> Vec<String> {
         parts.iter().flat_map(|part| &part.rows).map(show).collect()
     };
 
-    let all = bench
+    let all = fixture
         .scan(ScanRequest { view: "per_region".into(), ..ScanRequest::default() })
         .await
         .unwrap();
@@ -33,16 +33,16 @@ async fn scan_pages_through_a_prefix_and_a_range_of_windows() {
         window_to_micros: Some(START + 5 * MINUTE),
         ..ScanRequest::default()
     };
-    let north = bench.scan(windows(vec![text("north")])).await.unwrap();
+    let north = fixture.scan(windows(vec![text("north")])).await.unwrap();
     assert_eq!(shown(&north), ["north +3 1 3 3.25", "north +4 1 4 4.25"]);
-    let any = bench.scan(windows(vec![])).await.unwrap();
+    let any = fixture.scan(windows(vec![])).await.unwrap();
     assert_eq!(shown(&any).len(), 6);
 
     for page_size in [1, 2, 3, 5, 6] {
         let (mut paged, mut pages) = (Vec::new(), 0);
         let mut request = ScanRequest { page_size, ..windows(vec![]) };
         loop {
-            let parts = bench.scan(request.clone()).await.unwrap();
+            let parts = fixture.scan(request.clone()).await.unwrap();
             paged.extend(shown(&parts));
             pages += 1;
             request.page_token = parts.last().unwrap().next_page_token.clone();
@@ -54,5 +54,5 @@ async fn scan_pages_through_a_prefix_and_a_range_of_windows() {
         assert_eq!(pages, 6_u64.div_ceil(page_size), "no empty page at the end");
     }
     let damaged = ScanRequest { page_token: vec![1, 2, 3], ..windows(vec![]) };
-    assert_eq!(bench.scan(damaged).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(fixture.scan(damaged).await.unwrap_err().code(), Code::InvalidArgument);
 }
