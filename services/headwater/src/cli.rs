@@ -204,8 +204,17 @@ pub struct QueryArgs {
 pub struct WatchArgs {
     pub view: String,
     /// Begin with all present rows
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from")]
     pub initial: bool,
+    /// Continue a former watch with the rows that changed since its token; all rows come if another
+    /// generation serves
+    #[arg(long, value_name = "TOKEN")]
+    pub from: Option<String>,
+    /// Print {"$resume_token":"TOKEN"} after the rows that a token covers, and
+    /// {"$reset":"GENERATION"} before rows that replace all others and void all tokens; for -o
+    /// ndjson
+    #[arg(long)]
+    pub progress: bool,
     #[arg(short, long, default_value = "ndjson")]
     pub output: Output,
 }

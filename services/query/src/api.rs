@@ -1,14 +1,14 @@
 //! The gRPC surface: what clients ask, and what other query instances ask.
 //!
-//! `query_service` and `shard_service` are the two gRPC services. Each of their methods measures the
-//! request and calls the verb's module:
+//! `query_service` and `shard_service` are the two gRPC services. Each of their methods measures
+//! the request and calls the verb's module:
 //!
 //! | method | module |
 //! | --- | --- |
 //! | `Get`, `Describe` | `get`, `describe` |
 //! | `Scan` | `scan`, with its `page_token` |
 //! | `Query` | `sql/query.rs` |
-//! | `Watch` | `watch` |
+//! | `Watch` | `watch`, with its `watch_position` (the resume token) |
 //! | `ReadShard` | `read_shard`: the answering side of `peers/forward.rs` |
 
 mod answer;
@@ -20,3 +20,4 @@ mod read_shard;
 mod scan;
 pub(crate) mod shard_service;
 mod watch;
+mod watch_position;

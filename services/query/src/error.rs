@@ -53,8 +53,21 @@ pub(crate) enum Error {
     PageTokenOutdated { view: String },
 
     #[error(
-        "generation {generation} of view {view} has not reached what was asked for in time: {reason} position \
-         {wanted} in partition {partition}, and its shard is at {present}; ask again, or with a longer timeout"
+        "resume_token {token:?} {problem}: pass the resume_token of the last message of a watch of view \
+         {view}, or leave it out to begin with what changes now"
+    )]
+    ResumeToken { view: String, token: String, problem: String },
+
+    #[error(
+        "initial and resume_token are both set: initial asks for all rows, resume_token for those that \
+         changed since; set one of them"
+    )]
+    InitialAndResume,
+
+    #[error(
+        "generation {generation} of view {view} has not reached what was asked for in time: {reason} \
+         position {wanted} in partition {partition}, and its shard is at {present}; ask again, or with a \
+         longer timeout"
     )]
     NotReached {
         view: String,
@@ -79,9 +92,9 @@ pub(crate) enum Error {
 
     #[error(
         "partition {partition} of generation {generation} of view {view} is not on the disk of this instance: \
-         {processor} said last that it keeps it in data directory {directory}, but {problem}; check that {processor} \
-         runs, and that a query instance which shares its data directory runs and can be reached from here at the \
-         address that it advertises"
+         {processor} said last that it keeps it in data directory {directory}, but {problem}; check that \
+         {processor} runs, and that a query instance which shares its data directory runs and can be reached \
+         from here at the address that it advertises"
     )]
     ShardUnreachable {
         view: String,
@@ -92,11 +105,11 @@ pub(crate) enum Error {
         problem: String,
     },
 
-    /// For other instances: they look again where the shard is.
+    /// Sent to other instances, which then look again where the shard is.
     #[error("partition {partition} of generation {generation} has moved to another data directory")]
     Moved { generation: GenerationId, partition: PartitionId },
 
-    /// For other instances: what they know of this one is outdated.
+    /// Sent to other instances whose knowledge of this one is outdated.
     #[error("this instance shares data directory {ours:?}, not {asked:?}")]
     OtherDirectory { asked: String, ours: String },
 
@@ -149,7 +162,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Sql(String),
 
-    /// An error of ours that went through DataFusion, or one of its own that is nobody's fault.
+    /// An [`Error`] that went through DataFusion, or an internal error of DataFusion.
     #[error("{message}")]
     Carried { code: Code, message: String },
 
@@ -186,8 +199,8 @@ impl Error {
         Self::Engine { view: view.to_string(), source }
     }
 
-    /// Whether the same shard may be read a moment later: its processor may be about to create it, its
-    /// directory may be about to go or to come, or the instance that has it.
+    /// Whether the same shard may be read a moment later: its processor may be about to create it,
+    /// or the instance that has it may be about to start.
     #[allow(clippy::wildcard_enum_match_arm, reason = "all others say no")]
     pub(crate) fn is_passing(&self) -> bool {
         match self {
@@ -209,6 +222,8 @@ impl Error {
             | Self::TokenPartition { .. }
             | Self::PageToken
             | Self::PageTokenOutdated { .. }
+            | Self::ResumeToken { .. }
+            | Self::InitialAndResume
             | Self::NotASelect { .. }
             | Self::SqlTooLong { .. }
             | Self::ReadShard(_)

@@ -1,4 +1,4 @@
-//! What an answer reads: one generation of a view, and each of its shards at one commit.
+//! Reading: one generation of a view, and each of its shards at one commit.
 //!
 //! ```text
 //! view, Freshness ─► ViewCatalog ─► Pin: one generation, a FreshnessGoal per shard

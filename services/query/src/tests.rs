@@ -6,15 +6,18 @@ mod fixture;
 mod forward;
 mod freshness;
 mod get;
+mod instance;
+mod late_log;
 mod peers;
 mod scan;
 mod shard_moves;
 mod sql;
 mod swap;
 mod watch;
+mod watch_resume;
 
 use arrow::ipc::reader::StreamReader;
-use fixture::{Fixture, Instance, directory};
+use fixture::Fixture;
 use futures::{Stream, StreamExt};
 use headwater_control::{CONTROL_TOPIC, ReplayId, STATUS_TOPIC, StatusBoard, status_key};
 use headwater_engine::Shard;
@@ -38,6 +41,7 @@ use headwater_state::{Identity, Options, ShardDb, layout};
 use headwater_types::{
     GenerationId, GenerationInputs, Name, Offset, PartitionId, StreamDefinition, Token,
 };
+use instance::{Instance, directory};
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Handle, task::JoinHandle};
@@ -60,7 +64,7 @@ const PER_REGION: &str = "CREATE MATERIALIZED VIEW per_region WITH (retention = 
     FROM TUMBLE(orders, ts, INTERVAL '1 minute')
     GROUP BY region, window_start, window_end";
 
-/// What `PER_REGION` becomes: it counts every order twice.
+/// The next definition of `PER_REGION`, which counts every order twice.
 const PER_REGION_TWICE: &str = "CREATE MATERIALIZED VIEW per_region WITH (retention = 'forever') AS
     SELECT region, window_start, count(*) * 2 AS orders, sum(amount) AS amount, sum(price) AS price
     FROM TUMBLE(orders, ts, INTERVAL '1 minute')
@@ -100,6 +104,15 @@ fn copy(from: &Path, into: &Path) {
     }
 }
 
+/// Every answer has all that is committed, and watchers look often.
+fn eager() -> Config {
+    Config {
+        max_staleness: Duration::ZERO,
+        watch_interval: Duration::from_millis(5),
+        ..Config::default()
+    }
+}
+
 /// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let holds = async {
@@ -116,8 +129,8 @@ async fn next<T>(parts: &mut (impl Stream<Item = Result<T, Status>> + Unpin)) ->
     part.expect("a part comes").expect("the answer goes on").unwrap()
 }
 
-/// The error of a request that cannot succeed. `ask` gets a timeout in milliseconds. A machine that is
-/// too slow to come to the error in time gets ten times as long.
+/// The error of a request that cannot succeed. `ask` gets a timeout in milliseconds. A machine that
+/// is too slow to come to the error in time gets ten times as long.
 async fn refused<T>(said: &str, mut ask: impl AsyncFnMut(u64) -> Result<T, Status>) -> Status {
     let mut timeout_ms = 50;
     loop {

@@ -1,8 +1,8 @@
 //! `ReadShard`: rows of shards that are on this instance's disk, for instances that share another
 //! data directory.
 //!
-//! An instance never asks a third one. It refuses a shard that is not on its disk, and the asker looks
-//! again where the shard is.
+//! An instance never asks a third one. It refuses a shard that is not on its disk, and the asker
+//! looks again where the shard is.
 
 use std::{
     sync::Arc,

@@ -78,7 +78,8 @@ pub(super) async fn scan(
     }))
 }
 
-/// A range of windows, as the last bytes of keys: the start of a window has a fixed length and sorts.
+/// A range of windows, as the last bytes of keys: the start of a window has a fixed length and
+/// sorts.
 struct WindowRange {
     from: Option<Vec<u8>>,
     to: Option<Vec<u8>>,

@@ -1,8 +1,22 @@
 //! `Watch`: the rows of a view as they change.
 //!
-//! A watcher looks at the shards again and again. Where a position has moved, it sends the rows that a
-//! record since the last look has changed. It may send a row once more than the row changed, and never
-//! once less. It does not announce rows that expire. When another generation serves, it sends all rows.
+//! A watcher looks at the shards again and again. Where a position has moved, it sends the rows
+//! that a record since the last look has changed. It may send a row once more than the row changed,
+//! and never once less. It does not announce rows that expire. When another generation serves, it
+//! sends all rows.
+//!
+//! ```text
+//! look 1            look 2                      look 3
+//! positions p1      p2: rows changed since p1   p3: rows changed since p2
+//!                   part, part, last part       part, last part
+//! resume_token p1   p1    p1    p2              p2    p3
+//! ```
+//!
+//! While all rows are sent, after `initial` or because another generation serves, there is no
+//! token.
+//!
+//! A resumed watch is a watcher whose last look was that of its token. It needs no history: every
+//! row says which record changed it last.
 
 use std::{
     collections::VecDeque,
@@ -14,10 +28,11 @@ use arrow::{array::BooleanArray, compute::filter_record_batch};
 use futures::Stream;
 use headwater_proto::query::v1::{Provenance, WatchRequest, WatchResponse};
 use headwater_state::KeyRange;
-use headwater_types::{GenerationId, Offset};
+use headwater_types::Offset;
 use tonic::Code;
 
 use crate::{
+    api::watch_position::WatchPosition,
     context::RequestContext,
     error::Error,
     messages::split,
@@ -26,6 +41,7 @@ use crate::{
     snapshot::{
         cursor::{Cursor, CursorBatch, Selection},
         freshness::FreshnessRequest,
+        pin::Pin,
         shard_snapshot::ShardSnapshot,
     },
 };
@@ -40,8 +56,9 @@ pub(super) async fn watch(
     let mut watcher = Watcher {
         context: context.clone(),
         view: request.view.clone(),
-        all: request.initial,
-        seen: None,
+        initial: request.initial,
+        begun: false,
+        seen: resumed(request)?,
         sending: None,
         ready: VecDeque::new(),
         rest: Duration::ZERO,
@@ -54,19 +71,50 @@ pub(super) async fn watch(
     }))
 }
 
+/// The position of the former watch that the request continues.
+fn resumed(request: &WatchRequest) -> Result<Option<WatchPosition>, Error> {
+    let token = &request.resume_token;
+    if token.is_empty() {
+        return Ok(None);
+    }
+    if request.initial {
+        return Err(Error::InitialAndResume);
+    }
+    let position = token.parse();
+    position.map(Some).map_err(|_| resume_token(&request.view, token, "is not one".into()))
+}
+
+fn resume_token(view: &str, token: &str, problem: String) -> Error {
+    Error::ResumeToken { view: view.to_owned(), token: token.to_owned(), problem }
+}
+
 struct Watcher {
     context: Arc<RequestContext>,
     view: String,
-    /// Whether the rows that are there at the first look are sent.
-    all: bool,
-    /// What was looked at last: all changes before these positions are sent or being sent.
-    seen: Option<(GenerationId, Vec<Offset>)>,
+    /// Whether the first look sends all rows.
+    initial: bool,
+    /// Whether a look has succeeded.
+    begun: bool,
+    /// The position of the last look: all changes before it are sent or being sent.
+    seen: Option<WatchPosition>,
     sending: Option<Sending>,
     ready: VecDeque<WatchResponse>,
     rest: Duration,
 }
 
-/// All rows, and after them those that changed since the positions.
+/// The rows of one look, on their way.
+struct Sending {
+    cursor: Cursor,
+    /// The position of the look before: if this look is not sent to its end, the next one begins
+    /// there. `None` in a reset: a part of all rows is not a state from which changes can be sent.
+    before: Option<WatchPosition>,
+    provenance: Provenance,
+    began: Instant,
+    /// Kept back until it is known whether it is the last one, whose token is that of this look.
+    last: Option<WatchResponse>,
+}
+
+/// A plan for all rows, and for those that changed since the positions.
 fn read_plan(context: &RequestContext, reading: bool, since: Option<Vec<Offset>>) -> ReadPlan {
     let scan = |changed_since| ScanPlan {
         range: KeyRange::all(),
@@ -81,12 +129,29 @@ fn read_plan(context: &RequestContext, reading: bool, since: Option<Vec<Offset>>
     ReadPlan { scans, duration: context.config.max_duration, ..ReadPlan::default() }
 }
 
-struct Sending {
-    cursor: Cursor,
-    /// What was looked at before: if this is not sent to its end, all of it is sent again.
-    before: Option<(GenerationId, Vec<Offset>)>,
+fn positions(snapshots: &[ShardSnapshot]) -> Vec<Offset> {
+    snapshots.iter().map(|snapshot| snapshot.position).collect()
+}
+
+/// The token of a position; empty if there is none.
+fn token(position: Option<&WatchPosition>) -> String {
+    position.map(WatchPosition::to_string).unwrap_or_default()
+}
+
+/// The part that has the columns; `covered` is the position that its token names.
+fn head(
+    pin: &Pin,
     provenance: Provenance,
-    began: Instant,
+    reset: bool,
+    covered: Option<&WatchPosition>,
+) -> WatchResponse {
+    WatchResponse {
+        columns: pin.generation.columns.clone(),
+        rows: Vec::new(),
+        provenance: Some(provenance),
+        reset,
+        resume_token: token(covered),
+    }
 }
 
 impl Watcher {
@@ -99,14 +164,11 @@ impl Watcher {
             if let Some(sending) = &mut self.sending {
                 match sending.cursor.next().await.transpose() {
                     Ok(Some(batch)) => self.take(&batch)?,
-                    Ok(None) => {
-                        self.rest = sending.began.elapsed() * REST;
-                        self.sending = None;
-                    }
-                    // An instance that read a shard for us has ended: another one will.
+                    Ok(None) => self.finish(),
+                    // The peer that read a shard for this instance has ended: another one will.
                     Err(error) if error.code() == Code::Unavailable => {
                         tracing::debug!(view = self.view, %error, "a watcher begins a look again");
-                        self.seen = self.sending.take().and_then(|sending| sending.before);
+                        self.begin_again();
                     }
                     Err(error) => return Err(error),
                 }
@@ -135,65 +197,117 @@ impl Watcher {
     async fn look(&mut self) -> Result<(), Error> {
         let context = &self.context;
         let freshness = FreshnessRequest::new(&context.config, None)?;
-        let pin = context.catalog.pin(&self.view, &freshness).await?;
+        let mut pin = context.catalog.pin(&self.view, &freshness).await?;
+        if !self.begun {
+            self.check_resumed(&pin)?;
+        }
         let permit = context.scans.permit(freshness.deadline).await?;
         let id = pin.generation.id;
-        let positions_of = |snapshots: &[ShardSnapshot]| -> Vec<Offset> {
-            snapshots.iter().map(|snapshot| snapshot.position).collect()
-        };
-        let before = match &self.seen {
-            Some((generation, before)) if *generation == id => {
-                // Mostly nothing has changed: then no peer needs to open any scan.
-                let snapshots = pin.snapshot(None, &ReadPlan::default()).await?;
-                if *before == positions_of(&snapshots) {
-                    return Ok(());
+        let seen = self.seen.as_ref().filter(|seen| seen.generation == id);
+        let since = seen.map(|seen| seen.positions.clone());
+        if let Some(since) = &since {
+            let wanted_by = if self.begun { "the watch is at" } else { "resume_token asks for" };
+            pin.require(since, wanted_by);
+            // Mostly nothing has changed: then no peer needs to open any scan.
+            let snapshots = pin.snapshot(None, &ReadPlan::default()).await?;
+            if *since == positions(&snapshots) {
+                if !self.begun {
+                    let provenance = pin.provenance(&snapshots);
+                    self.ready.push_back(head(&pin, provenance, false, self.seen.as_ref()));
+                    self.begun = true;
                 }
-                Some(before.clone())
+                return Ok(());
             }
-            Some(_) | None => None,
-        };
-        let first_look = self.seen.is_none();
-        let reading = before.is_some() || !first_look || self.all;
-        let plan = Arc::new(read_plan(context, reading, before.clone()));
-        let snapshots = pin.snapshot(None, &plan).await?;
-        let positions = positions_of(&snapshots);
-        let provenance = pin.provenance(&snapshots);
-        if before.is_none() {
-            let columns = pin.generation.columns.clone();
-            let provenance = Some(provenance.clone());
-            self.ready.push_back(WatchResponse { columns, provenance, rows: Vec::new() });
         }
+        // All rows: of a generation that was not seen before, or because they were asked for.
+        let reset = since.is_none() && (self.seen.is_some() || self.initial);
+        let reading = since.is_some() || reset;
+        let plan = Arc::new(read_plan(context, reading, since.clone()));
+        let snapshots = pin.snapshot(None, &plan).await?;
+        let now = WatchPosition { generation: id, positions: positions(&snapshots) };
+        let provenance = pin.provenance(&snapshots);
+        let covered = if reading { since.as_ref().and(self.seen.as_ref()) } else { Some(&now) };
+        let head = head(&pin, provenance.clone(), reset, covered);
         if reading {
             let selection = Selection {
                 generation: pin.generation.clone(),
                 plan,
                 scan: 0,
-                changes: before.map(|_| 1),
+                changes: since.as_ref().map(|_| 1),
                 batch_rows: context.config.batch_rows.get(),
                 until: Instant::now() + context.config.max_duration,
             };
             let cursor = Cursor::open(permit, selection, &snapshots).await?;
-            let before = self.seen.take();
-            self.sending = Some(Sending { cursor, before, provenance, began: Instant::now() });
+            let before = self.seen.take().filter(|_| !reset);
+            let began = Instant::now();
+            self.sending = Some(Sending { cursor, before, provenance, began, last: None });
         }
-        self.seen = Some((id, positions));
+        if since.is_none() || !self.begun {
+            self.ready.push_back(head);
+        }
+        self.seen = Some(now);
+        self.begun = true;
         Ok(())
     }
 
+    /// Checks that the position of the former watch belongs to this view.
+    fn check_resumed(&self, pin: &Pin) -> Result<(), Error> {
+        let Some(seen) = &self.seen else { return Ok(()) };
+        let refused = |problem| Err(resume_token(&self.view, &seen.to_string(), problem));
+        let partitions = pin.generation.shards.len();
+        if seen.generation == pin.generation.id {
+            return match seen.positions.len() == partitions {
+                true => Ok(()),
+                false => refused(format!("does not name all {partitions} partitions")),
+            };
+        }
+        match self.context.catalog.view_of(seen.generation) {
+            Some(view) if view == pin.generation.view => Ok(()),
+            Some(view) => refused(format!("belongs to view {view}")),
+            None => refused("names a generation that does not exist".into()),
+        }
+    }
+
     fn take(&mut self, batch: &CursorBatch) -> Result<(), Error> {
-        let provenance = self.sending.as_ref().map(|sending| sending.provenance.clone());
+        let Some(sending) = &mut self.sending else { return Ok(()) };
         let rows = match &batch.changed {
             Some(changed) => {
                 &filter_record_batch(&batch.rows.batch, &BooleanArray::from(changed.clone()))?
             }
             None => &batch.rows.batch,
         };
-        let messages = split(row_values::rows(rows)?).into_iter();
-        self.ready.extend(messages.map(|rows| WatchResponse {
-            rows,
-            provenance: provenance.clone(),
-            ..WatchResponse::default()
-        }));
+        for rows in split(row_values::rows(rows)?) {
+            let response = WatchResponse {
+                rows,
+                provenance: Some(sending.provenance.clone()),
+                resume_token: token(sending.before.as_ref()),
+                ..WatchResponse::default()
+            };
+            self.ready.extend(sending.last.replace(response));
+        }
         Ok(())
+    }
+
+    /// The look was not sent to its end: all of it is sent again.
+    fn begin_again(&mut self) {
+        self.seen = self.sending.take().and_then(|sending| sending.before);
+        self.initial |= self.seen.is_none();
+    }
+
+    /// All rows of a look are read: the last part has the token of the look.
+    fn finish(&mut self) {
+        let Some(sending) = self.sending.take() else { return };
+        self.rest = sending.began.elapsed() * REST;
+        let last = match sending.last {
+            Some(last) => Some(last),
+            // A view without rows: only the token is left to say.
+            None if sending.before.is_none() => Some(WatchResponse {
+                provenance: Some(sending.provenance),
+                ..WatchResponse::default()
+            }),
+            None => None,
+        };
+        let resume_token = token(self.seen.as_ref());
+        self.ready.extend(last.map(|last| WatchResponse { resume_token, ..last }));
     }
 }

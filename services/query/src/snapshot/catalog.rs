@@ -82,6 +82,7 @@ impl ViewCatalog {
             self.cache.generation(control.generations().get(&id).ok_or_else(unknown)?).await?;
         Ok(Pin {
             wanted: wanted_positions(freshness, &generation)?,
+            wanted_by: "the token asks for",
             generation,
             epoch: if id == entry.serving { entry.epoch } else { Epoch(0) },
             served: freshness.generation.is_none().then(|| self.cache.served(name)),
@@ -89,6 +90,12 @@ impl ViewCatalog {
             deadline: freshness.deadline,
             instance: self.instance.clone(),
         })
+    }
+
+    /// The view to which a generation belongs or belonged.
+    pub(crate) fn view_of(&self, generation: GenerationId) -> Option<Name> {
+        let control = self.control.current();
+        control.generations().get(&generation).map(|entry| entry.view.clone())
     }
 
     /// A generation by its id, whatever it is to its view, as long as it can be read.

@@ -43,10 +43,10 @@ pub(crate) struct CursorBatch {
     pub changed: Option<Vec<bool>>,
 }
 
-/// What a cursor reads.
+/// The rows that a cursor reads.
 pub(crate) struct Selection {
     pub generation: Arc<Generation>,
-    /// What the snapshots were taken for.
+    /// The plan for which the snapshots were taken.
     pub plan: Arc<ReadPlan>,
     /// The scan of the plan that has the rows.
     pub scan: usize,

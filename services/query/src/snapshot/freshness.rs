@@ -1,4 +1,4 @@
-//! What a request asks for in its `Freshness`, checked and with its times fixed.
+//! The `Freshness` of a request, checked and with its times fixed.
 
 use std::time::{Duration, Instant};
 

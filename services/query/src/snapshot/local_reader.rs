@@ -29,8 +29,8 @@ struct OpenReader {
     reader: Arc<ShardReader>,
     /// When the last successful catch-up began.
     caught_up: Instant,
-    /// Of the claim under which the reader was opened. Another owner may have made the directory
-    /// anew.
+    /// The epoch of the claim under which the reader was opened. Another owner may have made the
+    /// directory anew.
     epoch: u64,
 }
 

@@ -21,8 +21,9 @@ pub(crate) struct Pin {
     /// `None` if the request named the generation: its answer is not part of what the view has
     /// served.
     pub(super) served: Option<Arc<ServedPositions>>,
-    /// What the request's tokens ask for.
+    /// The positions that the request asks for, and the words that say so.
     pub(super) wanted: BTreeMap<PartitionId, Offset>,
+    pub(super) wanted_by: &'static str,
     pub(super) since: Instant,
     pub(super) deadline: Instant,
     pub(super) instance: Arc<str>,
@@ -77,13 +78,19 @@ impl Pin {
         Ok(all)
     }
 
+    /// Asks for a position of each shard, in place of what tokens ask for.
+    pub(crate) fn require(&mut self, positions: &[Offset], wanted_by: &'static str) {
+        self.wanted = (0..).map(PartitionId).zip(positions.iter().copied()).collect();
+        self.wanted_by = wanted_by;
+    }
+
     fn goal(&self, partition: PartitionId) -> FreshnessGoal {
-        let token = self.wanted.get(&partition).copied().unwrap_or_default();
+        let asked = self.wanted.get(&partition).copied().unwrap_or_default();
         let served = self.served.as_ref().map_or(Offset::ZERO, |served| served.position(partition));
-        let (position, reason) = if served > token {
+        let (position, reason) = if served > asked {
             (served, "an earlier answer had already shown")
         } else {
-            (token, "the token asks for")
+            (asked, self.wanted_by)
         };
         FreshnessGoal { since: self.since, position, reason, deadline: self.deadline }
     }

@@ -1,4 +1,4 @@
-//! What the shards of all generations are read with.
+//! The parts that all shards are read with.
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What the answers about a view have shown.
+//! The positions that answers about a view have shown.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

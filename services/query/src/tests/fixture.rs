@@ -1,79 +1,14 @@
-//! Query instances, the log, and the processors' part done by hand.
+//! Instances over one log, with the processors' part done by hand.
 
 use std::path::PathBuf;
 
 use super::*;
 
-/// A query instance with a data directory of its own.
-pub(super) struct Instance {
-    /// Removed at the end.
-    pub data: TempDir,
-    pub node: Node,
-    pub api: QueryApi,
-    pub shards: ShardApi,
-}
-
-impl Instance {
-    /// The only instance.
-    pub(super) async fn alone(log: Arc<dyn Log>, config: Config) -> Self {
-        let data = TempDir::new().unwrap();
-        let node = Node::new(log, data.path(), "here");
-        let Query { query_api, shard_api } = Query::start(config, &node).await.unwrap();
-        Self { data, node, api: query_api, shards: shard_api }
-    }
-
-    /// One of several: it serves what others ask of it.
-    pub(super) async fn among(log: Arc<dyn Log>, number: usize, config: Config) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let data = TempDir::new().unwrap();
-        let mut node = Node::new(log, data.path(), format!("query-{number}"));
-        node.directory = directory(number);
-        node.advertise = Some(format!("http://{}", listener.local_addr().unwrap()));
-        Self::serve(data, node, listener, config).await
-    }
-
-    pub(super) async fn serve(
-        data: TempDir,
-        node: Node,
-        listener: TcpListener,
-        config: Config,
-    ) -> Self {
-        let query = Query::start(config, &node).await.unwrap();
-        let mut routes = tonic::service::RoutesBuilder::default();
-        query.add_to(&mut routes);
-        let incoming = TcpListenerStream::new(listener);
-        let server = Server::builder().add_routes(routes.routes());
-        // It ends with the runtime, whatever streams are still open.
-        node.tasks.spawn_once("server", async move {
-            server.serve_with_incoming(incoming).await?;
-            Ok(())
-        });
-        let Query { query_api, shard_api } = query;
-        Self { data, node, api: query_api, shards: shard_api }
-    }
-
-    /// The statuses that the instance has read.
-    pub(super) fn board(&self) -> Arc<StatusBoard> {
-        self.shards.locator.board()
-    }
-
-    /// What a metric says, labels included in its name.
-    pub(super) fn metric(&self, name: &str) -> u64 {
-        let text = self.node.metrics.encode();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0, |number| number.parse().unwrap())
-    }
-}
-
-pub(super) fn directory(number: usize) -> String {
-    format!("directory-{number}")
-}
-
 /// Instances over one log.
 pub(super) struct Fixture {
     pub log: Arc<dyn Log>,
     pub instances: Vec<Instance>,
-    /// Of the first instance.
+    /// The node of the first instance.
     pub node: Node,
     pub api: QueryApi,
     pub stream: StreamDefinition,
@@ -86,7 +21,7 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) async fn start() -> Self {
-        Self::start_with(Config { max_staleness: Duration::ZERO, ..Config::default() }).await
+        Self::start_with(eager()).await
     }
 
     pub(super) async fn start_with(config: Config) -> Self {
@@ -357,6 +292,19 @@ impl Fixture {
             }
             shard.commit().unwrap();
         }
+    }
+
+    /// A view with a row in each partition, and the key of the one in partition 1.
+    pub(super) async fn with_rows(&mut self) -> Vec<Value> {
+        let generation = self.create(PER_REGION).await;
+        let regions = ["north", "south", "east", "west"];
+        for region in regions {
+            self.order(region, "book", 1, 0).await;
+        }
+        self.process(generation);
+        let second =
+            |region: &&str| partition_for_key(region.as_bytes(), PARTITIONS) == PartitionId(1);
+        vec![text(regions.into_iter().find(second).unwrap()), minute(0)]
     }
 
     pub(super) async fn get(

@@ -25,7 +25,7 @@ async fn filled(mut fixture: Fixture) -> Fixture {
     fixture
 }
 
-/// What every kind of request says, as text.
+/// The answers to every kind of request, as text.
 async fn everything(fixture: &Fixture) -> Vec<String> {
     let mut all = Vec::new();
     for (region, _) in ORDERS {
@@ -55,7 +55,7 @@ async fn everything(fixture: &Fixture) -> Vec<String> {
         let request = DescribeRequest { view: view.into(), freshness: None };
         let answer = fixture.api.describe(Request::new(request)).await.unwrap().into_inner();
         all.push(format!("{:?} {:?}", answer.key, offsets(&answer.provenance.unwrap())));
-        let request = WatchRequest { view: view.into(), initial: true };
+        let request = WatchRequest { view: view.into(), initial: true, ..WatchRequest::default() };
         let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
         let rows = if view == "per_kind" { 3 } else { 240 };
         let mut seen = Vec::new();
@@ -91,10 +91,9 @@ async fn everything(fixture: &Fixture) -> Vec<String> {
 async fn answers_over_shards_elsewhere_are_those_of_one_instance_that_has_them_all() {
     let one = everything(&filled(Fixture::start().await).await).await;
     let config = Config {
-        max_staleness: Duration::ZERO,
         // So that a scan takes many messages.
         batch_rows: 5.try_into().unwrap(),
-        ..Config::default()
+        ..eager()
     };
     let mut several = filled(Fixture::several(3, config).await).await;
     for instance in 0..3 {
@@ -139,7 +138,7 @@ async fn an_answer_says_who_gave_it_and_who_read_each_shard() {
 
 #[tokio::test]
 async fn a_token_is_waited_for_where_the_shard_is() {
-    // Nothing but the token makes anybody catch up.
+    // Only the token makes an instance catch up.
     let config = Config { max_staleness: Duration::from_secs(3_600), ..Config::default() };
     let mut fixture = filled(Fixture::several(2, config).await).await;
     let generation = fixture.generations[0];
@@ -170,11 +169,7 @@ async fn a_token_is_waited_for_where_the_shard_is() {
 /// Law 2: every record is one order, so that the orders counted are the positions added up.
 #[tokio::test]
 async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_written() {
-    let config = Config {
-        max_staleness: Duration::ZERO,
-        batch_rows: 3.try_into().unwrap(),
-        ..Config::default()
-    };
+    let config = Config { batch_rows: 3.try_into().unwrap(), ..eager() };
     let mut fixture = Fixture::several(2, config).await;
     let regions = fixture.create(PER_REGION).await;
     let kinds = fixture.create(PER_KIND).await;
@@ -199,7 +194,7 @@ async fn all_that_a_query_reads_of_a_shard_elsewhere_is_one_commit_while_it_is_w
             fixture.order("south", "pen", 1, minute).await;
             fixture.process(regions);
             fixture.process(kinds);
-            // Others make each instance catch up in the meantime.
+            // Other requests make each instance catch up in the meantime.
             for instance in &fixture.instances {
                 for (view, key) in [
                     ("per_region", vec![text("north"), super::minute(0)]),
@@ -254,16 +249,12 @@ async fn a_long_scan_elsewhere_arrives_whole_and_a_page_of_it_reads_little() {
 
 #[tokio::test]
 async fn watch_sends_what_changes_in_shards_elsewhere() {
-    let config = Config {
-        max_staleness: Duration::ZERO,
-        watch_interval: Duration::from_millis(5),
-        ..Config::default()
-    };
+    let config = eager();
     let mut fixture = filled(Fixture::several(2, config).await).await;
     let generation = fixture.generations[0];
     for instance in 0..2 {
         fixture.ask(instance);
-        let request = WatchRequest { view: "per_region".into(), initial: false };
+        let request = WatchRequest { view: "per_region".into(), ..WatchRequest::default() };
         let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
         assert!(watch.next().await.unwrap().unwrap().rows.is_empty());
         for region in ["north", "south", "east"] {
@@ -296,7 +287,7 @@ async fn scans_for_others_are_bounded_and_the_next_one_waits_its_turn() {
     assert_eq!(error.code(), Code::Unavailable);
     let reason = "query-1 at http://127.0.0.1";
     assert!(error.message().contains(reason), "{}", error.message());
-    // What opens no scan needs no thread.
+    // A request that opens no scan needs no thread.
     assert!(fixture.get("per_kind", vec![text("book")], patient()).await.is_ok());
 
     drop(first);

@@ -3,18 +3,12 @@
 use std::time::Instant;
 
 use headwater_control::instance_key;
-use headwater_log::{Answer, Appended, EncodedBatch, Ends, FencedWriter, Reader, WriterId};
 use headwater_proto::status::v1::InstanceStatus;
-use tokio::sync::watch;
 
 use super::*;
 use crate::peers::pool::{DOWN, Peer, PeerPool};
 
-fn eager() -> Config {
-    Config { max_staleness: Duration::ZERO, ..Config::default() }
-}
-
-/// An address at which nobody listens.
+/// An address at which nothing listens.
 async fn closed() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -34,19 +28,6 @@ impl Fixture {
 
     fn address(&self, instance: usize) -> String {
         self.instances[instance].node.advertise.clone().unwrap()
-    }
-
-    /// A view with a row in each partition, and the key of the one in partition 1.
-    async fn with_rows(&mut self) -> Vec<Value> {
-        let generation = self.create(PER_REGION).await;
-        let regions = ["north", "south", "east", "west"];
-        for region in regions {
-            self.order(region, "book", 1, 0).await;
-        }
-        self.process(generation);
-        let second =
-            |region: &&str| partition_for_key(region.as_bytes(), PARTITIONS) == PartitionId(1);
-        vec![text(regions.into_iter().find(second).unwrap()), minute(0)]
     }
 }
 
@@ -185,7 +166,7 @@ async fn an_instance_announces_itself_and_takes_it_back_at_its_end() {
 }
 
 #[tokio::test]
-async fn an_instance_that_nobody_can_reach_forwards_but_announces_nothing() {
+async fn an_instance_that_shares_no_directory_forwards_but_announces_nothing() {
     let mut fixture = Fixture::several(2, eager()).await;
     let key = fixture.with_rows().await;
     // It has an address, but shares no directory yet.
@@ -237,105 +218,6 @@ async fn an_instance_that_nobody_can_reach_forwards_but_announces_nothing() {
     fixture.api = first;
     let answer = fixture.get("per_region", key, patient()).await.unwrap();
     assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "late");
-}
-
-/// A log whose answers do not come at once, and not at all while it is held.
-#[derive(Clone)]
-struct SlowLog {
-    log: MemoryLog,
-    held: watch::Sender<bool>,
-}
-
-impl SlowLog {
-    fn later<T: Send + 'static>(&self, answer: Answer<T>) -> Answer<T> {
-        let mut held = self.held.subscribe();
-        Box::pin(async move {
-            tokio::task::yield_now().await;
-            let _ = held.wait_for(|held| !held).await;
-            answer.await
-        })
-    }
-}
-
-impl Log for SlowLog {
-    fn create_topic(&self, topic: &Name, spec: TopicSpec) -> Answer<()> {
-        self.later(self.log.create_topic(topic, spec))
-    }
-
-    fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>> {
-        self.later(self.log.topic(topic))
-    }
-
-    fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
-        self.later(self.log.ends(topic, partition))
-    }
-
-    fn append(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        batch: EncodedBatch,
-    ) -> Answer<Appended> {
-        self.later(self.log.append(topic, partition, batch))
-    }
-
-    fn reader(
-        &self,
-        topic: &Name,
-        partition: PartitionId,
-        from: Offset,
-    ) -> Answer<Box<dyn Reader>> {
-        self.later(self.log.reader(topic, partition, from))
-    }
-
-    fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>> {
-        self.later(self.log.writer(id))
-    }
-
-    fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()> {
-        self.later(self.log.trim(topic, partition, before))
-    }
-
-    fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64> {
-        self.later(self.log.size(topic, partition, from, to))
-    }
-}
-
-#[tokio::test]
-async fn a_log_that_answers_late_never_blocks_the_thread_that_serves() {
-    let log = MemoryLog::new();
-    let slow = SlowLog { log: log.clone(), held: watch::Sender::new(false) };
-    let mut instances = Vec::new();
-    for number in 0..2 {
-        instances.push(Instance::among(Arc::new(slow.clone()), number, eager()).await);
-    }
-    let mut fixture = Fixture::of(Arc::new(log), instances).await;
-    fixture.all_announced(2).await;
-    let key = fixture.with_rows().await;
-    let generation = fixture.generations[0];
-    for instance in 0..2 {
-        fixture.ask(instance);
-        for _ in 0..3 {
-            let answer = fixture.get("per_region", key.clone(), patient()).await.unwrap();
-            assert!(answer.row.is_some());
-        }
-        assert_eq!(fixture.rows("SELECT sum(orders) FROM per_region").await, ["4"]);
-
-        // All run on this thread: if the request blocked it, the log would be held for ever.
-        slow.held.send_replace(true);
-        let mut asked = Box::pin(fixture.get("per_region", key.clone(), patient()));
-        tokio::select! {
-            answer = &mut asked => panic!("answered without a look at the log: {answer:?}"),
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-        }
-        slow.held.send_replace(false);
-        assert!(asked.await.unwrap().row.is_some());
-    }
-    let Some(Kind::Text(region)) = &key[0].kind else { unreachable!() };
-    let token = fixture.order(region, "book", 1, 0).await;
-    fixture.process(generation);
-    let answer = fixture.get("per_region", key, after(&token)).await.unwrap();
-    assert!(show(&answer.row.unwrap()).contains(" +0 2 "));
 }
 
 /// A connection to an instance that the test can cut.
@@ -395,7 +277,8 @@ async fn a_peer_that_dies_in_a_scan_ends_the_answer_with_its_name_and_a_watcher_
     let proxy = Proxy::before(&fixture, 1).await;
     through(&proxy.address).await;
     let mut scan = fixture.api.scan(Request::new(all)).await.unwrap().into_inner();
-    let request = WatchRequest { view: "per_region".into(), initial: true };
+    let request =
+        WatchRequest { view: "per_region".into(), initial: true, ..WatchRequest::default() };
     let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
     for _ in 0..5 {
         scan.next().await.unwrap().unwrap();

@@ -10,10 +10,6 @@ fn region_of(partition: u32) -> &'static str {
         .unwrap()
 }
 
-fn eager() -> Config {
-    Config { max_staleness: Duration::ZERO, ..Config::default() }
-}
-
 #[tokio::test]
 async fn a_scan_under_way_ends_at_its_commit_when_the_shard_moves() {
     let config = Config { batch_rows: 1.try_into().unwrap(), ..eager() };
@@ -73,7 +69,7 @@ async fn a_shard_that_moves_while_it_is_waited_for_is_asked_for_where_it_is_then
     }
 }
 
-/// Law 3 holds for whoever owns the shard.
+/// Law 3 holds for every owner of a shard.
 #[tokio::test]
 async fn a_copy_that_was_left_behind_is_neither_read_nor_kept_open() {
     let mut fixture = Fixture::several(2, eager()).await;
@@ -90,7 +86,7 @@ async fn a_copy_that_was_left_behind_is_neither_read_nor_kept_open() {
     fixture.hand_over(PER_REGION, generation, 0, 1).await;
     fixture.order(region, "book", 1, 0).await;
     fixture.process(generation);
-    // At once: nobody has had time to notice.
+    // At once: no look of the announcer has noticed the move.
     let theirs = fixture.get("per_region", key.clone(), patient()).await.unwrap();
 
     assert_eq!(show(&theirs.row.unwrap()), format!("{region} +0 2 2 2.50"));
@@ -106,7 +102,7 @@ async fn an_instance_that_has_just_started_does_not_take_a_copy_for_the_shard() 
     let region = region_of(0);
     fixture.order(region, "book", 1, 0).await;
     fixture.process(generation);
-    // A long time until the owner's word is read.
+    // Many statuses stand before that of the owner.
     let mut others = BatchBuilder::new();
     for partition in 10..30_000 {
         let status =
@@ -134,7 +130,7 @@ async fn an_instance_that_has_just_started_does_not_take_a_copy_for_the_shard() 
     assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "query-1");
 }
 
-/// Law 4 holds over a hand-over to an owner who has to catch up.
+/// Law 4 holds over a hand-over to an owner that has to catch up.
 #[tokio::test]
 async fn time_never_runs_backwards_when_the_next_owner_is_behind() {
     let mut fixture = Fixture::several(2, eager()).await;
@@ -167,7 +163,7 @@ async fn time_never_runs_backwards_when_the_next_owner_is_behind() {
     assert_eq!(offsets(&answer.provenance.unwrap()), [2]);
 }
 
-/// The directory of a shard may be deleted and made anew between two requests, by an owner who got it back.
+/// An owner that got a shard back may delete its directory and make it anew between two requests.
 #[tokio::test]
 async fn a_directory_that_was_made_anew_is_opened_anew() {
     let mut fixture = Fixture::several(2, eager()).await;
@@ -202,7 +198,7 @@ async fn a_directory_that_was_made_anew_is_opened_anew() {
 }
 
 #[tokio::test]
-async fn a_shard_whose_directory_nobody_shares_is_named_with_what_to_check() {
+async fn a_shard_in_a_directory_that_no_instance_shares_is_named_with_what_to_check() {
     let mut fixture = Fixture::several(2, eager()).await;
     let generation = fixture.create(PER_REGION).await;
     fixture.process(generation);

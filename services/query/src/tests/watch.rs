@@ -4,18 +4,13 @@ use super::*;
 
 #[tokio::test]
 async fn watch_sends_what_changes_and_all_of_another_generation() {
-    let mut fixture = Fixture::start_with(Config {
-        max_staleness: Duration::ZERO,
-        watch_interval: Duration::from_millis(5),
-        ..Config::default()
-    })
-    .await;
+    let mut fixture = Fixture::start_with(eager()).await;
     let old = fixture.create(PER_REGION).await;
     let new = fixture.replay(PER_REGION_TWICE, old).await;
     fixture.order("north", "book", 1, 0).await;
     fixture.order("south", "book", 1, 0).await;
     fixture.process(old);
-    let request = WatchRequest { view: "per_region".into(), initial: false };
+    let request = WatchRequest { view: "per_region".into(), ..WatchRequest::default() };
     let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
     let head = next(&mut watch).await;
     assert_eq!((head.columns.len(), head.rows.len()), (5, 0));
