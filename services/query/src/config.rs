@@ -31,23 +31,23 @@ pub struct Config {
     #[schemars(with = "String")]
     pub max_timeout: Duration,
 
-    /// How long one SQL query or scan may run, reading by the client included. A stopped client then
-    /// no longer holds files of old state. A query that computes without reading or sending anything is
-    /// answered for at that time, and its thread ends when it next reads.
+    /// How long one SQL query or scan may run, reading by the client included. A client that
+    /// stopped then no longer holds files of old state. At the limit the client gets an error; a
+    /// thread that is computing stops at its next read.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub max_duration: Duration,
 
-    /// Memory that all SQL queries together may hold for sorting, grouping and joining. A query that
-    /// needs more is refused, not slowed down.
+    /// Memory that all SQL queries together may hold for sorting, grouping and joining. A query
+    /// that needs more is refused, not slowed down.
     pub memory_limit: ByteSize,
 
-    /// Memory for blocks of state that were read, shared by all shards. What is not in it is read from
+    /// Memory for blocks of state that were read, shared by all shards. Other blocks are read from
     /// the operating system's cache or from the disk.
     pub block_cache: ByteSize,
 
-    /// What a writer of a shard keeps in memory before it moves it to a file, per shard. A reader holds
-    /// as much again: give the processor's setting.
+    /// Memory for a shard's writes that are not in a file yet. A reader holds as much as the
+    /// shard's writer: give the processor's setting.
     pub write_buffer: ByteSize,
 
     /// SQL queries at a time; one more waits until its timeout.
@@ -56,9 +56,9 @@ pub struct Config {
     /// Scans at a time, those of SQL queries and watchers included. Each holds a thread.
     pub max_scans: NonZeroUsize,
 
-    /// Scans that this instance reads for other instances at a time: of shards that are on its disk and not
-    /// on theirs. Each holds a thread. One more is refused, and its asker tries another instance that shares
-    /// the directory, or again until its deadline.
+    /// Scans that this instance reads for other instances at a time: of shards that are on its disk
+    /// and not on theirs. Each holds a thread. One more is refused, and its asker tries another
+    /// instance that shares the directory, or asks again until its deadline.
     pub max_forwarded: NonZeroUsize,
 
     /// The longest SQL text.
@@ -72,8 +72,9 @@ pub struct Config {
     #[schemars(with = "String")]
     pub watch_interval: Duration,
 
-    /// A directory for what readers write beside the shards: small log files. Set it where the data directory,
-    /// which belongs to a processor, cannot be written. Without it they lie below the data directory.
+    /// A directory for the small log files that readers write beside the shards. Set it where the
+    /// data directory, which belongs to a processor, cannot be written. Without this setting the
+    /// files lie below the data directory.
     pub scratch: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! What every verb works with.
+//! The parts that the verbs of the gRPC services share.
 
 use headwater_service::Shutdown;
 
@@ -6,7 +6,7 @@ use crate::{
     config::Config, limit::ConcurrencyLimit, metrics::Metrics, snapshot::catalog::ViewCatalog,
 };
 
-/// What the verbs of the gRPC services share.
+/// The parts that every verb works with.
 pub(crate) struct RequestContext {
     pub config: Config,
     pub catalog: ViewCatalog,

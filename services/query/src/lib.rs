@@ -1,9 +1,9 @@
 //! The query service: answers from the state of the views, and says how fresh each answer is.
 //!
-//! It opens the shard databases as RocksDB secondaries, so a heavy query cannot stall processing, and
-//! an answer does not need the processor to be running. It has the data directory of one processor on
-//! its disk. For the shards of other processors it asks a query instance that shares their directory:
-//! one hop, never two.
+//! It opens the shard databases as RocksDB secondaries, so a heavy query cannot stall processing,
+//! and an answer does not need the processor to be running. It has the data directory of one
+//! processor on its disk. For the shards of other processors it asks a query instance that shares
+//! their directory: one hop, never two.
 //!
 //! ```text
 //! one tokio runtime                                        threads
@@ -22,7 +22,7 @@
 //!                           ▼              ▼               time per shard
 //!                      RocksDB secondary  ShardSnapshot
 //!
-//! peer ─── gRPC ─► ShardApi ─► LocalReader                 ShardReading: one per request with scans
+//! peer ─── gRPC ─► ShardApi ─► LocalReader                 ShardReading: one per scanning request
 //!
 //! tasks    query-generations  GenerationFollower: plans what serves, closes what is retired
 //!          query-peers        Announcer: tells peers where this instance is, closes moved shards
@@ -30,33 +30,35 @@
 //! ```
 //!
 //! `Query` owns the two gRPC services. Both own the `RequestContext`, which owns the `ViewCatalog`;
-//! that owns the `GenerationCache`, the `GenerationCache` owns each `Generation`, and a `Generation`
-//! owns its `ShardSource`s. A `ShardSnapshot` keeps a shard at one commit for as long as it lives.
+//! that owns the `GenerationCache`, the `GenerationCache` owns each `Generation`, and a
+//! `Generation` owns its `ShardSource`s. A `ShardSnapshot` keeps a shard at one commit for as long
+//! as it lives.
 //!
 //! # Laws
 //!
 //! 1. *One generation*: an answer comes from the one generation that it names, whatever is swapped
 //!    while it is made. A request sees every swap that was answered before the request arrived.
-//! 2. *One state*: all that an answer reads of a shard, however often it reads it, is the state at the
-//!    one offset that it names.
+//! 2. *One state*: all that an answer reads of a shard, however often it reads it, is the state at
+//!    the one offset that it names.
 //! 3. *Asked and served*: an answer contains every event of the tokens that its request presented.
-//!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived, by
-//!    whichever processor owned the shard then. It never reads a copy that a former owner left behind.
-//! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never falls,
-//!    across swaps and undos too, for as long as this instance runs. After a restart, tokens do the
-//!    same. Answers for which a generation was named do not count and are not bound.
+//!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived,
+//!    by whichever processor owned the shard then. It never reads a copy that a former owner left
+//!    behind.
+//! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never
+//!    falls, across swaps and undos too, for as long as this instance runs. After a restart, tokens
+//!    do the same. Answers for which a generation was named do not count and are not bound.
 //!
 //! # What is cached, and for how long
 //!
 //! The same for every log:
 //!
-//! | what | how old it may be | where |
-//! | --- | --- | --- |
-//! | the control plane | as new as the request; requests that wait together share one look | `ViewCatalog::control` |
-//! | where the shards are | [`Config::max_staleness`] before the request | `ShardLocator::refresh` |
-//! | the rows of a shard on this disk | [`Config::max_staleness`] before the request, and never older than its tokens | `LocalReader::snapshot` |
-//! | the plan of a generation | until the generation is retired | `GenerationCache` |
-//! | connections to peers | until no instance announces the address | `PeerPool` |
+//! | kept in | how old it may be |
+//! | --- | --- |
+//! | `ViewCatalog`: the control plane | not older than the request; waiting requests share a look |
+//! | `ShardLocator`: where shards are | `max-staleness` before the request |
+//! | `LocalReader`: a shard on this disk | `max-staleness` before the request, or its tokens |
+//! | `GenerationCache`: plans | until the generation is retired |
+//! | `PeerPool`: connections to peers | until no instance announces the address |
 //!
 //! # Which file to open
 //!
@@ -69,7 +71,7 @@
 //! | `error.rs` | what a client is told, and with which code |
 //! | `row_values.rs`, `key_shape.rs` | rows and keys as messages carry them |
 //!
-//! What rows are visible is `headwater-state`'s business, how partial rows merge `headwater-engine`'s.
+//! `headwater-state` decides which rows are visible, `headwater-engine` how partial rows merge.
 //! This crate and `headwater-sql` alone know DataFusion.
 
 mod api;
@@ -141,7 +143,7 @@ impl Service for Query {
         // Build: the control plane, where shards are, how they are read, what the verbs share.
         config.check()?;
         let scratch = config.scratch.clone().unwrap_or_else(|| node.data.clone());
-        // What the readers of an earlier process left beside the shards is of no use.
+        // The files that the readers of an earlier process left are of no use.
         layout::remove(&layout::readers_dir(&scratch, &node.instance))
             .context("the readers' directory of an earlier run cannot be removed")?;
         let instance: Arc<str> = node.instance.as_str().into();

@@ -1,4 +1,4 @@
-//! What the query service counts and measures.
+//! Counters and histograms of the query service.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ struct ForwardedOutcome {
     code: &'static str,
 }
 
-/// What the query service counts and measures.
+/// Counters and histograms of the query service.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     requests: Family<Outcome, Counter>,

@@ -1,4 +1,4 @@
-//! What a request reads of each shard, and how fresh each shard has to be.
+//! The reads that a request makes of each shard, and how fresh each shard has to be.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ pub(crate) struct FreshnessGoal {
     pub since: Instant,
     /// The answer has every record before this.
     pub position: Offset,
-    /// What asks for the position: the first words of "… position 17 in partition 3".
+    /// The first words of "… position 17 in partition 3": they name what asks for the position.
     pub reason: &'static str,
     pub deadline: Instant,
 }
 
-/// What a request reads of each shard. The plan is made before a snapshot is taken, because a peer
-/// opens all of it at once.
+/// The reads that a request makes of each shard. The plan is made before a snapshot is taken,
+/// because a peer opens all of it at once.
 #[derive(Default)]
 pub(crate) struct ReadPlan {
     /// One row.

@@ -49,7 +49,7 @@ fn wire_type(arrow: &Arrow) -> (Wire, String) {
             named(Wire::Integer, "INTEGER")
         }
         Arrow::Int64 | Arrow::UInt32 => named(Wire::Bigint, "BIGINT"),
-        // row_number() and its like: always small in practice, exact in any case.
+        // As of row_number(): small in practice, exact in any case.
         Arrow::UInt64 => named(Wire::Bigint, "BIGINT UNSIGNED"),
         Arrow::Float16 | Arrow::Float32 | Arrow::Float64 => named(Wire::Double, "DOUBLE"),
         Arrow::Decimal32(precision, scale)
@@ -161,7 +161,7 @@ fn append(array: &ArrayRef, rows: &mut [Row]) -> Result<(), ArrowError> {
             let options = FormatOptions::default();
             let text = ArrayFormatter::try_new(array, &options)?;
             for (index, row) in rows.iter_mut().enumerate() {
-                // is_null does not see the nulls of a Null array, logical_nulls would cost an array.
+                // is_null does not see the nulls of a Null array; logical_nulls would allocate.
                 let absent = array.is_null(index) || array.data_type() == &Arrow::Null;
                 let kind = if absent {
                     None

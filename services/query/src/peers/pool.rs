@@ -36,7 +36,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 const PING: Duration = Duration::from_secs(2);
 const PONG: Duration = Duration::from_secs(2);
 
-/// Unlimited in effect: scans that nobody reads at the moment must not keep other scans from
+/// Unlimited in effect: scans that no client reads at the moment must not keep other scans from
 /// arriving. Each scan has at most one message on its way, which bounds the memory.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const STREAM_WINDOW: u32 = 1 << 20;

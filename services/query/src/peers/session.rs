@@ -1,8 +1,8 @@
 //! A shard that a peer holds at one commit for this instance.
 //!
 //! The open stream keeps the peer at the commit. No lease has to be renewed, and an asker that dies
-//! releases the commit, because its stream ends. The peer opens every scan of the request under that
-//! commit before it answers, so that it delays no catch-up of its own afterwards.
+//! releases the commit, because its stream ends. The peer opens every scan of the request under
+//! that commit before it answers, so that it delays no catch-up of its own afterwards.
 //!
 //! All scans share the stream. Each message of a scan is asked for, so that a scan that is not read
 //! keeps at most one message waiting and never blocks another scan.
@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct PeerSession {
     pub shard: Identity,
     pub peer: Peer,
-    /// What the peer said when it opened the shard.
+    /// The peer's answer when it opened the shard.
     pub opened: ShardOpened,
     requests: mpsc::Sender<ReadShardRequest>,
     answers: Mutex<Answers>,

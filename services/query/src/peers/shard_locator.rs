@@ -29,7 +29,7 @@ const ONLY: PartitionId = PartitionId(0);
 pub(crate) enum ShardLocation {
     /// On this instance's disk.
     Local {
-        /// Of the claim under which the shard was written there; 0 if no claim is known.
+        /// The epoch of the claim under which the shard was written there; 0 if none is known.
         epoch: u64,
     },
     Remote(RemoteShard),

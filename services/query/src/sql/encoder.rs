@@ -25,7 +25,7 @@ impl Encoder {
         }
     }
 
-    /// What the first part carries: of an Arrow stream, its schema.
+    /// The beginning of the first part, with the schema of an Arrow stream.
     pub(super) fn head(&mut self) -> QueryResponse {
         let arrow = match self {
             Self::Rows => Vec::new(),

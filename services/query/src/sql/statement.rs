@@ -65,7 +65,7 @@ pub(super) async fn plan(
 pub(super) fn sql_error(error: DataFusionError) -> Error {
     let message = error.find_root().strip_backtrace();
     match error.find_root() {
-        // One of ours, on its way through DataFusion.
+        // A cursor's error, which went through DataFusion.
         DataFusionError::External(inner) => match inner.downcast_ref::<Error>() {
             Some(ours) => Error::Carried { code: ours.code(), message: ours.to_string() },
             None => Error::Sql(message),

@@ -34,9 +34,9 @@ use crate::{
     snapshot::generation::Generation,
 };
 
-/// Where a scan that was planned finds its rows.
+/// A scan in a plan, which gets its cursor once the whole query is planned.
 pub(crate) struct PlannedScan {
-    /// Which of the query's views it reads.
+    /// The index of the view among those of the query.
     pub view: usize,
     pub range: KeyRange,
     cursor: Mutex<Option<Cursor>>,
@@ -59,7 +59,7 @@ impl PlannedScans {
         planned
     }
 
-    /// Those that the plan still has.
+    /// The scans that the plan still has: the optimizer may have dropped some.
     pub(crate) fn alive(&self) -> Vec<Arc<PlannedScan>> {
         self.0.lock().iter().filter_map(Weak::upgrade).collect()
     }
@@ -77,7 +77,7 @@ impl ViewTable {
         Self { generation, view, scans }
     }
 
-    /// The key that an output column is, and what a literal is compared with it by.
+    /// The key column, operator and literal of a filter that compares a key column with a literal.
     fn comparison<'a>(&self, filter: &'a Expr) -> Option<(usize, Operator, &'a ScalarValue)> {
         let Expr::BinaryExpr(BinaryExpr { left, op, right }) = filter else { return None };
         let (column, op, literal) = match (&**left, &**right) {
@@ -96,8 +96,8 @@ impl ViewTable {
             .then_some((key, op, literal))
     }
 
-    /// The smallest range of keys that holds all rows which can pass the filters. The filters are still
-    /// applied to what it holds, so a bound may be generous.
+    /// The smallest range of keys that holds all rows which can pass the filters. DataFusion still
+    /// applies the filters to these rows, so a bound may be generous.
     fn range(&self, filters: &[Expr]) -> KeyRange {
         let comparisons: Vec<_> =
             filters.iter().filter_map(|filter| self.comparison(filter)).collect();
