@@ -23,8 +23,8 @@
 //!  "control-follower", "status-follower"   ControlView     of headwater-service, folded for all
 //! ```
 //!
-//! The supervisor and the shard threads share one [`context::ProcessorContext`], the groups one
-//! [`assignment::group::GroupContext`]. Shards share nothing else. A shard that fails for a while
+//! The supervisor and the shard threads share one `ProcessorContext`, the groups one
+//! `GroupContext`. Shards share nothing else. A shard that fails for a while
 //! goes on from its last commit; one that cannot go on says so in its status and leaves the others
 //! alone.
 //!
