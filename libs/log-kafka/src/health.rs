@@ -13,8 +13,11 @@ use parking_lot::Mutex;
 
 use crate::{
     admin::Admin,
-    context::{Context, Fault, Kind},
-    refusal::Errand,
+    client::{
+        connection_info::ConnectionInfo,
+        context::Context,
+        fault::{Fault, FaultKind},
+    },
 };
 
 /// How often the brokers are asked.
@@ -22,41 +25,46 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// How often it looks whether it shall end.
 const LOOK: Duration = Duration::from_millis(100);
 
-type Told = Box<dyn Fn(Result<(), String>) + Send + Sync>;
+type ReachabilityListener = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct Health {
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
     stop: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
+struct HealthState {
     /// `None`: not known yet.
     reached: Option<Result<(), String>>,
-    /// Of what kind the trouble is.
-    kind: Option<Kind>,
-    told: Vec<Told>,
+    /// Of what kind the status is.
+    kind: Option<FaultKind>,
+    told: Vec<ReachabilityListener>,
 }
 
 impl Health {
-    pub(crate) fn watch(self: &Arc<Self>, admin: Arc<Admin>, context: Context, errand: Errand) {
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        admin: Arc<Admin>,
+        context: Context,
+        info: ConnectionInfo,
+    ) {
         let health = self.clone();
         let spawned = thread::Builder::new().name("kafka-health".into()).spawn(move || {
             while !health.stop.load(Ordering::Relaxed) {
                 match admin.ping() {
                     Ok(()) => {
-                        context.trouble.clear();
+                        context.status.clear_fault();
                         health.tell(None, Ok(()));
                     }
                     Err(error) => {
-                        let fault = context.trouble.fault().unwrap_or_else(|| {
+                        let fault = context.status.fault().unwrap_or_else(|| {
                             let source = std::error::Error::source(&error);
                             let reason =
                                 source.map_or_else(|| error.to_string(), |it| it.to_string());
-                            Fault { kind: Kind::Network, reason }
+                            Fault { kind: FaultKind::Network, reason }
                         });
-                        health.tell(Some(fault.kind), Err(errand.explain(&fault)));
+                        health.tell(Some(fault.kind), Err(info.explain(&fault)));
                     }
                 }
                 let mut slept = Duration::ZERO;
@@ -71,8 +79,8 @@ impl Health {
         }
     }
 
-    /// Trouble of another kind is news: brokers that are there at last, and then refuse us.
-    fn tell(&self, kind: Option<Kind>, reached: Result<(), String>) {
+    /// ClusterStatus of another kind is news: brokers that are there at last, and then refuse us.
+    fn tell(&self, kind: Option<FaultKind>, reached: Result<(), String>) {
         let mut state = self.state.lock();
         let changed = state.reached.is_none() || state.kind != kind;
         (state.reached, state.kind) = (Some(reached.clone()), kind);
@@ -83,7 +91,7 @@ impl Health {
         }
     }
 
-    pub(crate) fn on_reachable(&self, told: Told) {
+    pub(crate) fn on_reachable(&self, told: ReachabilityListener) {
         let mut state = self.state.lock();
         if let Some(reached) = &state.reached {
             told(reached.clone());

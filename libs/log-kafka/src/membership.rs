@@ -24,7 +24,10 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 
-use crate::{KafkaConfig, context::Context, error::unavailable};
+use crate::{
+    KafkaConfig,
+    client::{context::Context, error::unavailable, off_thread::off_thread},
+};
 
 /// How long the thread waits for something to happen, and so how late it sees that it shall leave.
 const POLL: Duration = Duration::from_millis(250);
@@ -33,10 +36,10 @@ const COMMIT: Duration = Duration::from_secs(1);
 /// How long to wait before a consumer that cannot be created is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
-type Group = BaseConsumer<Assignments>;
+type GroupConsumer = BaseConsumer<GroupContext>;
 
 /// What the member, its thread and librdkafka's callbacks share.
-struct Shared {
+struct GroupState {
     group: GroupId,
     topic: Name,
     assignee: Arc<dyn Assignee>,
@@ -44,7 +47,7 @@ struct Shared {
     timeout: Duration,
     owned: Mutex<BTreeSet<PartitionId>>,
     positions: Mutex<Positions>,
-    consumer: Mutex<Option<Arc<Group>>>,
+    consumer: Mutex<Option<Arc<GroupConsumer>>>,
     leave: AtomicBool,
 }
 
@@ -58,7 +61,7 @@ struct Positions {
 
 /// A member of a group; dropping it leaves.
 pub(crate) struct KafkaMember {
-    shared: Arc<Shared>,
+    shared: Arc<GroupState>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -71,7 +74,7 @@ impl KafkaMember {
         topic: &Name,
         assignee: Arc<dyn Assignee>,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(GroupState {
             group: group.clone(),
             topic: topic.clone(),
             assignee,
@@ -88,8 +91,8 @@ impl KafkaMember {
             .name("kafka-member".into())
             .spawn(move || {
                 while !own.leave.load(Ordering::Relaxed) {
-                    let created: Result<Group, _> =
-                        settings.create_with_context(Assignments(own.clone()));
+                    let created: Result<GroupConsumer, _> =
+                        settings.create_with_context(GroupContext(own.clone()));
                     let joined = created.and_then(|consumer| {
                         consumer.subscribe(&[own.topic.as_str()])?;
                         Ok(consumer)
@@ -122,7 +125,7 @@ impl Member for KafkaMember {
 
     fn confirm(&self) -> Answer<()> {
         let shared = self.shared.clone();
-        Box::pin(blocking::unblock(move || shared.confirm()))
+        off_thread(move || shared.confirm())
     }
 }
 
@@ -135,7 +138,7 @@ impl Drop for KafkaMember {
     }
 }
 
-impl Shared {
+impl GroupState {
     fn confirm(&self) -> Result<(), Error> {
         let not_member = || Error::NotMember { group: self.group.clone() };
         let consumer = self.consumer.lock().clone().ok_or_else(not_member)?;
@@ -153,7 +156,7 @@ impl Shared {
         if unknown.count() > 0 {
             let committed = consumer
                 .committed_offsets(unknown, self.timeout)
-                .map_err(|error| unavailable(error, &self.context.trouble))?;
+                .map_err(|error| unavailable(error, &self.context.status))?;
             for element in committed.elements() {
                 let offset =
                     element.offset().to_raw().map_or(0, |raw| u64::try_from(raw).unwrap_or(0));
@@ -174,12 +177,12 @@ impl Shared {
                     | RDKafkaErrorCode::PollExceeded
                     | RDKafkaErrorCode::State,
                 ) => Err(not_member()),
-                _ => Err(unavailable(error, &self.context.trouble)),
+                _ => Err(unavailable(error, &self.context.status)),
             },
         }
     }
 
-    fn serve(&self, consumer: Group) {
+    fn serve(&self, consumer: GroupConsumer) {
         let consumer = Arc::new(consumer);
         *self.consumer.lock() = Some(consumer.clone());
         let mut committed_at = Instant::now();
@@ -190,7 +193,7 @@ impl Shared {
                 if is_denied(&error) && !denied {
                     denied = true;
                     let (user, principal) =
-                        (self.context.trouble.user(), self.context.trouble.principal());
+                        (self.context.status.user(), self.context.status.principal());
                     tracing::warn!(
                         group = %self.group, topic = %self.topic, %error,
                         "the brokers' ACLs do not let {user} share out partitions; grant Read on the \
@@ -222,7 +225,7 @@ impl Shared {
         drop(consumer);
     }
 
-    fn commit_changed(&self, consumer: &Group, mode: CommitMode) {
+    fn commit_changed(&self, consumer: &GroupConsumer, mode: CommitMode) {
         let latest = {
             let mut positions = self.positions.lock();
             if !std::mem::take(&mut positions.changed) {
@@ -238,7 +241,7 @@ impl Shared {
 
     fn commit(
         &self,
-        consumer: &Group,
+        consumer: &GroupConsumer,
         positions: &BTreeMap<PartitionId, Offset>,
         mode: CommitMode,
     ) -> Result<(), KafkaError> {
@@ -260,9 +263,9 @@ fn is_denied(error: &KafkaError) -> bool {
 }
 
 /// Tells the assignee what the group has decided.
-struct Assignments(Arc<Shared>);
+struct GroupContext(Arc<GroupState>);
 
-impl ClientContext for Assignments {
+impl ClientContext for GroupContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.0.context.log(level, facility, message);
     }
@@ -272,7 +275,7 @@ impl ClientContext for Assignments {
     }
 }
 
-impl ConsumerContext for Assignments {
+impl ConsumerContext for GroupContext {
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,

@@ -28,10 +28,12 @@ use rdkafka::{
 
 use crate::{
     KafkaConfig,
-    context::Context,
-    error::{About, translate},
-    known::Known,
-    produce::{Deliveries, own_limit, send},
+    client::{
+        context::Context,
+        error::{RequestTarget, translate},
+    },
+    produce::{DeliveryContext, own_limit, send},
+    topic_metadata::TopicMetadata,
 };
 
 /// One record per claim, for as long as somebody may want to look at it: only the offsets count.
@@ -45,7 +47,7 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Says what to do about a topic of claims that is not as it must be.
-pub(crate) fn wrong_claims(error: Error) -> Error {
+pub(crate) fn explain_claims_topic(error: Error) -> Error {
     let Error::TopicDiffers { topic, existing, requested } = error else { return error };
     let remedy = match existing.partitions == requested.partitions {
         true => "set cleanup.policy=delete, retention.ms=-1 and retention.bytes=-1 on it",
@@ -55,7 +57,7 @@ pub(crate) fn wrong_claims(error: Error) -> Error {
     Error::Refused { topic, reason: reason.into() }
 }
 
-struct Request {
+struct TransactionRequest {
     topic: Name,
     partition: PartitionId,
     batch: EncodedBatch,
@@ -65,7 +67,7 @@ struct Request {
 /// A claim. Its thread ends with it.
 pub(crate) struct KafkaWriter {
     epoch: Epoch,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<TransactionRequest>,
     limit: RecordLimit,
 }
 
@@ -73,7 +75,7 @@ pub(crate) struct KafkaWriter {
 struct Claim {
     id: WriterId,
     epoch: Epoch,
-    producer: BaseProducer<Deliveries>,
+    producer: BaseProducer<DeliveryContext>,
     context: Context,
     timeout: Duration,
 }
@@ -84,19 +86,23 @@ impl KafkaWriter {
         config: &KafkaConfig,
         client: &str,
         context: &Context,
-        known: &Arc<Known>,
+        topics: &Arc<TopicMetadata>,
         id: &WriterId,
     ) -> Result<Self, Error> {
         let topic = Name::new(CLAIMS_TOPIC).map_err(|error| Error::Unavailable(error.into()))?;
-        let failed = |error| translate(error, &About::topic(&topic, "Write"), &context.trouble);
-        let producer: BaseProducer<Deliveries> = config
+        let failed =
+            |error| translate(error, &RequestTarget::topic(&topic, "Write"), &context.status);
+        let producer: BaseProducer<DeliveryContext> = config
             .producer(client)
             .set("transactional.id", format!("headwater/{id}"))
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
             // No transaction may outlive the answer to its append.
             .set("message.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "0")
-            .create_with_context(Deliveries { context: context.clone(), known: known.clone() })
+            .create_with_context(DeliveryContext {
+                context: context.clone(),
+                topics: topics.clone(),
+            })
             .map_err(failed)?;
         let timeout = config.request_timeout.max(TRANSACTION_TIMEOUT);
         producer.init_transactions(timeout).map_err(failed)?;
@@ -138,7 +144,7 @@ impl FencedWriter for KafkaWriter {
             return std::future::ready(Err(error)).boxed();
         }
         let (done, answer) = oneshot::channel();
-        let request = Request { topic: topic.clone(), partition, batch, done };
+        let request = TransactionRequest { topic: topic.clone(), partition, batch, done };
         // If the thread is gone, so is the sender of the answer.
         let _ = self.requests.send(request);
         let ended = || Error::Uncertain("the writer has ended: claim it anew".into());
@@ -148,9 +154,9 @@ impl FencedWriter for KafkaWriter {
 
 impl Claim {
     /// Appends until the writer is dropped or fails: after an append that was not clean no other may follow.
-    fn serve(self, inbox: &mpsc::Receiver<Request>) {
+    fn serve(self, inbox: &mpsc::Receiver<TransactionRequest>) {
         let mut broken: Option<bool> = None;
-        while let Ok(Request { topic, partition, batch, done }) = inbox.recv() {
+        while let Ok(TransactionRequest { topic, partition, batch, done }) = inbox.recv() {
             let outcome = match broken {
                 Some(true) => Err(self.fenced()),
                 Some(false) => {
@@ -211,7 +217,7 @@ impl Claim {
             return self.fenced();
         }
         self.fenced_or(Error::Uncertain(
-            self.context.trouble.last().map_or_else(|| error.into(), Into::into),
+            self.context.status.reason().map_or_else(|| error.into(), Into::into),
         ))
     }
 

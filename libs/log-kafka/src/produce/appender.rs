@@ -1,4 +1,4 @@
-//! Takes appends from anybody, and hands them to librdkafka on a thread of its own.
+//! Takes appends from any thread, and hands them to librdkafka on a thread of its own.
 
 use std::{
     collections::HashMap,
@@ -13,60 +13,32 @@ use headwater_types::{Name, PartitionId};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
-    Deliveries,
-    line::Line,
-    queue::{Queue, Request, Waiting},
-    send,
+    append_queue::{AppendQueue, QueueEntry, QueuedAppend},
+    delivery::DeliveryContext,
+    limits::{batch_for, own_limit, record_limit, usual_batch},
+    producer::PolledProducer,
+    send::send,
 };
 use crate::{
     KafkaConfig,
     admin::Admin,
-    context::Context,
-    error::{self, unavailable},
-    known::{Known, Usable},
+    client::{
+        cluster_status::ClusterStatus,
+        context::Context,
+        error::{denied, unavailable},
+    },
+    topic_metadata::{TopicLimits, TopicMetadata},
 };
 
-/// Who may not write is not asked again for this time.
+/// How long the appender refuses appends after the brokers have denied it writing.
 const DENIED: Duration = Duration::from_secs(10);
 
-/// What librdkafka counts for a record beyond key, value and headers.
-const RECORD_OVERHEAD: usize = 36;
-/// What a batch of one record has beside the record.
-const BATCH_OVERHEAD: usize = headwater_log::HEADER_LEN;
-
-/// How large a record may be whatever its topic: librdkafka refuses larger ones.
-pub(crate) fn own_limit(config: &KafkaConfig) -> RecordLimit {
-    const DEFAULT: usize = 1_000_000;
-    let set = config.setting("message.max.bytes").and_then(|value| value.parse().ok());
-    RecordLimit {
-        bytes: set.unwrap_or(DEFAULT),
-        overhead: RECORD_OVERHEAD,
-        set_by: "kafka.settings.message.max.bytes",
-    }
-}
-
-/// How large librdkafka makes the batches that it sends, before compression.
-fn usual_batch(config: &KafkaConfig) -> usize {
-    const DEFAULT: usize = 1_000_000;
-    let set = config.setting("batch.size").and_then(|value| value.parse().ok());
-    set.unwrap_or(DEFAULT).min(own_limit(config).bytes)
-}
-
-/// The batches for a topic that takes no larger ones. Counted before compression: whether an event is stored
-/// must not depend on what happens to lie beside it. A power of two, so that there are few kinds.
-pub(super) fn batch_for(max_batch: Option<usize>, usual: usize) -> usize {
-    match max_batch {
-        Some(max) if max < usual => 1 << max.max(1).ilog2(),
-        Some(_) | None => usual,
-    }
-}
-
-/// Appends go to librdkafka in the order of calls.
+/// Appends in the order of the calls. Dropping it waits for what is on its way.
 pub(crate) struct Appender {
-    queue: Arc<Queue>,
-    known: Arc<Known>,
+    queue: Arc<AppendQueue>,
+    topics: Arc<TopicMetadata>,
     own: RecordLimit,
-    context: Context,
+    status: ClusterStatus,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -76,38 +48,38 @@ impl Appender {
         client: &str,
         context: &Context,
         admin: Arc<Admin>,
-        known: &Arc<Known>,
+        topics: &Arc<TopicMetadata>,
     ) -> Result<Self, Error> {
-        let queue = Arc::<Queue>::default();
-        let sender = Sender {
+        let queue = Arc::<AppendQueue>::default();
+        let appender = AppenderThread {
             config: config.clone(),
             client: client.to_owned(),
-            deliveries: Deliveries { context: context.clone(), known: known.clone() },
+            deliveries: DeliveryContext { context: context.clone(), topics: topics.clone() },
             admin,
             usual: usual_batch(config),
             queue: queue.clone(),
-            lines: HashMap::new(),
+            producers: HashMap::new(),
             last: HashMap::new(),
             denied: None,
         };
         let thread = thread::Builder::new()
             .name("kafka-appends".into())
-            .spawn(move || sender.run())
+            .spawn(move || appender.run())
             .map_err(|error| Error::Unavailable(error.into()))?;
         Ok(Self {
             queue,
-            known: known.clone(),
+            topics: topics.clone(),
             own: own_limit(config),
-            context: context.clone(),
+            status: context.status.clone(),
             thread: Some(thread),
         })
     }
 
     pub(crate) fn record_limit(&self, topic: &Name) -> RecordLimit {
-        record_limit(self.own, self.known.max_batch(topic))
+        record_limit(self.own, self.topics.max_batch(topic))
     }
 
-    /// Lines the batch up; the future waits for the rest.
+    /// Queues the batch. The future waits until the batch is stored or refused.
     pub(crate) fn append(
         &self,
         topic: &Name,
@@ -116,9 +88,9 @@ impl Appender {
     ) -> Answer<Appended> {
         let (done, answer) = oneshot::channel();
         let topic = topic.clone();
-        let waiting = Waiting { topic, partition, batch, since: Instant::now(), done };
+        let waiting = QueuedAppend { topic, partition, batch, since: Instant::now(), done };
         let ended = || Error::Uncertain("the log was closed".into());
-        match self.queue.push(Request::Append(waiting)) {
+        match self.queue.push(QueueEntry::Append(waiting)) {
             Ok(()) => async move { answer.await.unwrap_or_else(|_| Err(ended())) }.boxed(),
             Err(_) => {
                 let closed = Error::Unavailable("the log was closed".into());
@@ -127,17 +99,15 @@ impl Appender {
         }
     }
 
-    /// Waits until all that was appended is answered.
+    /// Waits until every append so far is answered.
     pub(crate) fn flush(&self, deadline: Duration) -> Result<(), Error> {
         let (done, answer) = mpsc::channel();
-        let flush = Request::Flush { until: Instant::now() + deadline, done };
+        let flush = QueueEntry::Flush { until: Instant::now() + deadline, done };
         if self.queue.push(flush).is_err() {
             return Ok(());
         }
         let late = "the brokers have not answered all appends in time";
-        answer
-            .recv_timeout(deadline)
-            .unwrap_or_else(|_| Err(unavailable(late, &self.context.trouble)))
+        answer.recv_timeout(deadline).unwrap_or_else(|_| Err(unavailable(late, &self.status)))
     }
 }
 
@@ -150,142 +120,134 @@ impl Drop for Appender {
     }
 }
 
-/// The smaller of librdkafka's own limit and the topic's.
-fn record_limit(own: RecordLimit, max_batch: Option<usize>) -> RecordLimit {
-    let overhead = RECORD_OVERHEAD + BATCH_OVERHEAD;
-    match max_batch {
-        Some(bytes) if bytes.saturating_sub(overhead) < own.bytes.saturating_sub(own.overhead) => {
-            RecordLimit { bytes, overhead, set_by: "the topic's max.message.bytes" }
-        }
-        Some(_) | None => own,
-    }
-}
-
-/// What the thread has.
-struct Sender {
+/// What only the thread sees.
+struct AppenderThread {
     config: KafkaConfig,
     client: String,
-    deliveries: Deliveries,
+    deliveries: DeliveryContext,
     admin: Arc<Admin>,
-    queue: Arc<Queue>,
-    /// The size of batches where topics take that.
+    queue: Arc<AppendQueue>,
+    /// The size of batches for topics that take batches of this size.
     usual: usize,
-    /// Producers by the size of their batches, mostly one. Made when they are needed: who never appends needs no
-    /// right to write.
-    lines: HashMap<usize, Line>,
-    /// Which of them a topic's records took last.
+    /// Producers by the size of their batches, mostly one. Each is made when it is first needed: a
+    /// process that never appends needs no right to write.
+    producers: HashMap<usize, PolledProducer>,
+    /// The size of the batches that each topic got last.
     last: HashMap<Name, usize>,
-    /// When the brokers did not let us write anywhere.
+    /// When the brokers last denied us to write to any topic.
     denied: Option<Instant>,
 }
 
-impl Sender {
+impl AppenderThread {
     fn run(mut self) {
         while let Some(request) = self.queue.take() {
             match request {
-                Request::Append(waiting) => self.hand_over(waiting),
-                Request::Flush { until, done } => {
+                QueueEntry::Append(waiting) => self.hand_over(waiting),
+                QueueEntry::Flush { until, done } => {
                     let empty = self.wait_empty(until);
                     let late = "the brokers have not answered all appends in time";
-                    let late = || unavailable(late, &self.deliveries.context.trouble);
-                    // Whoever asked may have gone.
+                    let late = || unavailable(late, &self.deliveries.context.status);
+                    // The caller may have given up.
                     let _ = done.send(if empty { Ok(()) } else { Err(late()) });
                 }
             }
         }
-        // The producers' own drop would throw away what is on its way.
+        // Dropping a producer throws away what is on its way.
         let closed = self.queue.closed().unwrap_or_else(Instant::now);
         self.wait_empty(closed + self.config.delivery_timeout);
     }
 
     fn wait_empty(&self, until: Instant) -> bool {
-        self.lines.values().all(|line| line.room.wait_empty(until))
+        self.producers.values().all(|producer| producer.budget.wait_empty(until))
     }
 
-    fn hand_over(&mut self, waiting: Waiting) {
-        let Waiting { topic, partition, batch, since, done } = waiting;
+    fn hand_over(&mut self, waiting: QueuedAppend) {
+        let QueuedAppend { topic, partition, batch, since, done } = waiting;
         let until = since + self.config.delivery_timeout;
         match self.prepare(&topic, partition, &batch, until) {
-            Ok(line) => {
-                let room = Some(line.room.clone());
-                send(&line.producer, &topic, partition, &batch, done, room, until);
+            Ok(producer) => {
+                let budget = Some(producer.budget.clone());
+                send(&producer.producer, &topic, partition, &batch, done, budget, until);
             }
             Err(error) => {
-                // Whoever gave up waiting does not get it.
+                // The caller may have given up.
                 let _ = done.send(Err(error));
             }
         }
     }
 
-    /// Sees to it that the batch can be stored and there is room for it, and says which producer takes it.
+    /// Checks the batch, waits for room in a producer's budget, and returns that producer.
     fn prepare(
         &mut self,
         topic: &Name,
         partition: PartitionId,
         batch: &EncodedBatch,
         until: Instant,
-    ) -> Result<&Line, Error> {
-        let trouble = self.deliveries.context.trouble.clone();
-        let late = || unavailable("the brokers take no records", &trouble);
+    ) -> Result<&PolledProducer, Error> {
+        let status = self.deliveries.context.status.clone();
+        let late = || unavailable("the brokers take no records", &status);
         if Instant::now() >= until {
             return Err(late());
         }
-        // librdkafka would wait half a minute for an unknown topic.
-        let known = self.deliveries.known.usable(topic, partition, Instant::now());
-        let Usable { max_batch } = match known {
+        // librdkafka itself would wait half a minute for an unknown topic.
+        let known = self.deliveries.topics.limits(topic, partition, Instant::now());
+        let TopicLimits { max_batch } = match known {
             Some(usable) => usable,
             None => self.admin.learn(topic, partition)?,
         };
-        // What goes before a record that librdkafka refuses would be stored.
+        // If librdkafka refused a record, the records before it would be stored nevertheless.
         record_limit(own_limit(&self.config), max_batch).check(topic, batch)?;
         let size = batch_for(max_batch, self.usual);
-        self.change_over(topic, size, until)?;
-        let line = self.line(topic, size)?;
+        self.drain_former(topic, size, until)?;
+        let producer = self.producer_for(topic, size)?;
         let (bytes, records) = (batch.bytes().len(), batch.records() as usize);
-        line.room.enter(bytes, records, until).then_some(line).ok_or_else(late)
+        producer.budget.enter(bytes, records, until).then_some(producer).ok_or_else(late)
     }
 
-    /// A topic whose limit has changed goes on with another producer once the former one has stored its records.
-    fn change_over(&mut self, topic: &Name, size: usize, until: Instant) -> Result<(), Error> {
+    /// Keeps the order of a topic's records when its limit has changed: they go through another
+    /// producer only after the former one has stored the earlier ones.
+    fn drain_former(&mut self, topic: &Name, size: usize, until: Instant) -> Result<(), Error> {
         let former = self.last.get(topic).copied();
         if former == Some(size) {
             return Ok(());
         }
-        if let Some(line) = former.and_then(|former| self.lines.get(&former))
-            && !line.room.wait_empty(until)
+        if let Some(producer) = former.and_then(|former| self.producers.get(&former))
+            && !producer.budget.wait_empty(until)
         {
-            let late = "records that went before are not stored yet";
-            return Err(unavailable(late, &self.deliveries.context.trouble));
+            let late = "earlier records are not stored yet";
+            return Err(unavailable(late, &self.deliveries.context.status));
         }
         self.last.insert(topic.clone(), size);
         Ok(())
     }
 
-    /// The one there is, or a new one.
-    fn line(&mut self, topic: &Name, size: usize) -> Result<&Line, Error> {
+    /// The producer for batches of this size; a new one if there is none or it has failed for good.
+    fn producer_for(&mut self, topic: &Name, size: usize) -> Result<&PolledProducer, Error> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
-        let trouble = &self.deliveries.context.trouble;
-        if let Some((code, reason)) = self.lines.get(&size).and_then(Line::broken) {
+        let status = &self.deliveries.context.status;
+        if let Some((code, reason)) =
+            self.producers.get(&size).and_then(PolledProducer::fatal_error)
+        {
             if !matches!(code, ClusterAuthorizationFailed | TopicAuthorizationFailed) {
-                tracing::warn!(?code, reason, "the producer begins anew");
+                tracing::warn!(?code, reason, "the producer has failed for good and is replaced");
             } else if self.denied.replace(Instant::now()).is_none() {
-                let user = trouble.user();
+                let user = status.user();
                 tracing::warn!(reason, "the brokers' ACLs do not let {user} write to any topic");
             }
-            self.lines.remove(&size);
+            self.producers.remove(&size);
         }
-        if !self.lines.contains_key(&size) {
+        if !self.producers.contains_key(&size) {
             if self.denied.is_some_and(|at| at.elapsed() < DENIED) {
-                let reason = error::denied("Write", topic, trouble).into();
+                let reason = denied("Write", topic, status).into();
                 return Err(Error::Refused { topic: topic.clone(), reason });
             }
             let mut config = self.config.producer(&self.client);
             if size != self.usual {
                 config.set("batch.size", size.to_string());
             }
-            self.lines.insert(size, Line::start(&config, self.deliveries.clone())?);
+            self.producers.insert(size, PolledProducer::start(&config, self.deliveries.clone())?);
         }
         let gone = || Error::Unavailable("no producer".into());
-        self.lines.get(&size).ok_or_else(gone)
+        self.producers.get(&size).ok_or_else(gone)
     }
 }

@@ -1,16 +1,22 @@
-//! Against librdkafka's imitation of a cluster, and against nobody.
+//! Against librdkafka's mock cluster, and against a listener that never answers.
 
-use std::{net::TcpListener, thread};
+use std::{
+    net::TcpListener,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use headwater_log::{BatchBuilder, RecordLimit, block_on};
+use headwater_log::{Appended, BatchBuilder, Error, RecordLimit, block_on};
+use headwater_types::{Name, Offset, PartitionId};
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext, types::RDKafkaRespErr};
 
-use super::{appender::batch_for, *};
-use crate::{KafkaConfig, admin::Admin};
+use super::*;
+use crate::{KafkaConfig, admin::Admin, client::context::Context, topic_metadata::TopicMetadata};
 
 const TOPIC: &str = "orders";
 const ZERO: PartitionId = PartitionId(0);
-/// Far below what anybody waits for a broker.
+/// Far below the time that any call waits for a broker.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -37,18 +43,18 @@ fn cluster() -> Cluster {
 
 struct Bench {
     appender: Appender,
-    known: Arc<Known>,
+    known: Arc<TopicMetadata>,
 }
 
 impl Bench {
     fn new(config: &KafkaConfig) -> Self {
-        let (context, known) = (Context::default(), Arc::<Known>::default());
+        let (context, known) = (Context::default(), Arc::<TopicMetadata>::default());
         let admin = Admin::new(config, "test", context.clone(), known.clone()).unwrap();
         let appender = Appender::start(config, "test", &context, Arc::new(admin), &known).unwrap();
         Self { appender, known }
     }
 
-    /// Panics if that is not done at once.
+    /// Panics if the call itself takes long.
     fn append(&self, values: &[&[u8]]) -> Answer {
         let mut batch = BatchBuilder::new();
         for value in values {
@@ -66,8 +72,8 @@ impl Bench {
 }
 
 #[test]
-fn an_append_blocks_nobody_while_nobody_answers_and_what_was_not_sent_is_said_to_be_not_stored() {
-    // It takes connections and says nothing, as a broker does that is frozen.
+fn an_append_never_blocks_and_says_that_it_is_not_stored_while_no_broker_answers() {
+    // Like a paused broker, it takes connections and answers nothing.
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
     let bench = Bench::new(&config(frozen.local_addr().unwrap().to_string()));
     let answers: Vec<_> = (0..200).map(|_| bench.append(&[b"a", b"b"])).collect();
@@ -77,20 +83,20 @@ fn an_append_blocks_nobody_while_nobody_answers_and_what_was_not_sent_is_said_to
         assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     }
     assert!(begun.elapsed() < Duration::from_secs(6), "they wait one after the other");
-    // What still waits when the log is closed is answered, too.
+    // An append that still waits when the log is closed is answered, too.
     let last = bench.append(&[b"c"]);
     drop(bench);
     assert!(matches!(block_on(last), Err(Error::Unavailable(_))));
 }
 
 #[test]
-fn what_exceeds_the_room_waits_and_is_not_stored_or_stored_whole_and_in_order() {
+fn batches_beyond_the_budget_wait_and_are_stored_whole_and_in_order_or_not_at_all() {
     const BATCHES: usize = 100;
     let cluster = cluster();
     let bench = Bench::new(&config(cluster.bootstrap_servers()));
     assert_eq!(bench.stored(&[b"first"]), Offset(0), "the topic is known from now on");
     cluster.broker_down(1).unwrap();
-    // A hundred MiB; there is room for 64.
+    // A hundred MiB; the budget is 64.
     let value = vec![b'x'; 512 << 10];
     let answers: Vec<_> = (0..BATCHES).map(|_| bench.append(&[&value, &value])).collect();
     let (mut uncertain, mut not_stored) = (0, 0);
@@ -101,7 +107,7 @@ fn what_exceeds_the_room_waits_and_is_not_stored_or_stored_whole_and_in_order() 
             other => panic!("{other:?}"),
         }
     }
-    // Some of the others come in when the first are given up.
+    // Some of the others enter when the first ones are given up.
     assert!(uncertain >= 60 && uncertain + not_stored == BATCHES as u64, "{uncertain} uncertain");
     cluster.broker_up(1).unwrap();
     let after = block_on(async {
@@ -114,8 +120,8 @@ fn what_exceeds_the_room_waits_and_is_not_stored_or_stored_whole_and_in_order() 
             }
         }
     });
-    assert!(after.0 <= 1 + 2 * uncertain, "something was stored that was said not to be");
-    // Now those that wait for room get it.
+    assert!(after.0 <= 1 + 2 * uncertain, "a batch was stored that was reported as not stored");
+    // Now those that wait for the budget get it.
     let answers: Vec<_> = (0..BATCHES).map(|_| bench.append(&[&value, &value])).collect();
     let mut next = after.next();
     for answer in answers {
@@ -126,8 +132,7 @@ fn what_exceeds_the_room_waits_and_is_not_stored_or_stored_whole_and_in_order() 
 }
 
 #[test]
-fn a_record_over_the_producers_own_limit_is_refused_with_its_batch_and_the_limit_is_the_one_that_is_set()
- {
+fn a_record_over_the_configured_limit_of_the_producer_is_refused_with_its_batch() {
     let cluster = cluster();
     for (set, limit) in [(None, 1_000_000), (Some("5000"), 5000)] {
         let mut config = config(cluster.bootstrap_servers());
@@ -143,7 +148,7 @@ fn a_record_over_the_producers_own_limit_is_refused_with_its_batch_and_the_limit
             matches!(&error, Error::RecordTooLarge { index: 2, bytes, limit: said, .. } if (*bytes, *said) == (limit + 1, limit)),
             "{error:?}"
         );
-        // librdkafka takes what we take for the largest.
+        // librdkafka takes the record that is as large as our limit.
         assert_eq!(bench.stored(&[b"a", &sized(limit), b"c"]), before.next());
     }
 }
@@ -158,8 +163,8 @@ fn a_batch_that_the_brokers_refuse_for_its_size_is_not_stored_and_the_limit_is_a
     let error = block_on(bench.append(&[b"small", &[b'x'; 600], b"small"])).unwrap_err();
     assert!(matches!(error, Error::Unavailable(_)), "the small ones may be sent again: {error:?}");
     assert!(bench.known.is_outdated(&topic()));
-    // As the broker would say; the imitation cannot.
-    bench.known.takes(&topic(), Some(500));
+    // A broker would answer this; the mock cluster cannot.
+    bench.known.set_max_batch(&topic(), Some(500));
     let error = block_on(bench.append(&[b"small", &[b'x'; 600], b"small"])).unwrap_err();
     assert!(matches!(error, Error::RecordTooLarge { index: 1, limit: 500, .. }), "{error:?}");
     assert_eq!(bench.stored(&[b"small", b"small"]), Offset(1));
@@ -172,21 +177,12 @@ fn appends_keep_their_order_when_the_topics_limit_changes_between_them() {
     bench.stored(&[b"first"]);
     let mut answers = Vec::new();
     for limit in [None, Some(3000), None, Some(1500), Some(3000)] {
-        bench.known.takes(&topic(), limit);
+        bench.known.set_max_batch(&topic(), limit);
         answers.extend((0..20).map(|_| bench.append(&[&[b'x'; 1000], &[b'y'; 1000]])));
-        // The next limit shall hold for the next ones only.
+        // The next limit is for the appends after these only.
         bench.appender.flush(Duration::ZERO).ok();
         thread::sleep(Duration::from_millis(5));
     }
     let offsets: Vec<_> = answers.into_iter().map(|it| block_on(it).unwrap().first().0).collect();
     assert_eq!(offsets, (0..100).map(|n| 1 + 2 * n).collect::<Vec<_>>());
-}
-
-#[test]
-fn topics_that_take_small_batches_get_them() {
-    assert_eq!(batch_for(None, 1_000_000), 1_000_000);
-    assert_eq!(batch_for(Some(1_048_588), 1_000_000), 1_000_000);
-    assert_eq!(batch_for(Some(100_000), 1_000_000), 65_536);
-    assert_eq!(batch_for(Some(65_536), 1_000_000), 65_536);
-    assert_eq!(batch_for(Some(0), 1_000_000), 1);
 }

@@ -8,7 +8,7 @@ use headwater_types::{Name, PartitionId};
 use parking_lot::{Condvar, Mutex};
 
 /// One append.
-pub(super) struct Waiting {
+pub(super) struct QueuedAppend {
     pub(super) topic: Name,
     pub(super) partition: PartitionId,
     pub(super) batch: EncodedBatch,
@@ -16,16 +16,16 @@ pub(super) struct Waiting {
     pub(super) done: oneshot::Sender<Result<Appended, Error>>,
 }
 
-pub(super) enum Request {
-    Append(Waiting),
-    /// Is answered when all that came before it is.
+pub(super) enum QueueEntry {
+    Append(QueuedAppend),
+    /// Is answered when everything before it is answered.
     Flush {
         until: Instant,
         done: mpsc::Sender<Result<(), Error>>,
     },
 }
 
-impl Request {
+impl QueueEntry {
     fn is_given_up(&self) -> bool {
         match self {
             Self::Append(waiting) => waiting.done.is_canceled(),
@@ -41,55 +41,56 @@ impl Request {
     }
 }
 
-/// What was given up is looked for when there is twice as much as after the last look, and at least this much.
-const SWEEP_REQUESTS: usize = 64;
+/// The queue is swept of given-up appends when it has twice what the last sweep left, and at least
+/// this much.
+const SWEEP_ENTRIES: usize = 64;
 const SWEEP_BYTES: usize = 16 << 20;
 
-/// First in, first out. What waits here is in the hands of its caller, who holds the future: nobody is
-/// blocked, and what its caller gives up goes.
+/// First in, first out, and unbounded: a caller holds the future of each append, so it bounds what it
+/// lets wait. An append whose caller drops the future leaves the queue.
 #[derive(Default)]
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct AppendQueue {
+    state: Mutex<QueueState>,
     filled: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    line: VecDeque<Request>,
+struct QueueState {
+    entries: VecDeque<QueueEntry>,
     bytes: usize,
-    /// The length of the line, and its bytes, at which those that were given up are looked for.
+    /// Entries and bytes at which the next sweep is due.
     sweep_at: (usize, usize),
-    /// Since when nobody is let in.
+    /// When the queue was closed.
     closed: Option<Instant>,
 }
 
-impl Queue {
-    /// Lines up; gives the request back if the queue is closed.
-    pub(super) fn push(&self, request: Request) -> Result<(), Request> {
+impl AppendQueue {
+    /// Adds an entry; gives it back if the queue is closed.
+    pub(super) fn push(&self, entry: QueueEntry) -> Result<(), QueueEntry> {
         let mut state = self.state.lock();
         if state.closed.is_some() {
-            return Err(request);
+            return Err(entry);
         }
-        if state.line.len() >= state.sweep_at.0 || state.bytes >= state.sweep_at.1 {
-            state.line.retain(|request| !request.is_given_up());
-            state.bytes = state.line.iter().map(Request::bytes).sum();
-            let (requests, bytes) = (2 * state.line.len(), 2 * state.bytes);
-            state.sweep_at = (requests.max(SWEEP_REQUESTS), bytes.max(SWEEP_BYTES));
+        if state.entries.len() >= state.sweep_at.0 || state.bytes >= state.sweep_at.1 {
+            state.entries.retain(|entry| !entry.is_given_up());
+            state.bytes = state.entries.iter().map(QueueEntry::bytes).sum();
+            let (count, bytes) = (2 * state.entries.len(), 2 * state.bytes);
+            state.sweep_at = (count.max(SWEEP_ENTRIES), bytes.max(SWEEP_BYTES));
         }
-        state.bytes += request.bytes();
-        state.line.push_back(request);
+        state.bytes += entry.bytes();
+        state.entries.push_back(entry);
         self.filled.notify_one();
         Ok(())
     }
 
-    /// The next one. Sleeps while there is none; `None` when the queue is closed and empty.
-    pub(super) fn take(&self) -> Option<Request> {
+    /// The next entry. Sleeps while there is none; `None` when the queue is closed and empty.
+    pub(super) fn take(&self) -> Option<QueueEntry> {
         let mut state = self.state.lock();
         loop {
-            while let Some(request) = state.line.pop_front() {
-                state.bytes -= request.bytes();
-                if !request.is_given_up() {
-                    return Some(request);
+            while let Some(entry) = state.entries.pop_front() {
+                state.bytes -= entry.bytes();
+                if !entry.is_given_up() {
+                    return Some(entry);
                 }
             }
             if state.closed.is_some() {
@@ -99,7 +100,7 @@ impl Queue {
         }
     }
 
-    /// Lets nobody in any more. What has lined up is still taken.
+    /// Takes no more entries. Those that it has can still be taken.
     pub(super) fn close(&self) {
         self.state.lock().closed.get_or_insert_with(Instant::now);
         self.filled.notify_all();
@@ -116,38 +117,41 @@ mod tests {
 
     use super::*;
 
-    fn append(number: u32) -> (Request, oneshot::Receiver<Result<Appended, Error>>) {
+    fn append(number: u32) -> (QueueEntry, oneshot::Receiver<Result<Appended, Error>>) {
         sized(number, 1)
     }
 
-    fn sized(number: u32, bytes: usize) -> (Request, oneshot::Receiver<Result<Appended, Error>>) {
+    fn sized(
+        number: u32,
+        bytes: usize,
+    ) -> (QueueEntry, oneshot::Receiver<Result<Appended, Error>>) {
         let mut builder = BatchBuilder::new();
         builder.push(1, None, Some(&vec![b'x'; bytes]), &[]);
         let (done, receiver) = oneshot::channel();
-        let waiting = Waiting {
+        let waiting = QueuedAppend {
             topic: Name::new("t").unwrap(),
             partition: PartitionId(number),
             batch: builder.build().unwrap(),
             since: Instant::now(),
             done,
         };
-        (Request::Append(waiting), receiver)
+        (QueueEntry::Append(waiting), receiver)
     }
 
-    fn number(request: Option<Request>) -> Option<u32> {
-        match request? {
-            Request::Append(waiting) => Some(waiting.partition.0),
-            Request::Flush { .. } => None,
+    fn number(entry: Option<QueueEntry>) -> Option<u32> {
+        match entry? {
+            QueueEntry::Append(waiting) => Some(waiting.partition.0),
+            QueueEntry::Flush { .. } => None,
         }
     }
 
     #[test]
     fn appends_are_taken_in_the_order_of_calls_and_those_given_up_are_not() {
-        let queue = Queue::default();
+        let queue = AppendQueue::default();
         let mut receivers = Vec::new();
         for n in 0..4 {
-            let (request, receiver) = append(n);
-            assert!(queue.push(request).is_ok());
+            let (entry, receiver) = append(n);
+            assert!(queue.push(entry).is_ok());
             receivers.push(receiver);
         }
         drop(receivers.remove(1));
@@ -158,19 +162,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_does_not_fill_the_memory() {
-        let queue = Queue::default();
+    fn appends_that_were_given_up_do_not_fill_the_memory() {
+        let queue = AppendQueue::default();
         let (kept, _receiver) = append(7);
         assert!(queue.push(kept).is_ok());
         for n in 0..10_000 {
-            let (request, receiver) = append(n);
-            assert!(queue.push(request).is_ok());
+            let (entry, receiver) = append(n);
+            assert!(queue.push(entry).is_ok());
             drop(receiver);
         }
-        assert!(queue.state.lock().line.len() <= SWEEP_REQUESTS + 1);
+        assert!(queue.state.lock().entries.len() <= SWEEP_ENTRIES + 1);
         for n in 0..60 {
-            let (request, receiver) = sized(n, 4 << 20);
-            assert!(queue.push(request).is_ok());
+            let (entry, receiver) = sized(n, 4 << 20);
+            assert!(queue.push(entry).is_ok());
             drop(receiver);
         }
         assert!(queue.state.lock().bytes <= SWEEP_BYTES + (5 << 20));

@@ -1,13 +1,11 @@
 //! What a person is told of brokers that cannot be reached or do not let us in: as whom we came, and what to do.
 
-use crate::{
-    KafkaConfig,
-    context::{Fault, Kind},
-};
+use super::fault::{Fault, FaultKind};
+use crate::KafkaConfig;
 
 /// Where we go and as whom. Knows no secrets.
 #[derive(Clone, Debug)]
-pub(crate) struct Errand {
+pub(crate) struct ConnectionInfo {
     servers: String,
     protocol: String,
     mechanism: String,
@@ -16,7 +14,7 @@ pub(crate) struct Errand {
     principal: String,
 }
 
-impl Errand {
+impl ConnectionInfo {
     pub(crate) fn new(config: &KafkaConfig) -> Self {
         let mechanism = config.mechanism().unwrap_or_default().to_uppercase();
         let name = match mechanism.as_str() {
@@ -60,34 +58,34 @@ impl Errand {
         let Self { servers, protocol, mechanism, token_endpoint, user, .. } = self;
         let reason = &fault.reason;
         match fault.kind {
-            Kind::Network if speaks_otherwise(reason) => format!(
+            FaultKind::Network if fault.is_protocol_mismatch() => format!(
                 "Kafka at {servers} cannot be reached: {reason}; unless that passes, set \
                  security.protocol in kafka.settings, now {protocol}, to what the brokers' listener \
                  at this address speaks: plaintext, ssl, sasl_plaintext or sasl_ssl"
             ),
-            Kind::Network => format!("Kafka at {servers} cannot be reached: {reason}"),
-            Kind::Tls if reason.contains("verify failed") => format!(
+            FaultKind::Network => format!("Kafka at {servers} cannot be reached: {reason}"),
+            FaultKind::Tls if reason.contains("verify failed") => format!(
                 "Kafka at {servers} is not trusted: {reason}; set ssl.ca.location in \
                  kafka.settings to the certificate of the authority that signed the brokers', and \
                  write kafka.bootstrap-servers and the brokers' advertised.listeners with host \
                  names that their certificates are made out to"
             ),
-            Kind::Tls => format!(
+            FaultKind::Tls => format!(
                 "Kafka at {servers} and we do not agree on TLS: {reason}; compare \
                  security.protocol={protocol} and ssl.* in kafka.settings with the brokers' \
                  listener at this address"
             ),
-            Kind::Login if reason.contains("OAUTHBEARER token") => format!(
+            FaultKind::Login if reason.contains("OAUTHBEARER token") => format!(
                 "Kafka at {servers} waits for a token, and {token_endpoint} issues none for \
                  {user}: {reason}; correct sasl.oauthbearer.* in kafka.settings, or that client \
                  where tokens are issued; it is tried again"
             ),
-            Kind::Login if reason.contains("supported mechanisms") => format!(
+            FaultKind::Login if reason.contains("supported mechanisms") => format!(
                 "Kafka at {servers} does not know the login of {user}: {reason}; set \
                  sasl.mechanism in kafka.settings, now {mechanism}, to one of these, or have the \
                  brokers offer it (sasl.enabled.mechanisms)"
             ),
-            Kind::Login => format!(
+            FaultKind::Login => format!(
                 "Kafka at {servers} refuses {user} with {mechanism}: {reason}; correct {} in \
                  kafka.settings, or create that user or give it this password at the brokers; it \
                  is tried again",
@@ -98,11 +96,6 @@ impl Errand {
             ),
         }
     }
-}
-
-/// Whether the listener may want TLS or a login and we come without, or the other way round: then it hangs up.
-pub(crate) fn speaks_otherwise(reason: &str) -> bool {
-    reason.contains("isconnected") || reason.contains("security.protocol")
 }
 
 /// `https://name:secret@host/` is one way to write an address.
@@ -119,13 +112,13 @@ fn without_login(url: &str) -> String {
 mod tests {
     use super::*;
 
-    fn told(kind: Kind, reason: &str, settings: &[(&str, &str)]) -> String {
+    fn told(kind: FaultKind, reason: &str, settings: &[(&str, &str)]) -> String {
         let mut config =
             KafkaConfig { bootstrap_servers: "kafka:9093".into(), ..KafkaConfig::default() };
         for (name, value) in settings {
             config.settings.insert((*name).into(), (*value).into());
         }
-        Errand::new(&config).explain(&Fault { kind, reason: reason.into() })
+        ConnectionInfo::new(&config).explain(&Fault { kind, reason: reason.into() })
     }
 
     const SCRAM: &[(&str, &str)] = &[
@@ -137,13 +130,13 @@ mod tests {
 
     #[test]
     fn a_refusal_names_address_user_mechanism_and_remedy_and_no_secret() {
-        let text = told(Kind::Login, "SASL authentication error: no", SCRAM);
+        let text = told(FaultKind::Login, "SASL authentication error: no", SCRAM);
         for part in ["kafka:9093", "\"headwater\"", "SCRAM-SHA-512", "sasl.password in kafka"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("hunter2"), "{text}");
         let text = told(
-            Kind::Login,
+            FaultKind::Login,
             "Failed to acquire SASL OAUTHBEARER token: no",
             &[
                 ("security.protocol", "sasl_ssl"),
@@ -160,16 +153,20 @@ mod tests {
     fn each_kind_of_trouble_has_its_remedy() {
         let verify = "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed";
         for (kind, reason, remedy) in [
-            (Kind::Network, "Connection refused", "cannot be reached: Connection refused"),
-            (Kind::Network, "Disconnected", "now sasl_ssl, to"),
+            (FaultKind::Network, "Connection refused", "cannot be reached: Connection refused"),
+            (FaultKind::Network, "Disconnected", "now sasl_ssl, to"),
             (
-                Kind::Network,
+                FaultKind::Network,
                 "SSL handshake failed: Disconnected: connecting to",
                 "now sasl_ssl, to",
             ),
-            (Kind::Tls, verify, "set ssl.ca.location"),
-            (Kind::Tls, "SSL handshake failed: wrong version number", "security.protocol=sasl_ssl"),
-            (Kind::Login, "broker's supported mechanisms: PLAIN", "now SCRAM-SHA-512"),
+            (FaultKind::Tls, verify, "set ssl.ca.location"),
+            (
+                FaultKind::Tls,
+                "SSL handshake failed: wrong version number",
+                "security.protocol=sasl_ssl",
+            ),
+            (FaultKind::Login, "broker's supported mechanisms: PLAIN", "now SCRAM-SHA-512"),
         ] {
             let text = told(kind, reason, SCRAM);
             assert!(text.contains(remedy) && text.contains(reason), "{text}");

@@ -10,7 +10,7 @@ use rdkafka::{
     producer::{BaseProducer, DeliveryResult, ProducerContext},
 };
 
-use crate::{KafkaConfig, config::property};
+use super::{KafkaConfig, property};
 
 /// What may not be set, and why. `None` as a value refuses every value but those allowed.
 struct Rule {

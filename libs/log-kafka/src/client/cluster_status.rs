@@ -1,0 +1,96 @@
+//! What the clients of one log know of the brokers together.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::fault::{Fault, FaultKind};
+
+/// The last fault of any client, and the user as whom all of them log in. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct ClusterStatus {
+    fault: Arc<Mutex<Option<Fault>>>,
+    user: Arc<str>,
+    principal: Arc<str>,
+}
+
+impl ClusterStatus {
+    /// `user` is our user in words, `principal` the same user as Kafka's ACLs write it.
+    pub(crate) fn new(user: &str, principal: &str) -> Self {
+        Self { fault: Arc::default(), user: user.into(), principal: principal.into() }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    pub(crate) fn principal(&self) -> &str {
+        &self.principal
+    }
+
+    /// Why a client could not reach the brokers, if one could not since [`Self::clear_fault`].
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault.lock().clone()
+    }
+
+    /// The reason of [`Self::fault`].
+    pub(crate) fn reason(&self) -> Option<String> {
+        self.fault().map(|fault| fault.reason)
+    }
+
+    pub(crate) fn clear_fault(&self) {
+        *self.fault.lock() = None;
+    }
+
+    /// Keeps the error if it concerns the way to the brokers and says more than the one before.
+    pub(super) fn note(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
+        use RDKafkaErrorCode::{
+            AllBrokersDown, Authentication, BrokerTransportFailure, Resolve, SSL,
+            SaslAuthenticationFailed,
+        };
+        let kind = match code {
+            Some(AllBrokersDown | BrokerTransportFailure | Resolve) => FaultKind::Network,
+            Some(SSL) => FaultKind::Tls,
+            Some(Authentication | SaslAuthenticationFailed) => FaultKind::Login,
+            Some(_) | None => return,
+        };
+        let mut fault = self.fault.lock();
+        if let Some(before) = &*fault {
+            // The errors before it said which broker is down, and why.
+            if code == Some(AllBrokersDown) {
+                return;
+            }
+            // A refusal says more than the lost connections that follow from it.
+            if kind == FaultKind::Network && before.kind != kind && reason.contains("isconnected") {
+                return;
+            }
+        }
+        *fault = Some(Fault::new(kind, reason));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_that_says_most_is_kept() {
+        let status = ClusterStatus::default();
+        status.note(
+            Some(RDKafkaErrorCode::BrokerTransportFailure),
+            "[thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)",
+        );
+        let refused =
+            "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused";
+        assert_eq!(status.reason().as_deref(), Some(refused));
+        status.note(Some(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        assert_eq!(status.reason().as_deref(), Some(refused));
+        status.note(Some(RDKafkaErrorCode::Authentication), "SASL authentication error: no");
+        status.note(Some(RDKafkaErrorCode::BrokerTransportFailure), "Disconnected");
+        assert_eq!(status.reason().as_deref(), Some("SASL authentication error: no"));
+        assert_eq!(status.fault().map(|fault| fault.kind), Some(FaultKind::Login));
+        status.note(Some(RDKafkaErrorCode::BrokerTransportFailure), "Connection refused");
+        assert_eq!(status.fault().map(|fault| fault.kind), Some(FaultKind::Network), "gone since");
+    }
+}
