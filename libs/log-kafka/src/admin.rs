@@ -22,6 +22,8 @@ use crate::{
         cluster_status::ClusterStatus,
         context::Context,
         error::{RequestTarget, differs, not_caught_up, translate, unavailable},
+        rebootstrap::Rebootstrap,
+        renewable::Renewable,
     },
     topic_metadata::{TopicLimits, TopicMetadata},
 };
@@ -34,7 +36,7 @@ const PROPAGATION: Duration = Duration::from_secs(1);
 
 /// Every call blocks for up to the request timeout.
 pub(crate) struct Admin {
-    client: AdminClient<Context>,
+    client: Renewable<AdminClient<Context>>,
     metadata: MetadataClient,
     status: ClusterStatus,
     timeout: Duration,
@@ -50,13 +52,9 @@ impl Admin {
         context: Context,
         topics: Arc<TopicMetadata>,
     ) -> Result<Self, KafkaError> {
+        let (settings, own) = (config.admin_client(client), context.clone());
         Ok(Self {
-            client: config
-                .asker(client)
-                .remove("allow.auto.create.topics")
-                .remove("isolation.level")
-                .remove("enable.auto.commit")
-                .create_with_context(context.clone())?,
+            client: Renewable::new(move || settings.create_with_context(own.clone()))?,
             status: context.status.clone(),
             metadata: MetadataClient::new(config, client, context, topics.clone())?,
             timeout: config.request_timeout,
@@ -71,6 +69,24 @@ impl Admin {
     /// See [`MetadataClient::ping`].
     pub(crate) fn ping(&self) -> Result<(), Error> {
         self.metadata.ping()
+    }
+
+    /// See [`MetadataClient::refresh_topics`].
+    pub(crate) fn refresh_topics(&self) {
+        self.metadata.refresh_topics();
+    }
+
+    /// Keeps both clients alive; `rebootstraps` has one part for each.
+    pub(crate) fn restore_brokers(&self, rebootstraps: &mut [Rebootstrap; 2]) {
+        let [own, metadata] = rebootstraps;
+        own.check(self.client.get().inner());
+        self.metadata.restore_brokers(metadata);
+    }
+
+    /// Goes on with new clients.
+    pub(crate) fn renew(&self) -> Result<(), KafkaError> {
+        self.client.renew()?;
+        self.metadata.renew()
     }
 
     /// See [`MetadataClient::check`].
@@ -106,8 +122,8 @@ impl Admin {
         let asked = [ResourceSpecifier::Topic(topic.as_str())];
         let begun = Instant::now();
         let config = loop {
-            let answers =
-                block_on(self.client.describe_configs(&asked, &self.options())).map_err(failed)?;
+            let answers = block_on(self.client.get().describe_configs(&asked, &self.options()))
+                .map_err(failed)?;
             let Some(answer) = answers.into_iter().next() else { return Ok(None) };
             let config = match answer {
                 Ok(config) => config,
@@ -169,7 +185,7 @@ impl Admin {
         };
         let failed = |error| translate(error, &RequestTarget::topic(topic, "Create"), &self.status);
         let created =
-            block_on(self.client.create_topics(&[new], &self.options())).map_err(failed)?;
+            block_on(self.client.get().create_topics(&[new], &self.options())).map_err(failed)?;
         for outcome in created {
             match outcome {
                 // Another process created it at the same time: its specification is compared below.
@@ -214,7 +230,8 @@ impl Admin {
         let number = i32::try_from(partition.0).unwrap_or(i32::MAX);
         let offset = rdkafka::Offset::Offset(i64::try_from(before.0).unwrap_or(i64::MAX));
         list.add_partition_offset(topic.as_str(), number, offset).map_err(failed)?;
-        let done = block_on(self.client.delete_records(&list, &self.options())).map_err(failed)?;
+        let done =
+            block_on(self.client.get().delete_records(&list, &self.options())).map_err(failed)?;
         for element in done.elements() {
             element.error().map_err(failed)?;
         }
@@ -223,7 +240,7 @@ impl Admin {
 
     pub(crate) fn delete_group(&self, group: &GroupId) -> Result<(), Error> {
         let unavailable = |error| unavailable(error, &self.status);
-        let deleted = block_on(self.client.delete_groups(&[&group.0], &self.options()));
+        let deleted = block_on(self.client.get().delete_groups(&[&group.0], &self.options()));
         for outcome in deleted.map_err(unavailable)? {
             match outcome {
                 Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}

@@ -59,7 +59,7 @@ impl KafkaLog {
         let admin = Arc::new(admin.map_err(failed)?);
         let appender = Appender::start(config, client, &context, admin.clone(), &topics)?;
         let health = Arc::new(Health::default());
-        health.watch(admin.clone(), context.clone(), info);
+        health.watch(admin.clone(), context.status.clone(), config);
         let read = Arc::new(ReadContext {
             consumers: Consumers::new(config, client, &context),
             pool: Arc::<BufferPool>::default(),

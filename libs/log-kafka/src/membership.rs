@@ -26,7 +26,9 @@ use rdkafka::{
 
 use crate::{
     KafkaConfig,
-    client::{context::Context, error::unavailable, off_thread::off_thread},
+    client::{
+        context::Context, error::unavailable, off_thread::off_thread, rebootstrap::Rebootstrap,
+    },
 };
 
 /// How long the thread waits for something to happen, and so how late it sees that it shall leave.
@@ -87,6 +89,7 @@ impl KafkaMember {
         });
         let settings = config.member(client, &group.0);
         let own = shared.clone();
+        let mut rebootstrap = Rebootstrap::new(config);
         let thread = thread::Builder::new()
             .name("kafka-member".into())
             .spawn(move || {
@@ -98,7 +101,7 @@ impl KafkaMember {
                         Ok(consumer)
                     });
                     match joined {
-                        Ok(consumer) => own.serve(consumer),
+                        Ok(consumer) => own.serve(consumer, &mut rebootstrap),
                         Err(error) => {
                             tracing::warn!(group = %own.group, %error, "the group cannot be joined, trying again");
                             thread::sleep(RETRY);
@@ -182,7 +185,7 @@ impl GroupState {
         }
     }
 
-    fn serve(&self, consumer: GroupConsumer) {
+    fn serve(&self, consumer: GroupConsumer, rebootstrap: &mut Rebootstrap) {
         let consumer = Arc::new(consumer);
         *self.consumer.lock() = Some(consumer.clone());
         let mut committed_at = Instant::now();
@@ -204,6 +207,7 @@ impl GroupState {
                 }
                 fatal = consumer.client().fatal_error().is_some();
             }
+            rebootstrap.check(consumer.client());
             if committed_at.elapsed() >= COMMIT {
                 committed_at = Instant::now();
                 self.commit_changed(&consumer, CommitMode::Async);

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_serves_appends_however_old_and_questions_while_it_is_recent_partitions() {
+    fn an_old_answer_serves_appends_and_only_a_recent_one_serves_questions() {
         let (known, begun) = (TopicMetadata::default(), Instant::now());
         known.observe(&topic(), Some(2), begun).unwrap();
         let later = begun + 100 * MAX_AGE;

@@ -18,6 +18,8 @@ use crate::{
         cluster_status::ClusterStatus,
         context::Context,
         error::{RequestTarget, is_passing, is_unknown, not_caught_up, translate, unavailable},
+        rebootstrap::Rebootstrap,
+        renewable::Renewable,
     },
     topic_metadata::{TopicMetadata, Unconfirmed},
 };
@@ -30,59 +32,69 @@ const RETRY: Duration = Duration::from_millis(30);
 
 /// A consumer that reads nothing. Every call blocks for up to the request timeout.
 pub(crate) struct MetadataClient {
-    client: BaseConsumer<Context>,
+    client: Renewable<BaseConsumer<Context>>,
     status: ClusterStatus,
     timeout: Duration,
     topics: Arc<TopicMetadata>,
 }
 
 impl MetadataClient {
-    pub(crate) fn new(
+    pub(super) fn new(
         config: &KafkaConfig,
         client: &str,
         context: Context,
         topics: Arc<TopicMetadata>,
     ) -> Result<Self, KafkaError> {
         let status = context.status.clone();
-        let client = config.client(client).create_with_context(context)?;
+        let settings = config.metadata_client(client);
+        let client = Renewable::new(move || settings.create_with_context(context.clone()))?;
         Ok(Self { client, status, timeout: config.request_timeout, topics })
     }
 
-    /// Asks whether any broker answers. Then looks again at topics that are appended to, if that is
-    /// due, so that no append has to wait for it.
-    pub(crate) fn ping(&self) -> Result<(), Error> {
-        let asked = self.client.client().fetch_metadata(Some("headwater.control"), self.timeout);
-        self.serve_callbacks();
-        match asked {
-            Ok(_) => {
-                for topic in self.topics.due(Instant::now()) {
-                    if let Err(error) = self.count_partitions(&topic) {
-                        tracing::debug!(%topic, %error, "the topic's partitions cannot be counted");
-                    }
-                }
-                Ok(())
+    /// Asks whether the brokers are in service.
+    pub(super) fn ping(&self) -> Result<(), Error> {
+        let consumer = self.client.get();
+        let answer = consumer.client().fetch_metadata(Some("headwater.control"), self.timeout);
+        serve_callbacks(&consumer);
+        match answer {
+            Ok(metadata) if metadata.brokers().is_empty() => {
+                let reason = "a broker answers, but no broker of its cluster is in service";
+                Err(unavailable(reason, &self.status))
             }
+            Ok(_) => Ok(()),
             Err(error) => Err(unavailable(error, &self.status)),
         }
     }
 
-    /// Errors of the client wait in a queue until it is polled. One poll takes one of them.
-    fn serve_callbacks(&self) {
-        let begun = Instant::now();
-        while begun.elapsed() < SERVE {
-            let _ = self.client.poll(Duration::from_millis(5));
+    /// Asks again for the topics that appends use, if that is due, so that no append has to wait for
+    /// it.
+    pub(super) fn refresh_topics(&self) {
+        for topic in self.topics.due(Instant::now()) {
+            if let Err(error) = self.count_partitions(&topic) {
+                tracing::debug!(%topic, %error, "the topic's partitions cannot be counted");
+            }
         }
+    }
+
+    pub(super) fn restore_brokers(&self, rebootstrap: &mut Rebootstrap) {
+        rebootstrap.check(self.client.get().client());
+    }
+
+    /// Goes on with a new client.
+    pub(super) fn renew(&self) -> Result<(), KafkaError> {
+        self.client.renew()
     }
 
     /// How many partitions the topic has now; `None` if it does not exist.
     pub(crate) fn count_partitions(&self, topic: &Name) -> Result<Option<u32>, Error> {
         let failed =
             |error| translate(error, &RequestTarget::topic(topic, "Describe"), &self.status);
-        let metadata = self
-            .client
-            .client()
-            .fetch_metadata(Some(topic.as_str()), self.timeout)
-            .map_err(failed)?;
+        let consumer = self.client.get();
+        let metadata =
+            consumer.client().fetch_metadata(Some(topic.as_str()), self.timeout).map_err(failed)?;
+        if !metadata.brokers().is_empty() {
+            self.status.note_answer();
+        }
         let found = metadata.topics().iter().find(|found| found.name() == topic.as_str());
         let count = match found.map(|found| (found, found.error().map(RDKafkaErrorCode::from))) {
             None => None,
@@ -122,10 +134,11 @@ impl MetadataClient {
         let partitions = self.check(topic, partition)?;
         let about = RequestTarget::partition(topic, partition, partitions, "Describe");
         let number = i32::try_from(partition.0).unwrap_or(i32::MAX);
-        let begun = Instant::now();
+        let (consumer, begun) = (self.client.get(), Instant::now());
         loop {
-            match self.client.client().fetch_watermarks(topic.as_str(), number, self.timeout) {
+            match consumer.client().fetch_watermarks(topic.as_str(), number, self.timeout) {
                 Ok((start, end)) => {
+                    self.status.note_answer();
                     let offset = |offset: i64| Offset(u64::try_from(offset).unwrap_or(0));
                     return Ok(Ends { start: offset(start), end: offset(end) });
                 }
@@ -142,5 +155,13 @@ impl MetadataClient {
                 }
             }
         }
+    }
+}
+
+/// Errors of the client wait in a queue until it is polled. One poll takes one of them.
+fn serve_callbacks(consumer: &BaseConsumer<Context>) {
+    let begun = Instant::now();
+    while begun.elapsed() < SERVE {
+        let _ = consumer.poll(Duration::from_millis(5));
     }
 }

@@ -1,16 +1,21 @@
 //! What the clients of one log know of the brokers together.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::fault::{Fault, FaultKind};
 
-/// The last fault of any client, and the user as whom all of them log in. Clones share it.
+/// The last fault and the last answer of any client, and the user as whom all of them log in. Clones
+/// share it.
 #[derive(Clone, Default)]
 pub(crate) struct ClusterStatus {
     fault: Arc<Mutex<Option<Fault>>>,
+    answered: Arc<Mutex<Option<Instant>>>,
     user: Arc<str>,
     principal: Arc<str>,
 }
@@ -18,7 +23,7 @@ pub(crate) struct ClusterStatus {
 impl ClusterStatus {
     /// `user` is our user in words, `principal` the same user as Kafka's ACLs write it.
     pub(crate) fn new(user: &str, principal: &str) -> Self {
-        Self { fault: Arc::default(), user: user.into(), principal: principal.into() }
+        Self { user: user.into(), principal: principal.into(), ..Self::default() }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -41,6 +46,18 @@ impl ClusterStatus {
 
     pub(crate) fn clear_fault(&self) {
         *self.fault.lock() = None;
+    }
+
+    /// A broker has answered a request of some client just now.
+    ///
+    /// Records that a reader gets prove nothing: librdkafka may have fetched them long ago.
+    pub(crate) fn note_answer(&self) {
+        *self.answered.lock() = Some(Instant::now());
+    }
+
+    /// Whether a broker has answered some client within this time.
+    pub(crate) fn answered_within(&self, time: Duration) -> bool {
+        self.answered.lock().is_some_and(|at| at.elapsed() < time)
     }
 
     /// Keeps the error if it concerns the way to the brokers and says more than the one before.

@@ -1,11 +1,11 @@
-//! What each kind of client is told.
+//! librdkafka's settings for each kind of client.
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 
 use super::{KafkaConfig, property};
 
 impl KafkaConfig {
-    /// What every client has.
+    /// The settings of every client.
     pub(crate) fn client(&self, client: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
@@ -19,7 +19,7 @@ impl KafkaConfig {
         if self.setting("client.id").is_none() {
             config.set("client.id", client);
         }
-        // Why a connection ends is information only, to librdkafka.
+        // At this level librdkafka says why a connection ended.
         config.set_log_level(match self.setting("debug") {
             Some(_) => RDKafkaLogLevel::Debug,
             None => RDKafkaLogLevel::Info,
@@ -27,8 +27,8 @@ impl KafkaConfig {
         config
     }
 
-    /// A client that only asks.
-    pub(crate) fn asker(&self, client: &str) -> ClientConfig {
+    /// The settings of every consumer.
+    fn consumer(&self, client: &str) -> ClientConfig {
         let mut config = self.client(client);
         config
             .set("allow.auto.create.topics", "false")
@@ -37,17 +37,41 @@ impl KafkaConfig {
         config
     }
 
-    /// A client that reads partitions which it chooses itself.
-    pub(crate) fn reader(&self, client: &str) -> ClientConfig {
-        let mut config = self.asker(client);
+    /// A consumer that only asks for metadata.
+    pub(crate) fn metadata_client(&self, client: &str) -> ClientConfig {
+        let mut config = self.consumer(client);
+        self.limit_silence(&mut config);
         config
-            // Without one librdkafka assigns no partitions; nothing is ever committed to it.
+    }
+
+    /// A client that creates, deletes and describes topics and groups.
+    pub(crate) fn admin_client(&self, client: &str) -> ClientConfig {
+        let mut config = self.client(client);
+        self.limit_silence(&mut config);
+        config
+    }
+
+    /// Closes a connection after the first request that is not answered in time. Without it further
+    /// requests would be sent over the dead connection, for the minute of librdkafka's default.
+    fn limit_silence(&self, config: &mut ClientConfig) {
+        const LARGEST: u128 = 300_000;
+        if self.setting("socket.timeout.ms").is_none() {
+            let timeout = self.request_timeout.as_millis().min(LARGEST);
+            config.set("socket.timeout.ms", timeout.to_string());
+        }
+    }
+
+    /// A consumer that reads partitions which it chooses itself.
+    pub(crate) fn reader(&self, client: &str) -> ClientConfig {
+        let mut config = self.consumer(client);
+        config
+            // librdkafka assigns no partitions without a group. Nothing is ever committed to it.
             .set("group.id", "headwater-readers")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
-            // Checked by the broker when they were written, and by TCP since; the batches that we hand on
-            // have checksums of their own.
+            // The broker has checked the records when they were written, and TCP checks them since. The
+            // batches that we hand on have their own checksums.
             .set("check.crcs", "false")
             .set("max.poll.interval.ms", "86400000")
             .set("fetch.wait.max.ms", "50")
@@ -56,12 +80,13 @@ impl KafkaConfig {
             .set("fetch.message.max.bytes", "1048576")
             .set("queued.min.messages", "100000")
             .set("queued.max.messages.kbytes", "16384")
-            // Taking many records at once passes by rdkafka, and with it by the context: what librdkafka says
-            // would go to stderr as it is. The client that asks hears the same of the brokers.
+            // Taking many records at once bypasses rdkafka's callbacks: librdkafka would log to stderr.
+            // The metadata client reports the same faults.
             .set_log_level(RDKafkaLogLevel::Emerg);
         config
     }
 
+    /// An idempotent producer.
     pub(crate) fn producer(&self, client: &str) -> ClientConfig {
         let mut config = self.client(client);
         config
@@ -78,15 +103,16 @@ impl KafkaConfig {
         config
     }
 
+    /// A consumer that is a member of a group.
     pub(crate) fn member(&self, client: &str, group: &str) -> ClientConfig {
-        let mut config = self.asker(client);
+        let mut config = self.consumer(client);
         let session = self.session_timeout.as_millis();
         config
             .set("group.id", group)
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", self.heartbeat().as_millis().to_string())
-            // A hand-over takes place inside a poll.
+            // Partitions are handed over inside a poll.
             .set("max.poll.interval.ms", (session.max(120_000)).to_string())
             .set("enable.auto.offset.store", "false");
         config

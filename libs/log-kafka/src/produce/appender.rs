@@ -26,6 +26,7 @@ use crate::{
         cluster_status::ClusterStatus,
         context::Context,
         error::{denied, unavailable},
+        rebootstrap::Rebootstrap,
     },
     topic_metadata::{TopicLimits, TopicMetadata},
 };
@@ -245,7 +246,14 @@ impl AppenderThread {
             if size != self.usual {
                 config.set("batch.size", size.to_string());
             }
-            self.producers.insert(size, PolledProducer::start(&config, self.deliveries.clone())?);
+            self.producers.insert(
+                size,
+                PolledProducer::start(
+                    &config,
+                    self.deliveries.clone(),
+                    Rebootstrap::new(&self.config),
+                )?,
+            );
         }
         let gone = || Error::Unavailable("no producer".into());
         self.producers.get(&size).ok_or_else(gone)

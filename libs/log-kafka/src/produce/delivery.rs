@@ -97,6 +97,7 @@ impl PendingBatch {
         let answer = match reports.failure.take() {
             Some(error) => Err(self.failure(error, !reports.offsets.is_empty(), by)),
             None => {
+                by.context.status.note_answer();
                 // Records are stored in the order in which they were sent, but reports may come in
                 // another order.
                 let mut offsets = std::mem::take(&mut reports.offsets);

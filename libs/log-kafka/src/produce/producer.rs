@@ -17,7 +17,7 @@ use rdkafka::{
 };
 
 use super::{delivery::DeliveryContext, in_flight_budget::InFlightBudget};
-use crate::client::error::unavailable;
+use crate::client::{error::unavailable, rebootstrap::Rebootstrap};
 
 /// How long the thread waits for reports before it looks whether to end. Each wait ends with a
 /// millisecond of busy polling inside librdkafka, so it should be long.
@@ -32,7 +32,11 @@ pub(super) struct PolledProducer {
 }
 
 impl PolledProducer {
-    pub(super) fn start(config: &ClientConfig, deliveries: DeliveryContext) -> Result<Self, Error> {
+    pub(super) fn start(
+        config: &ClientConfig,
+        deliveries: DeliveryContext,
+        rebootstrap: Rebootstrap,
+    ) -> Result<Self, Error> {
         let context = deliveries.context.clone();
         let failed = |error: KafkaError| unavailable(error, &context.status);
         let producer = config.create_with_context::<_, BaseProducer<_>>(deliveries);
@@ -41,7 +45,7 @@ impl PolledProducer {
         let (served, ended) = (producer.clone(), stop.clone());
         let thread = thread::Builder::new()
             .name("kafka-reports".into())
-            .spawn(move || serve(&served, &ended))
+            .spawn(move || serve(&served, &ended, rebootstrap))
             .map_err(|error| Error::Unavailable(error.into()))?;
         Ok(Self { producer, budget: Arc::default(), stop, thread: Some(thread) })
     }
@@ -61,10 +65,15 @@ impl Drop for PolledProducer {
     }
 }
 
-fn serve(producer: &BaseProducer<DeliveryContext>, stop: &AtomicBool) {
+fn serve(
+    producer: &BaseProducer<DeliveryContext>,
+    stop: &AtomicBool,
+    mut rebootstrap: Rebootstrap,
+) {
     let mut broken = false;
     while !stop.load(Ordering::Relaxed) {
         producer.poll(POLL);
+        rebootstrap.check(producer.client());
         if !broken && producer.client().fatal_error().is_some() {
             broken = true;
             // Nothing of it will be sent any more: answer its batches now. The next append gets a new

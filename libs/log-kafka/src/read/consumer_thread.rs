@@ -32,7 +32,10 @@ use super::{
     partition_buffer::PartitionBuffer,
     read_ahead::ReadAheadBudget,
 };
-use crate::{KafkaConfig, client::context::Context};
+use crate::{
+    KafkaConfig,
+    client::{context::Context, rebootstrap::Rebootstrap},
+};
 
 /// How many records are taken from librdkafka at once at most.
 const RECORDS: usize = 16384;
@@ -96,6 +99,7 @@ impl ConsumerThread {
         let (placement, core) = (config.placement, cpu_affinity::core_for(client, index));
         let context = context.clone();
         let read_ahead = read_ahead.clone();
+        let rebootstrap = Rebootstrap::new(config);
         let (started, starting) = mpsc::channel();
         let spawned =
             thread::Builder::new().name(format!("kafka-reader-{index}")).spawn(move || {
@@ -118,7 +122,7 @@ impl ConsumerThread {
                 });
                 let _ = started.send(Ok(shared.clone()));
                 drop(started);
-                ConsumerLoop::new(&shared, &consumer, &queue).run();
+                ConsumerLoop::new(&shared, &consumer, &queue, rebootstrap).run();
                 // librdkafka wants both queues back before the consumer is destroyed.
                 drop((shared.queue.lock().take(), queue));
             });
@@ -194,6 +198,7 @@ struct ConsumerLoop<'a> {
     shared: &'a ConsumerThread,
     consumer: &'a BaseConsumer<Context>,
     queue: &'a ConsumerQueue,
+    rebootstrap: Rebootstrap,
     buffers: Vec<Arc<PartitionBuffer>>,
     index: BufferIndex,
 }
@@ -206,8 +211,9 @@ impl<'a> ConsumerLoop<'a> {
         shared: &'a ConsumerThread,
         consumer: &'a BaseConsumer<Context>,
         queue: &'a ConsumerQueue,
+        rebootstrap: Rebootstrap,
     ) -> Self {
-        Self { shared, consumer, queue, buffers: Vec::new(), index: HashMap::new() }
+        Self { shared, consumer, queue, rebootstrap, buffers: Vec::new(), index: HashMap::new() }
     }
 
     /// Moves records from librdkafka's queue to the buffers until the consumer is stopped, or has had
@@ -218,6 +224,7 @@ impl<'a> ConsumerLoop<'a> {
         let mut last_needed = Instant::now();
         while !self.shared.stop.load(Ordering::Relaxed) {
             self.apply_changes();
+            self.rebootstrap.check(self.consumer.client());
             if self.buffers.is_empty() {
                 if last_needed.elapsed() > LINGER && self.end() {
                     return;
