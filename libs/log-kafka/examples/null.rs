@@ -1,8 +1,9 @@
 //! What reading costs: a consumer that counts records and bytes, and does nothing else.
 //!
-//! `null bare|ours|walk one-core|any-core BOOTSTRAP TOPIC` prints one line of JSON with the CPU time of the process.
-//! `bare` is librdkafka's batch queue without anything of ours; `ours` reads through the log and counts what the
-//! headers of its batches say; `walk` looks at every record of them. Both threads placed alike, so that the ratio of the two says what our reader adds.
+//! `null bare|ours|walk one-core|any-core BOOTSTRAP TOPIC` prints one line of JSON with the CPU
+//! time of the process. `bare` is librdkafka's batch queue without our code; `ours` reads through
+//! the log and counts what the headers of its batches say; `walk` looks at every record of them.
+//! All of them place their threads alike, so that the ratio to `bare` shows what our reader adds.
 
 #![allow(unsafe_code, reason = "rdkafka has no safe way to take many records at once")]
 
@@ -39,7 +40,7 @@ fn main() {
             begun.elapsed().as_secs_f64(),
             cpu * 1e6 / records as f64
         );
-        // What is measured ends here; destroying clients is not part of it.
+        // Destroying the clients is not measured.
         std::process::exit(0);
     };
     match lane.as_str() {

@@ -1,4 +1,5 @@
-//! Deletes Headwater's own topics and groups from a broker that is there for measurements: `reset BOOTSTRAP`.
+//! Deletes Headwater's own topics and groups from a broker that is there for measurements: `reset
+//! BOOTSTRAP`.
 
 use std::time::{Duration, Instant};
 

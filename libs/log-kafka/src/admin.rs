@@ -17,7 +17,6 @@ use rdkafka::{
 
 use self::metadata_client::MetadataClient;
 use crate::{
-    KafkaConfig,
     client::{
         cluster_status::ClusterStatus,
         context::Context,
@@ -25,6 +24,7 @@ use crate::{
         rebootstrap::Rebootstrap,
         renewable::Renewable,
     },
+    config::KafkaConfig,
     topic_metadata::{TopicLimits, TopicMetadata},
 };
 
@@ -130,8 +130,8 @@ impl Admin {
                 Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
                 Err(code) => return Err(failed(KafkaError::AdminOp(code))),
             };
-            // rdkafka drops the error of an empty answer: the broker that was asked may not know the topic
-            // yet, which passes, or we may not describe it.
+            // rdkafka drops the error of an empty answer: the broker that was asked may not know
+            // the topic yet, which passes, or we may not describe it.
             if !config.entries.is_empty() {
                 break config;
             }

@@ -12,16 +12,18 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 #[derive(Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KafkaConfig {
-    /// Brokers to begin with, `host:port` each, separated by commas. The others are learned from them.
+    /// Brokers to begin with, `host:port` each, separated by commas. The others are learned from
+    /// them.
     pub bootstrap_servers: String,
 
-    /// How long the brokers may hear nothing of a process before its partitions go to others. Shorter
-    /// means faster recovery from a crash, and more false alarms.
+    /// How long the brokers may hear nothing of a process before its partitions go to others.
+    /// Shorter means faster recovery from a crash, and more false alarms.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub session_timeout: Duration,
 
-    /// How long an append may take, all retries included, before it is reported as perhaps not stored.
+    /// How long an append may take, all retries included, before it is reported as perhaps not
+    /// stored.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub delivery_timeout: Duration,
@@ -41,14 +43,14 @@ pub struct KafkaConfig {
     pub placement: Placement,
 
     /// Settings of librdkafka by their own names, such as `security.protocol`, `sasl.mechanism`,
-    /// `sasl.username`, `ssl.ca.location`; a hyphen may stand for a dot. What would break a promise of
-    /// Headwater is refused.
+    /// `sasl.username`, `ssl.ca.location`; a hyphen may stand for a dot. What would break a promise
+    /// of Headwater is refused.
     #[serde(deserialize_with = "settings")]
     pub settings: BTreeMap<String, String>,
 }
 
-/// Where the threads that read run: librdkafka's own and ours take turns on every record, and pay for
-/// it when they have to talk across cores (docs/performance.md has the figures).
+/// Where the threads that read run: librdkafka's own and ours take turns on every record, and pay
+/// for it when they have to talk across cores (docs/performance.md has the figures).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
@@ -74,17 +76,17 @@ impl Default for KafkaConfig {
     }
 }
 
-/// Parts of the names of settings that nobody else may read.
+/// Parts of the names of settings whose values are secret.
 const SECRETS: [&str; 7] =
     ["password", "passphrase", "secret", "token", "jaas", "key.pem", "key-pem"];
 
-/// Whether nobody else may read the value of this setting, however its name is written.
+/// Whether the value of this setting is secret, however its name is written.
 pub fn is_secret(setting: &str) -> bool {
     let name = setting.to_lowercase();
     SECRETS.iter().any(|secret| name.contains(secret))
 }
 
-/// Without secrets.
+/// Hides the values of secret settings.
 impl fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hidden = |(name, value): (&String, &String)| {
@@ -105,8 +107,8 @@ impl fmt::Debug for KafkaConfig {
     }
 }
 
-/// A value as people write it in TOML. There `sasl.password = "…"` without quotes around the name is a table
-/// `sasl` with a key `password`.
+/// A value as people write it in TOML. Without quotes around the name, `sasl.password = "…"` is a
+/// table `sasl` with a key `password`.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a text, a number, true or false")]
 enum Setting {
@@ -159,24 +161,24 @@ impl KafkaConfig {
         self.setting("security.protocol").unwrap_or("plaintext").to_lowercase()
     }
 
-    /// How we log in, if it is said.
+    /// The SASL mechanism, if one is set.
     pub(crate) fn mechanism(&self) -> Option<&str> {
         self.setting("sasl.mechanism").or_else(|| self.setting("sasl.mechanisms"))
     }
 
-    /// How often a member tells its group that it is there.
+    /// The time between two heartbeats of a member.
     fn heartbeat(&self) -> Duration {
         (self.session_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(3))
     }
 
-    /// How long a process may stand still at any moment before its group may give its partitions to others: the
-    /// last they heard of it may be a heartbeat old.
+    /// How long a process may pause before its group may give its partitions to others: when the
+    /// pause begins, the last heartbeat may already be one interval old.
     pub fn silence(&self) -> Duration {
         self.session_timeout.saturating_sub(self.heartbeat())
     }
 }
 
-/// The name that librdkafka knows.
+/// The setting's name as librdkafka writes it.
 pub(crate) fn property(name: &str) -> String {
     name.replace('-', ".")
 }

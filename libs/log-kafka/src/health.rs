@@ -16,7 +16,6 @@ use headwater_log::Error;
 use parking_lot::Mutex;
 
 use crate::{
-    KafkaConfig,
     admin::Admin,
     client::{
         cluster_status::ClusterStatus,
@@ -24,6 +23,7 @@ use crate::{
         fault::{Fault, FaultKind},
         rebootstrap::Rebootstrap,
     },
+    config::KafkaConfig,
 };
 
 /// How often the brokers are asked.
@@ -38,7 +38,7 @@ const FAILURES: u32 = 3;
 
 type ReachabilityListener = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 
-/// What the brokers' state was when they were asked last.
+/// Whether the brokers were reached when they were asked last.
 #[derive(Default)]
 pub(crate) struct Health {
     state: Mutex<HealthState>,
@@ -110,7 +110,7 @@ impl Health {
     }
 }
 
-/// What the thread has.
+/// The thread that asks.
 struct Watcher {
     health: Arc<Health>,
     admin: Arc<Admin>,

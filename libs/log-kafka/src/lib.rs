@@ -1,35 +1,53 @@
 //! The log on Kafka. No other crate knows rdkafka.
 //!
-//! | part | does | in |
-//! | --- | --- | --- |
-//! | reading | the bytes of a partition from an offset on, as batches | `pump`, `lane`, `reader` |
-//! | membership | which partitions of a generation are ours | `membership` |
-//! | appending | one idempotent producer, acks=all | `produce` |
-//! | fenced writers | one transactional producer per claim | `writer` |
-//! | asking | topics, ends, groups | `admin`, `known` |
-//!
-//! ConsumerLoop and membership know nothing of each other, so that a reader which speaks Fetch itself can take
-//! the place of librdkafka's.
-//!
 //! ```text
-//! broker ══> librdkafka's queue ──> one thread per consumer ──> lane per reader ──> Reader::read
-//!            bounded in bytes       many records at once        whole batches,
-//!                                   made into batches again     bounded in bytes
+//! Log::append ───> Appender ─────> thread ─────────────> producer per size of batches ══╗
+//! Log::writer ───> KafkaWriter ──> thread per claim ───> transactional producer ════════╣
+//! Log::reader ───> KafkaReader <── thread per consumer <─ consumer ═════════════════════╬═ brokers
+//! join ──────────> KafkaMember ──> thread per member ──> consumer that only joins ══════╣
+//! questions ─────> Admin ────────> pool of threads ────> metadata and admin client ═════╣
+//! on_reachable <── Health <─────── thread ─────────────> the same two clients ══════════╝
 //! ```
 //!
-//! # What Kafka does in another way
+//! [`KafkaLog`] owns all of it. A double line is a client of librdkafka. A client is polled by the
+//! one thread beside it, and shares its callbacks and what it learns of the brokers with the others
+//! (`client`). Consumers are started when readers need them, producers at the first append.
 //!
-//! - Offsets have gaps: markers of transactions, aborted records, compaction. A reader's position passes
-//!   over them; the end of a partition is its last stable offset.
-//! - A batch may be stored in pieces, with others' records between them: [`Appended`] says where.
-//! - An append that times out may be stored nevertheless: [`Error::Uncertain`].
-//! - A record has a limit of its own: [`Log::record_limit`].
-//! - Retention may remove what was not read yet: [`Error::Trimmed`] says from where on there is something.
-//! - A timestamp of zero, 1970-01-01T00:00:00Z, becomes one millisecond: librdkafka takes zero for "now".
-//! - Every question takes a network's time: [`Log::is_remote`].
+//! | to change | open |
+//! | --- | --- |
+//! | how a partition is read ahead, or how its records become batches | `read` |
+//! | how appends are ordered, limited and answered | `produce` |
+//! | how a writer is claimed and fenced | `writer` |
+//! | how partitions are shared among processes, and positions committed | `membership` |
+//! | how topics and groups are created, described and deleted | `admin` |
+//! | what is cached of topics, and for how long | `topic_metadata` |
+//! | when the brokers count as reached | `health` |
+//! | what a person reads when they are not | `client/connection_info`, `client/error` |
+//! | which settings each client gets, and which are refused | `config` |
+//! | how blocking calls leave the caller's thread | `client/off_thread` |
 //!
-//! What brokers acknowledge (acks=all) is on the page caches of all replicas in sync, not on their disks: a
-//! power cut on all of them at once may lose it. That is Kafka's contract.
+//! # Laws
+//!
+//! - Whatever the brokers do, only [`Reader::read`](headwater_log::Reader::read), and dropping a
+//!   member, which leaves its group, block the caller's thread.
+//! - A client that has lost its brokers gets them again (`client/rebootstrap`).
+//! - What is read ahead, in flight and kept in buffers is bounded in bytes.
+//!
+//! # How Kafka differs from other logs
+//!
+//! - Offsets have gaps: transaction markers, aborted records, compaction. A reader's position
+//!   passes over them. The end of a partition is its last stable offset.
+//! - A batch may be stored in pieces with other records between them:
+//!   [`Appended`](headwater_log::Appended) names each offset.
+//! - An append that times out may be stored nevertheless:
+//!   [`Error::Uncertain`](headwater_log::Error::Uncertain).
+//! - A single record has a limit: [`Log::record_limit`](headwater_log::Log::record_limit).
+//! - Retention may remove records before they are read:
+//!   [`Error::Trimmed`](headwater_log::Error::Trimmed) says where the partition starts now.
+//! - A timestamp of zero, 1970-01-01T00:00:00Z, is stored as one millisecond: librdkafka takes zero
+//!   for "now".
+//! - Acknowledged records (acks=all) are in the page caches of all in-sync replicas, not on their
+//!   disks: a power cut on all of them at once may lose them.
 
 mod admin;
 mod client;

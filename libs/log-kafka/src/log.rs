@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use rdkafka::error::KafkaError;
 
 use crate::{
-    KafkaConfig,
     admin::Admin,
     client::{
         cluster_status::ClusterStatus, connection_info::ConnectionInfo, context::Context,
         error::unavailable, off_thread::off_thread,
     },
+    config::KafkaConfig,
     health::Health,
     membership::KafkaMember,
     produce::Appender,
@@ -82,8 +82,8 @@ impl KafkaLog {
         Ok(Arc::new(Self { parts: Arc::new(parts) }))
     }
 
-    /// Calls `listener` now and at every change with whether the brokers can be reached; if not, with
-    /// the reason and their addresses.
+    /// Calls `listener` now and at every change with whether the brokers can be reached; if not,
+    /// with the reason and their addresses.
     pub fn on_reachable(&self, listener: impl Fn(Result<(), String>) + Send + Sync + 'static) {
         self.parts.health.on_reachable(Box::new(listener));
     }

@@ -1,7 +1,17 @@
-//! Membership: librdkafka's consumer groups, and nothing of its fetching.
+//! Membership: librdkafka's consumer groups without its fetching.
 //!
-//! A member is a consumer that subscribes to the topic and is told which partitions it has, but assigns
-//! none of them to itself: so it never fetches. The group at the broker does not know the difference.
+//! A member is a consumer that subscribes to the topic. It is told which partitions it owns, but
+//! assigns none of them to itself, so it never fetches. The broker's group does not know the
+//! difference.
+//!
+//! ```text
+//! joining ──> member ──> leaving (dropped) ──> left
+//!    ▲           │
+//!    └───────────┘ fatal error: all partitions are lost
+//! ```
+//!
+//! One thread per member creates the consumer, polls it and commits positions. The assignee is
+//! called on this thread.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,13 +35,13 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig,
     client::{
         context::Context, error::unavailable, off_thread::off_thread, rebootstrap::Rebootstrap,
     },
+    config::KafkaConfig,
 };
 
-/// How long the thread waits for something to happen, and so how late it sees that it shall leave.
+/// How long the thread waits for news of the group before it looks whether to leave.
 const POLL: Duration = Duration::from_millis(250);
 /// How often positions are committed.
 const COMMIT: Duration = Duration::from_secs(1);
@@ -40,7 +50,7 @@ const RETRY: Duration = Duration::from_secs(2);
 
 type GroupConsumer = BaseConsumer<GroupContext>;
 
-/// What the member, its thread and librdkafka's callbacks share.
+/// The state that the member, its thread and librdkafka's callbacks share.
 struct GroupState {
     group: GroupId,
     topic: Name,
@@ -55,13 +65,13 @@ struct GroupState {
 
 #[derive(Default)]
 struct Positions {
-    /// The latest of each partition that we own.
+    /// The latest position of each partition that this member owns.
     latest: BTreeMap<PartitionId, Offset>,
-    /// Some are not committed yet.
+    /// Some positions are not committed yet.
     changed: bool,
 }
 
-/// A member of a group; dropping it leaves.
+/// A member of a group. Dropping it leaves the group, and waits until that is done.
 pub(crate) struct KafkaMember {
     shared: Arc<GroupState>,
     thread: Option<JoinHandle<()>>,
@@ -149,8 +159,9 @@ impl GroupState {
         if owned.is_empty() {
             return Err(not_member());
         }
-        // Only a commit is refused to one who is no member any more. It says what is true already: our
-        // own latest, or what the group has, or that nothing was read.
+        // Only a commit is refused to a former member. This one commits what is true already: our
+        // own latest positions, or those that the group has, or zero for a partition that was never
+        // read.
         let mut known = self.positions.lock().latest.clone();
         let mut unknown = TopicPartitionList::new();
         for partition in owned.iter().filter(|partition| !known.contains_key(partition)) {
@@ -171,7 +182,7 @@ impl GroupState {
         match self.commit(&consumer, &known, CommitMode::Sync) {
             Ok(()) => Ok(()),
             Err(error) => match error.rdkafka_error_code() {
-                // A member, of a group that is about to share out anew.
+                // We are a member, and the group is about to rebalance.
                 Some(RDKafkaErrorCode::RebalanceInProgress) => Ok(()),
                 Some(
                     RDKafkaErrorCode::UnknownMemberId
@@ -199,7 +210,7 @@ impl GroupState {
                         (self.context.status.user(), self.context.status.principal());
                     tracing::warn!(
                         group = %self.group, topic = %self.topic, %error,
-                        "the brokers' ACLs do not let {user} share out partitions; grant Read on the \
+                        "the brokers' ACLs do not let {user} join the group; grant Read on the \
                          topic and on all groups that begin with headwater., for example with \
                          kafka-acls --add --allow-principal {principal} --operation Read \
                          --group headwater. --resource-pattern-type prefixed"
@@ -225,7 +236,7 @@ impl GroupState {
         }
         *self.consumer.lock() = None;
         self.positions.lock().latest.clear();
-        // The last one goes here, which leaves the group; `confirm` may hold another for a moment.
+        // Dropping the last reference leaves the group; a running `confirm` may hold another one.
         drop(consumer);
     }
 
@@ -266,7 +277,7 @@ fn is_denied(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(GroupAuthorizationFailed | TopicAuthorizationFailed))
 }
 
-/// Tells the assignee what the group has decided.
+/// The callbacks of a member: tells the assignee what the group has decided.
 struct GroupContext(Arc<GroupState>);
 
 impl ClientContext for GroupContext {
@@ -300,7 +311,8 @@ impl ConsumerContext for GroupContext {
             shared.assignee.assigned(&partitions);
             done
         } else {
-            // Those of a member that is leaving were revoked already. While they are handed over they are ours.
+            // A member that is leaving has revoked its partitions already. Until the hand-over is
+            // done they are ours.
             let owned: Vec<_> = {
                 let all = shared.owned.lock();
                 partitions.into_iter().filter(|partition| all.contains(partition)).collect()
@@ -320,7 +332,7 @@ impl ConsumerContext for GroupContext {
             consumer.incremental_unassign(&nothing)
         };
         if let Err(error) = done {
-            tracing::warn!(group = %shared.group, %error, "the group's decision was not taken");
+            tracing::warn!(group = %shared.group, %error, "librdkafka refuses the group's decision");
         }
     }
 }

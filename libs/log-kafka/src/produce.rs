@@ -7,8 +7,8 @@
 //!                   answers <── PendingBatch <── thread per producer <── delivery reports
 //! ```
 //!
-//! No caller waits for a broker on its own thread: its future does. Its appends wait in the queue, in
-//! memory that the caller bounds. What librdkafka holds is bounded by the budget.
+//! No caller waits for a broker on its own thread: its future does. Its appends wait in the queue,
+//! in memory that the caller bounds. What librdkafka holds is bounded by the budget.
 
 mod append_queue;
 mod appender;

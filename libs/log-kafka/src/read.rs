@@ -7,8 +7,8 @@
 //! ```
 //!
 //! librdkafka takes the brokers' batches apart. The consumer's thread puts their records together
-//! again, for each reader, in buffers of [`buffer_pool`]. Readers and membership know nothing of each
-//! other, so that a reader which speaks Fetch itself can take the place of librdkafka's.
+//! again, for each reader, in buffers of [`buffer_pool`]. Readers and membership know nothing of
+//! each other, so that a reader which speaks Fetch itself can take the place of librdkafka's.
 
 mod buffer_pool;
 mod consumer_thread;

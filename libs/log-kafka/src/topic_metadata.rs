@@ -19,11 +19,11 @@ use parking_lot::Mutex;
 /// How long a number of partitions answers questions: it may grow.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
-/// How long brokers must report that a topic is gone, or smaller, before it is believed: a broker that
-/// lags behind the others reports it, too.
+/// How long brokers must report that a topic is gone, or smaller, before it is believed: a broker
+/// that lags behind the others reports it, too.
 const CONFIRMED: Duration = Duration::from_secs(30);
 
-/// What the brokers said of the topics that were asked for.
+/// Answers of the brokers about topics.
 #[derive(Default)]
 pub(crate) struct TopicMetadata {
     topics: Mutex<HashMap<Name, Topic>>,
@@ -49,7 +49,7 @@ enum BatchLimit {
     Outdated,
 }
 
-/// What an append has to know of a topic.
+/// The limits of a topic that an append has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TopicLimits {
     pub(crate) max_batch: Option<usize>,
@@ -66,7 +66,8 @@ impl Topic {
 }
 
 impl TopicMetadata {
-    /// What an append has to know, however old it is: a broker refuses the append if it has changed.
+    /// The limits for an append, however old they are: a broker refuses an append beyond its
+    /// limits.
     pub(crate) fn limits(
         &self,
         topic: &Name,
@@ -86,8 +87,8 @@ impl TopicMetadata {
         }
     }
 
-    /// How many partitions the topic has, if the answer is not older than [`MAX_AGE`] and this is one
-    /// of them.
+    /// How many partitions the topic has, if the answer is not older than [`MAX_AGE`] and this is
+    /// one of them.
     pub(crate) fn recent_partitions(
         &self,
         topic: &Name,

@@ -1,13 +1,17 @@
 //! The fenced writer: a transactional producer, whose transactional id is the writer's.
 //!
-//! A claim initialises the id, which fences every older claim at the broker, and then appends one record to
-//! the topic of claims. That record's offset makes the epoch: it rises from claim to claim, for an older
-//! claim cannot append after a newer one was initialised. Kafka's own epoch would do, but librdkafka does
-//! not tell it, and it begins anew when the id has not been used for a week.
+//! A claim first initialises the id, which fences every older claim at the broker. It then appends
+//! one record to the topic of claims, and the epoch is one more than the offset of this record. The
+//! epoch rises from claim to claim, since an older claim cannot append after a newer one is
+//! initialised. Kafka's own epoch does not serve: librdkafka does not expose it, and it starts
+//! again when the id has not been used for a week.
 //!
-//! An append is one transaction. librdkafka lacks the client's part of KIP-890: after any unclean end a
-//! delayed request of the old transaction could end a later one. So any doubt ends the claim: who wants to
-//! go on claims anew, and reads back what was really stored.
+//! An append is one transaction. librdkafka lacks the client's part of KIP-890: after any unclean
+//! end a delayed request of the old transaction could end a later one. So any doubt ends the claim.
+//! The caller then claims again, and reads back what was really stored.
+//!
+//! librdkafka's calls for transactions block, so each claim has a thread of its own, which also
+//! keeps the order of the calls.
 
 use std::{
     sync::{Arc, mpsc},
@@ -27,26 +31,26 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig,
     client::{
         context::Context,
         error::{RequestTarget, translate},
     },
+    config::KafkaConfig,
     produce::{DeliveryContext, own_limit, send},
     topic_metadata::TopicMetadata,
 };
 
-/// One record per claim, for as long as somebody may want to look at it: only the offsets count.
+/// Has one record per claim. Only the offsets count; the records show which process claimed when.
 pub(crate) const CLAIMS_TOPIC: &str = "headwater.claims";
 pub(crate) const CLAIMS_SPEC: TopicSpec = TopicSpec::keep(1);
 const ONLY: PartitionId = PartitionId(0);
-/// A transaction that nobody ends is aborted by the broker after this time, and until then readers of its
+/// The broker aborts a transaction that is not ended in this time. Until then readers of its
 /// partitions wait.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Says what to do about a topic of claims that is not as it must be.
+/// Says what to do about a topic of claims with another specification.
 pub(crate) fn explain_claims_topic(error: Error) -> Error {
     let Error::TopicDiffers { topic, existing, requested } = error else { return error };
     let remedy = match existing.partitions == requested.partitions {
@@ -64,14 +68,14 @@ struct TransactionRequest {
     done: oneshot::Sender<Result<Appended, Error>>,
 }
 
-/// A claim. Its thread ends with it.
+/// A claim. Dropping it ends its thread.
 pub(crate) struct KafkaWriter {
     epoch: Epoch,
     requests: mpsc::Sender<TransactionRequest>,
     limit: RecordLimit,
 }
 
-/// What the thread has.
+/// The thread of a claim, and what only it sees.
 struct Claim {
     id: WriterId,
     epoch: Epoch,
@@ -81,7 +85,7 @@ struct Claim {
 }
 
 impl KafkaWriter {
-    /// Claims the writer. It blocks.
+    /// Claims the writer. Blocks until the brokers have answered.
     pub(crate) fn claim(
         config: &KafkaConfig,
         client: &str,
@@ -96,7 +100,7 @@ impl KafkaWriter {
             .producer(client)
             .set("transactional.id", format!("headwater/{id}"))
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
-            // No transaction may outlive the answer to its append.
+            // No record may be sent after its append was answered.
             .set("message.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "0")
             .create_with_context(DeliveryContext {
@@ -139,13 +143,13 @@ impl FencedWriter for KafkaWriter {
         partition: PartitionId,
         batch: EncodedBatch,
     ) -> Answer<Appended> {
-        // Before anything of it is stored: the claim goes on.
+        // Nothing of the batch is stored yet, so the claim stays usable.
         if let Err(error) = self.limit.check(topic, &batch) {
             return std::future::ready(Err(error)).boxed();
         }
         let (done, answer) = oneshot::channel();
         let request = TransactionRequest { topic: topic.clone(), partition, batch, done };
-        // If the thread is gone, so is the sender of the answer.
+        // If the thread has ended, the answer fails below.
         let _ = self.requests.send(request);
         let ended = || Error::Uncertain("the writer has ended: claim it anew".into());
         async move { answer.await.unwrap_or_else(|_| Err(ended())) }.boxed()
@@ -153,7 +157,7 @@ impl FencedWriter for KafkaWriter {
 }
 
 impl Claim {
-    /// Appends until the writer is dropped or fails: after an append that was not clean no other may follow.
+    /// Appends until the writer is dropped. After an append that failed, no other may follow.
     fn serve(self, inbox: &mpsc::Receiver<TransactionRequest>) {
         let mut broken: Option<bool> = None;
         while let Ok(TransactionRequest { topic, partition, batch, done }) = inbox.recv() {
@@ -170,7 +174,7 @@ impl Claim {
                 let fenced = matches!(error, Error::Fenced { .. });
                 broken = Some(fenced);
                 if !fenced {
-                    // Readers need not wait until the broker gives it up.
+                    // Otherwise readers would wait until the broker aborts the transaction.
                     self.producer.purge(PurgeConfig::default().queue().inflight());
                     let _ = self.producer.flush(ABORT_TIMEOUT);
                     let _ = self.producer.abort_transaction(ABORT_TIMEOUT);
@@ -184,7 +188,7 @@ impl Claim {
         Error::Fenced { writer: self.id.clone(), ours: self.epoch }
     }
 
-    /// One transaction.
+    /// Stores the batch in one transaction.
     fn append(
         &self,
         topic: &Name,
@@ -195,7 +199,7 @@ impl Claim {
         let deadline = Instant::now() + self.timeout;
         let (done, mut answer) = oneshot::channel();
         send(&self.producer, topic, partition, batch, done, None, deadline);
-        // Reports come while it is flushed.
+        // Flushing serves the delivery reports.
         let flushed = self.producer.flush(self.timeout);
         let appended = match answer.try_recv() {
             Ok(Some(Ok(appended))) => appended,
@@ -211,7 +215,7 @@ impl Claim {
         Ok(appended)
     }
 
-    /// An error of the transaction. Nothing is known then of what was stored.
+    /// The error of a transaction that failed: its records may be stored or not.
     fn failure(&self, error: KafkaError) -> Error {
         if is_fencing(error.rdkafka_error_code()) {
             return self.fenced();

@@ -13,7 +13,6 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig,
     client::{
         cluster_status::ClusterStatus,
         context::Context,
@@ -21,6 +20,7 @@ use crate::{
         rebootstrap::Rebootstrap,
         renewable::Renewable,
     },
+    config::KafkaConfig,
     topic_metadata::{TopicMetadata, Unconfirmed},
 };
 
@@ -66,8 +66,8 @@ impl MetadataClient {
         }
     }
 
-    /// Asks again for the topics that appends use, if that is due, so that no append has to wait for
-    /// it.
+    /// Asks again for the topics that appends use, if that is due, so that no append has to wait
+    /// for it.
     pub(super) fn refresh_topics(&self) {
         for topic in self.topics.due(Instant::now()) {
             if let Err(error) = self.count_partitions(&topic) {
@@ -113,8 +113,8 @@ impl MetadataClient {
         }
     }
 
-    /// Fails unless the partition exists; returns how many the topic has. Asks the brokers only when
-    /// [`TopicMetadata`] has no recent answer.
+    /// Fails unless the partition exists; returns how many the topic has. Asks the brokers only
+    /// when [`TopicMetadata`] has no recent answer.
     pub(crate) fn check(&self, topic: &Name, partition: PartitionId) -> Result<u32, Error> {
         let count = match self.topics.recent_partitions(topic, partition, Instant::now()) {
             Some(count) => count,

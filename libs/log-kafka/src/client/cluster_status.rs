@@ -10,8 +10,8 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::fault::{Fault, FaultKind};
 
-/// The last fault and the last answer of any client, and the user as whom all of them log in. Clones
-/// share it.
+/// The last fault and the last answer of any client, and the user as whom all of them log in.
+/// Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct ClusterStatus {
     fault: Arc<Mutex<Option<Fault>>>,

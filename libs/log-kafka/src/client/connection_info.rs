@@ -1,9 +1,9 @@
-//! What a person is told of brokers that cannot be reached or do not let us in: as whom we came, and what to do.
+//! Explains to a person why the brokers cannot be reached or refuse us, and what to do about it.
 
 use super::fault::{Fault, FaultKind};
-use crate::KafkaConfig;
+use crate::config::KafkaConfig;
 
-/// Where we go and as whom. Knows no secrets.
+/// Which brokers we connect to, and as which user. Has no secrets.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionInfo {
     servers: String,
@@ -32,7 +32,7 @@ impl ConnectionInfo {
                 (Some(name), "sasl_plaintext" | "sasl_ssl") => format!("user {name:?}"),
                 (None, "sasl_plaintext" | "sasl_ssl") => "our user".into(),
                 (_, "ssl") => "the owner of our certificate".into(),
-                _ => "who does not log in".into(),
+                _ => "clients that do not log in".into(),
             },
             principal: match (name, config.protocol().as_str()) {
                 (Some(name), "sasl_plaintext" | "sasl_ssl") => format!("User:{name}"),
@@ -43,17 +43,17 @@ impl ConnectionInfo {
         }
     }
 
-    /// As whom the brokers see us, in words.
+    /// Our user, in words.
     pub(crate) fn user(&self) -> &str {
         &self.user
     }
 
-    /// The same as ACLs call it, if we know.
+    /// Our user as ACLs write it; `User:NAME` if only the brokers know its name.
     pub(crate) fn principal(&self) -> &str {
         &self.principal
     }
 
-    /// The address, whom it concerns, what was said, and what to do.
+    /// One sentence with the address, the user, what librdkafka said, and what to do.
     pub(crate) fn explain(&self, fault: &Fault) -> String {
         let Self { servers, protocol, mechanism, token_endpoint, user, .. } = self;
         let reason = &fault.reason;
@@ -98,7 +98,7 @@ impl ConnectionInfo {
     }
 }
 
-/// `https://name:secret@host/` is one way to write an address.
+/// Removes `name:secret@` from an address.
 fn without_login(url: &str) -> String {
     match (url.find("://"), url.find('@')) {
         (Some(scheme), Some(at)) if scheme < at => {

@@ -6,7 +6,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::cluster_status::ClusterStatus;
 
-/// What a request was about.
+/// The subject of a request.
 pub(crate) struct RequestTarget<'a> {
     pub(crate) topic: &'a Name,
     pub(crate) partition: Option<PartitionId>,

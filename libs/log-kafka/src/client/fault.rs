@@ -1,13 +1,13 @@
 //! A fault between us and the brokers, as librdkafka reports it.
 
-/// What has to be mended.
+/// The kind of a fault decides which remedy a person is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultKind {
     /// No broker answers.
     Network,
     /// The TLS handshake fails, or one side does not trust the other's certificate.
     Tls,
-    /// The brokers do not know our user, or nobody issues a token for it.
+    /// The brokers do not know our user, or no token is issued for it.
     Login,
 }
 

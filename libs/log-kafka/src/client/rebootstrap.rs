@@ -1,11 +1,11 @@
 //! Brings a client back that has forgotten all brokers.
 //!
-//! A fenced broker, such as one that was paused for longer than its session, lists no brokers when it
-//! is asked for metadata. librdkafka (since 2.10) then removes every broker that it has learned. It
-//! means to begin again with `bootstrap.servers`, but the handler of the same answer stops the timer
-//! for that (librdkafka's issue 5301, open in 2.12): the client has no brokers, and gets none for as
-//! long as it lives. A client that asks at another moment is not hit, so one client of a process may
-//! be deaf while the others work.
+//! A fenced broker, such as one that was paused for longer than its session, lists no brokers when
+//! it is asked for metadata. librdkafka (since 2.10) then removes every broker that it has learned.
+//! It means to begin again with `bootstrap.servers`, but the handler of the same answer stops the
+//! timer for that (librdkafka's issue 5301, open in 2.12): the client has no brokers, and gets none
+//! for as long as it lives. A client that asks at another moment is not hit, so one client of a
+//! process may be deaf while the others work.
 
 #![allow(unsafe_code, reason = "rdkafka has no safe way to see or to add brokers")]
 
@@ -21,7 +21,7 @@ use rdkafka::{
     client::Client,
 };
 
-use crate::KafkaConfig;
+use crate::config::KafkaConfig;
 
 /// How often a client is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -49,8 +49,8 @@ impl Rebootstrap {
         }
     }
 
-    /// Gives the client its bootstrap servers again if it had brokers and has none. Cheap when called
-    /// too often.
+    /// Gives the client its bootstrap servers again if it had brokers and has none. Cheap when
+    /// called too often.
     pub(crate) fn check<C: ClientContext>(&mut self, client: &Client<C>) {
         let now = Instant::now();
         if now < self.next {

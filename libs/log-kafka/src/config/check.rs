@@ -1,4 +1,4 @@
-//! What can be said of the settings without a broker.
+//! Checks the settings without a broker.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rdkafka::{
 
 use super::{KafkaConfig, property};
 
-/// What may not be set, and why. `None` as a value refuses every value but those allowed.
+/// A setting that people may not change, or only to the allowed values.
 struct Rule {
     name: &'static str,
     allowed: &'static [&'static str],
@@ -184,15 +184,15 @@ impl KafkaConfig {
             format!("kafka.settings: {detail}")
         };
         self.trial(self.reader("check"))
-            .create_with_context::<_, BaseConsumer<Silent>>(Silent)
+            .create_with_context::<_, BaseConsumer<SilentContext>>(SilentContext)
             .map_err(refused)?;
         self.trial(self.producer("check"))
-            .create_with_context::<_, BaseProducer<Silent>>(Silent)
+            .create_with_context::<_, BaseProducer<SilentContext>>(SilentContext)
             .map_err(refused)?;
         Ok(())
     }
 
-    /// How we log in, as far as it can be wrong by itself.
+    /// Checks the settings of the login as far as they can be wrong without a broker.
     fn check_login(&self) -> Result<(), String> {
         let (protocol, mechanism) = (self.protocol(), self.mechanism());
         if protocol.starts_with("sasl_") && mechanism.is_none() {
@@ -213,11 +213,12 @@ impl KafkaConfig {
         Ok(())
     }
 
-    /// Of a client that is created and goes nowhere: what it needs is read and put together then.
+    /// Settings for a client that is created and connects to nothing. Creating it reads the files
+    /// that the settings name.
     fn trial(&self, mut config: ClientConfig) -> ClientConfig {
         config.remove("bootstrap.servers").set_log_level(RDKafkaLogLevel::Emerg);
         if self.setting("sasl.oauthbearer.method").is_some() {
-            // It would go and fetch a token.
+            // With this method the client would fetch a token.
             let protocol = self.protocol();
             config.set("security.protocol", protocol.strip_prefix("sasl_").unwrap_or(&protocol));
         }
@@ -225,17 +226,17 @@ impl KafkaConfig {
     }
 }
 
-/// Of a client that lives for a moment.
-struct Silent;
+/// The callbacks of a client that is created for a check.
+struct SilentContext;
 
-impl ClientContext for Silent {
+impl ClientContext for SilentContext {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
-impl ConsumerContext for Silent {}
+impl ConsumerContext for SilentContext {}
 
-impl ProducerContext for Silent {
+impl ProducerContext for SilentContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}

@@ -70,8 +70,8 @@ impl KafkaConfig {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
-            // The broker has checked the records when they were written, and TCP checks them since. The
-            // batches that we hand on have their own checksums.
+            // The broker has checked the records when they were written, and TCP checks them since.
+            // The batches that we hand on have their own checksums.
             .set("check.crcs", "false")
             .set("max.poll.interval.ms", "86400000")
             .set("fetch.wait.max.ms", "50")
@@ -80,8 +80,8 @@ impl KafkaConfig {
             .set("fetch.message.max.bytes", "1048576")
             .set("queued.min.messages", "100000")
             .set("queued.max.messages.kbytes", "16384")
-            // Taking many records at once bypasses rdkafka's callbacks: librdkafka would log to stderr.
-            // The metadata client reports the same faults.
+            // Taking many records at once bypasses rdkafka's callbacks: librdkafka would log to
+            // stderr. The metadata client reports the same faults.
             .set_log_level(RDKafkaLogLevel::Emerg);
         config
     }
@@ -116,5 +116,30 @@ impl KafkaConfig {
             .set("max.poll.interval.ms", (session.max(120_000)).to_string())
             .set("enable.auto.offset.store", "false");
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_question_that_is_not_answered_in_time_ends_its_connection_unless_people_set_another_time()
+    {
+        let mut config =
+            KafkaConfig { request_timeout: Duration::from_secs(7), ..KafkaConfig::default() };
+        let times = |config: &KafkaConfig| {
+            [config.metadata_client("c"), config.admin_client("c"), config.reader("c")]
+                .map(|client| client.get("socket.timeout.ms").map(str::to_owned))
+        };
+        assert_eq!(times(&config), [Some("7000".into()), Some("7000".into()), None]);
+        config.settings.insert("socket-timeout-ms".into(), "9000".into());
+        assert_eq!(times(&config), [(); 3].map(|()| Some("9000".into())));
+        config.settings.clear();
+        config.request_timeout = Duration::from_secs(3600);
+        assert_eq!(config.check(), Ok(()), "librdkafka takes five minutes at most");
+        assert_eq!(times(&config)[0].as_deref(), Some("300000"));
     }
 }

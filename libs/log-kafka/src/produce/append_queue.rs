@@ -46,8 +46,8 @@ impl QueueEntry {
 const SWEEP_ENTRIES: usize = 64;
 const SWEEP_BYTES: usize = 16 << 20;
 
-/// First in, first out, and unbounded: a caller holds the future of each append, so it bounds what it
-/// lets wait. An append whose caller drops the future leaves the queue.
+/// First in, first out, and unbounded: a caller holds the future of each append, so it bounds what
+/// it lets wait. An append whose caller drops the future leaves the queue.
 #[derive(Default)]
 pub(super) struct AppendQueue {
     state: Mutex<QueueState>,

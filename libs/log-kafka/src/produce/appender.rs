@@ -20,7 +20,6 @@ use super::{
     send::send,
 };
 use crate::{
-    KafkaConfig,
     admin::Admin,
     client::{
         cluster_status::ClusterStatus,
@@ -28,6 +27,7 @@ use crate::{
         error::{denied, unavailable},
         rebootstrap::Rebootstrap,
     },
+    config::KafkaConfig,
     topic_metadata::{TopicLimits, TopicMetadata},
 };
 
@@ -121,7 +121,7 @@ impl Drop for Appender {
     }
 }
 
-/// What only the thread sees.
+/// The thread, and what only it sees.
 struct AppenderThread {
     config: KafkaConfig,
     client: String,

@@ -31,7 +31,7 @@ pub(crate) struct PendingBatch {
     partition: PartitionId,
     bytes: usize,
     records: u32,
-    /// What the batch takes a part of until it is answered.
+    /// The budget that holds the batch until it is answered.
     budget: Option<Arc<InFlightBudget>>,
     reports: Mutex<BatchReports>,
 }
@@ -123,8 +123,9 @@ impl PendingBatch {
                 Error::Uncertain(reason.into())
             }
             _ if partly || leaves_open(&error) => Error::Uncertain(error.into()),
-            // The broker refuses a whole batch of librdkafka's, and each record was within the limit that
-            // we knew. The next append asks for the new limit first and refuses the right record.
+            // The broker refuses a whole batch of librdkafka's, and each record was within the
+            // limit that we knew. The next append asks for the new limit first and refuses the
+            // right record.
             Some(MessageSizeTooLarge) => {
                 let reason = format!(
                     "topic {} takes smaller batches than before (max.message.bytes): send it again",

@@ -8,8 +8,8 @@ use parking_lot::{Condvar, Mutex};
 const MAX_BYTES: usize = 64 << 20;
 const MAX_RECORDS: usize = 500_000;
 
-/// A batch enters as a whole before its first record is sent: if the rest of it came too late, a part
-/// of it would be stored.
+/// A batch enters as a whole before its first record is sent: if the rest of it came too late, a
+/// part of it would be stored.
 #[derive(Debug, Default)]
 pub(crate) struct InFlightBudget {
     in_use: Mutex<InUse>,

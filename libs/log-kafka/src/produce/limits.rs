@@ -2,9 +2,9 @@
 
 use headwater_log::RecordLimit;
 
-use crate::KafkaConfig;
+use crate::config::KafkaConfig;
 
-/// What librdkafka counts for a record beyond key, value and headers.
+/// The bytes that librdkafka counts for a record beside its key, value and headers.
 const RECORD_OVERHEAD: usize = 36;
 /// The bytes of a batch beside its records.
 const BATCH_OVERHEAD: usize = headwater_log::HEADER_LEN;
@@ -27,10 +27,11 @@ pub(super) fn usual_batch(config: &KafkaConfig) -> usize {
     set.unwrap_or(DEFAULT).min(own_limit(config).bytes)
 }
 
-/// How large to make the batches for a topic that takes up to `max_batch` bytes. A power of two below
-/// that, so that few producers are needed.
+/// How large to make the batches for a topic that takes up to `max_batch` bytes. A power of two
+/// below that, so that few producers are needed.
 ///
-/// It counts before compression: whether a record is stored must not depend on the records beside it.
+/// It counts before compression: whether a record is stored must not depend on the records beside
+/// it.
 pub(super) fn batch_for(max_batch: Option<usize>, usual: usize) -> usize {
     match max_batch {
         Some(max) if max < usual => 1 << max.max(1).ilog2(),

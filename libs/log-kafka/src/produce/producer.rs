@@ -76,8 +76,8 @@ fn serve(
         rebootstrap.check(producer.client());
         if !broken && producer.client().fatal_error().is_some() {
             broken = true;
-            // Nothing of it will be sent any more: answer its batches now. The next append gets a new
-            // producer.
+            // Nothing of it will be sent any more: answer its batches now. The next append gets a
+            // new producer.
             producer.purge(PurgeConfig::default().queue().inflight());
         }
     }

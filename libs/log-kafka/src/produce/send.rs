@@ -23,8 +23,8 @@ const QUEUE_FULL: Duration = Duration::from_millis(10);
 
 /// Hands the records of a batch to librdkafka. Waits until the deadline while its queue is full.
 ///
-/// The caller has checked that each record is within its limit: if librdkafka refused one, the records
-/// before it would be stored nevertheless.
+/// The caller has checked that each record is within its limit: if librdkafka refused one, the
+/// records before it would be stored nevertheless.
 pub(crate) fn send(
     producer: &BaseProducer<DeliveryContext>,
     topic: &Name,

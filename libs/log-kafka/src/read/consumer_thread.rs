@@ -1,8 +1,8 @@
 //! A consumer of librdkafka and the one thread that empties its queue.
 //!
-//! Readers share a [`ConsumerThread`] with the thread, which runs a [`ConsumerLoop`]. A reader attaches
-//! its buffer; the thread assigns the partition, and moves records from librdkafka's queue into the
-//! buffers of all attached readers.
+//! Readers share a [`ConsumerThread`] with the thread, which runs a [`ConsumerLoop`]. A reader
+//! attaches its buffer; the thread assigns the partition, and moves records from librdkafka's queue
+//! into the buffers of all attached readers.
 
 use std::{
     collections::HashMap,
@@ -33,8 +33,8 @@ use super::{
     read_ahead::ReadAheadBudget,
 };
 use crate::{
-    KafkaConfig,
     client::{context::Context, rebootstrap::Rebootstrap},
+    config::KafkaConfig,
 };
 
 /// How many records are taken from librdkafka at once at most.
@@ -73,14 +73,15 @@ pub(super) struct ConsumerThread {
 #[derive(Default)]
 struct Assignment {
     buffers: Vec<Arc<PartitionBuffer>>,
-    /// What the thread has not carried out yet.
+    /// Changes that the thread has not carried out yet.
     changes: Vec<AssignmentChange>,
     /// The thread has ended, and carries out no more changes.
     ended: bool,
 }
 
 /// Only the thread changes librdkafka's assignment, and never between taking records and delivering
-/// them: librdkafka drops records of a former assignment from its queue, but not once they are taken.
+/// them: librdkafka drops records of a former assignment from its queue, but not once they are
+/// taken.
 enum AssignmentChange {
     Read(Arc<PartitionBuffer>, Offset),
     Leave(Arc<PartitionBuffer>),
@@ -193,7 +194,7 @@ impl ConsumerThread {
     }
 }
 
-/// What only the thread itself sees.
+/// The thread, and what only it sees.
 struct ConsumerLoop<'a> {
     shared: &'a ConsumerThread,
     consumer: &'a BaseConsumer<Context>,
@@ -216,8 +217,8 @@ impl<'a> ConsumerLoop<'a> {
         Self { shared, consumer, queue, rebootstrap, buffers: Vec::new(), index: HashMap::new() }
     }
 
-    /// Moves records from librdkafka's queue to the buffers until the consumer is stopped, or has had
-    /// no reader for [`LINGER`].
+    /// Moves records from librdkafka's queue to the buffers until the consumer is stopped, or has
+    /// had no reader for [`LINGER`].
     fn run(&mut self) {
         let mut records = vec![ptr::null_mut(); RECORDS];
         let mut busy = false;
@@ -291,11 +292,12 @@ impl<'a> ConsumerLoop<'a> {
         }
     }
 
-    /// Rests while the buffers hold as much as they may. False if the thread has something else to do.
+    /// Rests while the buffers hold as much as they may. False if the thread has something else to
+    /// do.
     ///
-    /// A full buffer must not starve the others: when a reader finds its buffer empty, partitions whose
-    /// buffers hold more than their share are paused. That happens at once if the log is known to have
-    /// more for that reader, and after [`RESTS`] rests if it may have.
+    /// A full buffer must not starve the others: when a reader finds its buffer empty, partitions
+    /// whose buffers hold more than their share are paused. That happens at once if the log is
+    /// known to have more for that reader, and after [`RESTS`] rests if it may have.
     fn wait_for_room(&self) -> bool {
         let mut rests = 0;
         loop {

@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use super::{
     consumer_thread::ConsumerThread, partition_buffer::PartitionBuffer, read_ahead::ReadAheadBudget,
 };
-use crate::{KafkaConfig, client::context::Context};
+use crate::{client::context::Context, config::KafkaConfig};
 
 /// Starts consumers when readers need them. Dropping it stops them.
 pub(crate) struct Consumers {
@@ -48,7 +48,7 @@ impl Consumers {
         let index = (0..).find(|index| !in_use(index)).unwrap_or_default();
         let Self { config, client, context, budget, .. } = self;
         let thread = ConsumerThread::start(config, client, index, context, budget)?;
-        // It succeeds: nobody else knows this consumer yet.
+        // It succeeds: no other reader knows this consumer yet.
         thread.attach(buffer, from);
         threads.push(thread.clone());
         Ok(thread)

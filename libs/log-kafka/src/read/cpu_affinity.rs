@@ -7,8 +7,8 @@ use crate::config::Placement;
 /// Picks a core number (modulo the number of cores) for consumer `index` of the process `client`.
 ///
 /// Consumers of a process get neighbouring cores, and so do processes whose names differ by one in
-/// the last digit (FNV-1a has this property). A process id would not do: in containers it is the same
-/// everywhere.
+/// the last digit (FNV-1a has this property). A process id would not do: in containers it is the
+/// same everywhere.
 pub(super) fn core_for(client: &str, index: usize) -> usize {
     let hash = client.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -18,7 +18,7 @@ pub(super) enum FetchFailure {
     NotRead(String),
 }
 
-/// What the error means for the reader; `None` if librdkafka tries again by itself.
+/// The failure that an error is for the reader; `None` if librdkafka tries again by itself.
 #[allow(clippy::wildcard_enum_match_arm, reason = "librdkafka handles all others itself")]
 pub(super) fn fetch_failure(code: Code, message: &Message) -> Option<FetchFailure> {
     match code {

@@ -1,5 +1,5 @@
-//! librdkafka's queue of a consumer, and the records that it hands out. The only unsafe code of the crate
-//! beside [`crate::client`].
+//! librdkafka's queue of a consumer, and the records that it hands out. The only unsafe code of the
+//! crate beside [`crate::client`].
 
 #![allow(unsafe_code, reason = "rdkafka has no safe way to take many records at once")]
 
@@ -31,7 +31,8 @@ impl ConsumerQueue {
         Self(unsafe { rd_kafka_queue_get_consumer(consumer.client().native_ptr()) })
     }
 
-    /// Takes up to `records.len()` records, and waits for up to `wait` milliseconds for all of them.
+    /// Takes up to `records.len()` records, and waits for up to `wait` milliseconds for all of
+    /// them.
     pub(super) fn take(&self, wait: i32, records: &mut [*mut rd_kafka_message_t]) -> usize {
         // SAFETY: the queue is valid, and the array is as long as is said.
         let taken = unsafe {
@@ -105,12 +106,12 @@ impl Message {
         unsafe { rd_kafka_message_timestamp(self.0, &mut kind) }
     }
 
-    /// Whether the record may have headers. To ask librdkafka costs more than all the rest: it parses
-    /// the record again.
+    /// Whether the record may have headers. To ask librdkafka costs more than all the rest: it
+    /// parses the record again.
     ///
-    /// In the layout of record batch v2 the number of headers follows the value, and librdkafka hands
-    /// out values where they lie in the batch, except empty ones. Batches of older layouts have no
-    /// leader epoch.
+    /// In the layout of record batch v2 the number of headers follows the value, and librdkafka
+    /// hands out values where they lie in the batch, except empty ones. Batches of older layouts
+    /// have no leader epoch.
     fn may_have_headers(&self) -> bool {
         let message = self.get();
         if message.payload.is_null() || message.len == 0 {
@@ -118,9 +119,10 @@ impl Message {
         }
         // SAFETY: the message is valid.
         let is_v2 = unsafe { rd_kafka_message_leader_epoch(self.0) } >= 0;
-        // SAFETY: in this layout the number of headers follows the value; Kafka refuses batches whose
-        // records end before it. (librdkafka gives a set of messages of an older layout the leader epoch
-        // of the batch before it; brokers convert the older layouts to this one, since Kafka 4.0 always.)
+        // SAFETY: in this layout the number of headers follows the value; Kafka refuses batches
+        // whose records end before it. (librdkafka gives a set of messages of an older layout the
+        // leader epoch of the batch before it; brokers convert the older layouts to this one, since
+        // Kafka 4.0 always.)
         !is_v2 || unsafe { *message.payload.cast::<u8>().add(message.len) != 0 }
     }
 

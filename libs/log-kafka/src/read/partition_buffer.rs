@@ -44,7 +44,7 @@ struct BufferState {
     failure: Option<FetchFailure>,
 }
 
-/// What a reader finds.
+/// The outcome of [`PartitionBuffer::take`].
 pub(super) enum Taken {
     Batch(Relayed),
     /// No record lies between the reader and this position.
@@ -100,8 +100,8 @@ impl PartitionBuffer {
         BufferWriter { buffer: self, state, counted }
     }
 
-    /// Takes the next batch, and waits for up to `wait` if there is none. Returns also how many bytes
-    /// that freed.
+    /// Takes the next batch, and waits for up to `wait` if there is none. Returns also how many
+    /// bytes that freed.
     pub(super) fn take(&self, position: Offset, wait: Duration) -> (Taken, usize) {
         let mut state = self.state.lock();
         let mut deadline = None;
@@ -128,7 +128,8 @@ impl PartitionBuffer {
             }
         };
         let Taken::Batch(batch) = &taken else {
-            // A reader that has waited in vain will wait again: it stays marked until it gets a batch.
+            // A reader that has waited in vain will wait again: it stays marked until it gets a
+            // batch.
             return (taken, 0);
         };
         self.waiting.store(false, Ordering::Relaxed);

@@ -25,7 +25,7 @@ use crate::{
     health::Health,
 };
 
-/// What all readers of a log share.
+/// The parts of the log that all its readers use.
 pub(crate) struct ReadContext {
     pub(crate) consumers: Consumers,
     pub(crate) pool: Arc<BufferPool>,

@@ -10,8 +10,8 @@ use super::reader::{KafkaReader, ReadContext};
 /// How many bytes one sample reads.
 const SAMPLE_BYTES: u64 = 1 << 20;
 
-/// The bytes of the records from `from` to `to` without their compression, as readers get them. Reads
-/// a sample at the start of the range and one in the middle of the rest.
+/// The bytes of the records from `from` to `to` without their compression, as readers get them.
+/// Reads a sample at the start of the range and one in the middle of the rest.
 pub(crate) fn estimate_size(
     context: &Arc<ReadContext>,
     topic: &Name,
@@ -35,8 +35,8 @@ pub(crate) fn estimate_size(
     Ok(u64::try_from(whole / u128::from(sampled.max(1))).unwrap_or(u64::MAX))
 }
 
-/// Reads about [`SAMPLE_BYTES`] from `from` on, but not beyond `to`. Returns the bytes, and the offset
-/// up to which they were counted.
+/// Reads about [`SAMPLE_BYTES`] from `from` on, but not beyond `to`. Returns the bytes, and the
+/// offset up to which they were counted.
 fn sample(
     context: &Arc<ReadContext>,
     topic: &Name,
