@@ -138,10 +138,6 @@ impl Log for KafkaLog {
         self.parts.ask(move |parts| parts.admin.spec(&topic))
     }
 
-    fn is_remote(&self) -> bool {
-        true
-    }
-
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {
         let topic = topic.clone();
         self.parts.ask(move |parts| parts.admin.ends(&topic, partition))
