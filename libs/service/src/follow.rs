@@ -11,11 +11,11 @@ use std::{
 use headwater_control::{CONTROL_TOPIC, ControlState, FoldError, STATUS_TOPIC, StatusBoard};
 use headwater_log::{Cleanup, Log, Record, TopicSpec, block_on};
 use headwater_proto::control::v1::ControlRecord;
-use headwater_types::{Name, Offset, PartitionId, Remedy};
+use headwater_types::{Name, Offset, PartitionId, Remedy, error_chain};
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::{Health, Node, OnFailure, Shutdown, error_chain::error_chain, outage::Outage};
+use crate::{Health, Node, OnFailure, Shutdown, outage::Outage};
 
 /// Both topics have one partition.
 const ONLY: PartitionId = PartitionId(0);

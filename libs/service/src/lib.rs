@@ -23,7 +23,6 @@ pub mod admin;
 pub mod config;
 mod data_dir;
 mod deferred_routes;
-mod error_chain;
 pub mod follow;
 mod health;
 mod metrics;

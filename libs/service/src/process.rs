@@ -18,7 +18,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use headwater_log::{Log, Membership};
 use headwater_log_kafka::{KafkaConfig, KafkaLog};
-use headwater_types::{Remedy, SystemClock};
+use headwater_types::{Remedy, SystemClock, error_chain};
 use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
@@ -31,7 +31,6 @@ use tonic::service::Routes;
 use crate::{
     Condition, Health, Metrics, Node, Service, Shutdown, StopReport, TaskFailure, Tasks,
     deferred_routes::DeferredRoutes,
-    error_chain::error_chain,
     exit_code, follow,
     health::LOG,
     outage::Outage,

@@ -2,10 +2,10 @@
 
 use std::fmt::Display;
 
-use headwater_types::Remedy;
+use headwater_types::{Remedy, error_chain};
 use tonic::{Code, Status};
 
-use crate::{DataDirError, config, error_chain::error_chain, follow, task_failure::TaskFailure};
+use crate::{DataDirError, config, follow, task_failure::TaskFailure};
 
 /// The gRPC status of an error.
 ///

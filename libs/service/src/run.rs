@@ -8,15 +8,13 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
-use headwater_types::Remedy;
+use headwater_types::{Remedy, error_chain};
 use tokio::net::TcpListener;
 
 use crate::{
     Data, DataDir, Service, Tasks,
     config::{Layers, settings_in},
-    directory_id,
-    error_chain::error_chain,
-    exit_code,
+    directory_id, exit_code,
     process::{self, LocalResources, RemoteLog},
     settings::{Error, Settings},
     telemetry,

@@ -16,7 +16,7 @@ use headwater_proto::ingest::v1::{
     Accepted, AppendResponse, AppendResult, Rejected, append_result::Outcome,
 };
 use headwater_service::{Node, Shutdown, follow::ControlView};
-use headwater_types::{Clock, Name, PartitionId, Remedy, Token};
+use headwater_types::{Clock, Name, PartitionId, Remedy, Token, error_chain};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tracing::Instrument as _;
 
@@ -26,7 +26,7 @@ use crate::{
     catalog::{Catalog, Stream},
     check::{CheckedEvents, SizeLimits, check},
     metrics::IngestMetrics,
-    refusal::{Refusal, chain},
+    refusal::Refusal,
 };
 
 /// A larger request is checked on a blocking thread, so that it does not hold up others.
@@ -291,7 +291,7 @@ impl From<LogError> for FailedAppend {
         // Events that are sent again may be stored twice, so the client must know.
         let uncertain = matches!(error, LogError::Uncertain(_));
         let what = if uncertain { "perhaps not stored" } else { "not stored" };
-        let reason = format!("{what}: {}", chain(&error));
+        let reason = format!("{what}: {}", error_chain(&error));
         Self { rejected: Rejected { field: String::new(), reason, retryable }, uncertain }
     }
 }

@@ -1,7 +1,7 @@
 use axum::http::StatusCode;
 use headwater_log::Error as LogError;
 use headwater_service::{config::ByteSize, follow};
-use headwater_types::{Name, Remedy};
+use headwater_types::{Name, Remedy, error_chain};
 use tonic::{Code, Status};
 
 /// Why a whole request was refused. None of its events is in the log.
@@ -40,10 +40,10 @@ pub(crate) enum Refusal {
     #[error("ingest is shutting down: retry in a moment")]
     Stopping,
 
-    #[error("{}", chain(.0))]
+    #[error("{}", error_chain(.0))]
     Log(#[from] LogError),
 
-    #[error("{}", chain(.0))]
+    #[error("{}", error_chain(.0))]
     Catalog(#[from] follow::Error),
 }
 
@@ -55,11 +55,6 @@ fn known_streams(names: &[Name]) -> String {
             format!("known streams: {}", names.join(", "))
         }
     }
-}
-
-/// The error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
 }
 
 impl From<Refusal> for Status {

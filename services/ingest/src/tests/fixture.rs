@@ -61,7 +61,8 @@ impl Fixture {
 
     pub(super) async fn on(log: Arc<FaultyLog>, config: Config) -> Self {
         log.spared.lock().insert(CONTROL_TOPIC.into());
-        // The service creates these topics in the background, and the test declares a stream at once.
+        // The service creates these topics in the background, and the test declares a stream at
+        // once.
         create_topics(log.memory()).await.unwrap();
         let mut node = Node::new(log.clone(), "unused", "test");
         node.clock = Arc::new(FixedClock);

@@ -21,8 +21,8 @@ async fn remote() -> Fixture {
     Fixture::on(FaultyLog::remote(), Config::default()).await
 }
 
-/// More questions than ingest asks since then, however many requests it gets: a problem is kept for a
-/// second, and the followers of the control plane ask a few times a second.
+/// More questions than ingest asks since then, however many requests it gets: a problem is kept for
+/// a second, and the followers of the control plane ask a few times a second.
 fn questions_within(since: Instant) -> usize {
     60 * (1 + since.elapsed().as_secs() as usize)
 }
@@ -42,8 +42,8 @@ async fn a_log_that_takes_its_time_holds_no_worker() {
     let mut listed = fixture.dead_letters().list(letters()).await.unwrap().into_inner();
     assert!(listed.message().await.unwrap().is_none());
 
-    // One thread runs this whole test. A question that blocked it would be answered before a request
-    // that needs no question.
+    // One thread runs this whole test. A question that blocked it would be answered before a
+    // request that needs no question.
     *fixture.log.delay.lock() = Duration::from_secs(60);
     let asked = fixture.log.questions();
     let (mut client, mut dead_letters) = (fixture.client(), fixture.dead_letters());
