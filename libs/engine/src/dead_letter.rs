@@ -46,6 +46,21 @@ impl Stage {
         }
     }
 
+    /// What Kafka Connect calls this in the headers of its dead letters.
+    pub fn connect(self) -> ConnectStage {
+        let (stage, class, exception) = match self {
+            Self::Decode => ("VALUE_CONVERTER", "headwater.Decode", "headwater.DecodeError"),
+            Self::Time => ("TRANSFORMATION", "headwater.Time", "headwater.TimeError"),
+            Self::Filter => ("TRANSFORMATION", "headwater.Filter", "headwater.FilterError"),
+            Self::Expression => {
+                ("TRANSFORMATION", "headwater.Expression", "headwater.ExpressionError")
+            }
+            // Nothing is wrong with it: the view takes no record that comes so late.
+            Self::Late => ("TASK_PUT", "headwater.Late", "headwater.LateRecord"),
+        };
+        ConnectStage { stage, class, exception }
+    }
+
     fn code(self) -> u8 {
         match self {
             Self::Decode => 1,
@@ -55,6 +70,17 @@ impl Stage {
             Self::Late => 5,
         }
     }
+}
+
+/// A [`Stage`] in Kafka Connect's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectStage {
+    /// A constant of Connect's own enum of stages.
+    pub stage: &'static str,
+    /// Stands where Connect names the Java class that failed.
+    pub class: &'static str,
+    /// Stands where Connect names the class of the exception.
+    pub exception: &'static str,
 }
 
 impl fmt::Display for Stage {
@@ -196,6 +222,14 @@ mod tests {
         let longer = [&bytes[..], b"x"].concat();
         assert_eq!(DeadLetter::decode(&longer), Err(InvalidDeadLetter::Damaged));
         assert_eq!(DeadLetter::decode(b"\x02"), Err(InvalidDeadLetter::Newer(2)));
+    }
+
+    #[test]
+    fn every_stage_has_a_name_of_its_own_among_connects_exceptions() {
+        let names: std::collections::BTreeSet<_> =
+            Stage::ALL.into_iter().map(|stage| stage.connect().exception).collect();
+        assert_eq!(names.len(), Stage::ALL.len());
+        assert!(names.iter().all(|name| name.starts_with("headwater.")));
     }
 
     #[test]

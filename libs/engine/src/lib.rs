@@ -57,7 +57,7 @@ mod testing;
 mod values;
 mod varint;
 
-pub use dead_letter::{DeadLetter, Stage};
+pub use dead_letter::{ConnectStage, DeadLetter, Stage};
 pub use error::Error;
 pub use plan::{ViewPlan, arrow_type};
 pub use shard::{Limits, Shard};

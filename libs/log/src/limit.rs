@@ -22,11 +22,22 @@ impl RecordLimit {
         self.overhead + key.map_or(0, <[u8]>::len) + value.len()
     }
 
+    /// Whether a record with these headers is within the limit.
+    pub fn takes(
+        &self,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        let headers = headers.iter().map(|(name, value)| header_bytes(name, value.len()));
+        self.count(key, value.unwrap_or_default()) + headers.sum::<usize>() <= self.bytes
+    }
+
     fn count_all(&self, record: &Record<'_>) -> usize {
         let headers = record
             .headers
             .iter()
-            .map(|(name, value)| HEADER_OVERHEAD + name.len() + value.map_or(0, <[u8]>::len));
+            .map(|(name, value)| header_bytes(name, value.map_or(0, <[u8]>::len)));
         self.count(record.key, record.value.unwrap_or_default()) + headers.sum::<usize>()
     }
 
@@ -45,4 +56,8 @@ impl RecordLimit {
         }
         Ok(())
     }
+}
+
+fn header_bytes(name: &str, value: usize) -> usize {
+    HEADER_OVERHEAD + name.len() + value
 }

@@ -15,7 +15,10 @@ use std::{sync::Arc, time::Duration};
 
 use headwater_control::OutputWindow;
 use headwater_engine::DeadLetter;
-use headwater_log::{BatchBuilder, Cleanup, Error, FencedWriter, Log, Record, TopicSpec, block_on};
+use headwater_log::{
+    BatchBuilder, Cleanup, DEFAULT_MAX_BATCH_BYTES, Error, FencedWriter, Log, Record, RecordLimit,
+    TopicSpec, block_on,
+};
 use headwater_proto::headers;
 use headwater_state::{Identity, OutboxKey, ShardDb};
 use headwater_types::{Epoch, Name, Offset, Remedy, StreamDefinition};
@@ -30,10 +33,14 @@ use crate::{
 
 /// The most that one batch takes from the outbox.
 const BATCH_BYTES: usize = 1 << 20;
+/// The most that one batch gives to the log. Headers make small letters many times as large.
+const APPEND_BYTES: usize = DEFAULT_MAX_BATCH_BYTES / 2;
 /// Batches of a backlog that are published before the shard reads on.
 const MAX_BATCHES: usize = 8;
 /// A log that takes longer is away: the shard goes on with its records.
 const APPEND_DEADLINE: Duration = Duration::from_secs(5);
+/// The headers of a dead letter that are not Kafka Connect's. They come first.
+const OWN_HEADERS: usize = 9;
 
 /// The outputs that the shard may publish now.
 #[derive(Clone, Debug)]
@@ -168,9 +175,13 @@ impl Publisher {
                 return Ok(count);
             }
             let entries = db.outbox(self.next, BATCH_BYTES)?;
-            let ready = entries
-                .iter()
-                .take_while(|(key, _)| permit.action_for(key.position) != EntryAction::Keep);
+            let mut bytes = 0;
+            let ready = entries.iter().take_while(|(key, entry)| {
+                let first = bytes == 0;
+                bytes += self.published_bytes(entry);
+                (first || bytes <= APPEND_BYTES)
+                    && permit.action_for(key.position) != EntryAction::Keep
+            });
             let ready: Vec<_> = ready.collect();
             let Some((last, _)) = ready.last() else { return Ok(count) };
             let until = last.next();
@@ -205,15 +216,19 @@ impl Publisher {
         entries: &[&&(OutboxKey, Vec<u8>)],
     ) -> Result<(u64, Option<Offset>), ShardError> {
         let mut so_far = self.published_so_far(db)?;
+        let is_new = |key: OutboxKey| so_far.last.is_none_or(|last| key > last);
+        let new: Vec<_> = entries.iter().filter(|entry| is_new(entry.0)).collect();
+        if !new.is_empty() {
+            // The log knows the limit of a topic that was looked at.
+            self.ensure_topic()?;
+        }
+        let limit = self.log.record_limit(&self.topic);
         let mut batch = BatchBuilder::new();
-        for (key, bytes) in entries.iter().map(|entry| (entry.0, &entry.1)) {
-            if so_far.last.is_some_and(|last| key <= last) {
-                continue;
-            }
+        for (key, bytes) in new.into_iter().map(|entry| (entry.0, &entry.1)) {
             let letter = DeadLetter::decode(bytes).map_err(|error| {
                 ShardError::new(Remedy::Repair, format!("outbox entry {key:?}: {error}"))
             })?;
-            self.push(&mut batch, key, &letter);
+            self.push(&mut batch, key, &letter, limit);
             so_far.last = Some(key);
         }
         let Some(batch) = batch.build() else {
@@ -221,7 +236,6 @@ impl Publisher {
             let cursor = (so_far.last <= last).then_some(so_far.cursor);
             return Ok((0, cursor));
         };
-        self.ensure_topic()?;
         self.lease.check()?;
         let count = u64::from(batch.records());
         // Both are put back after a success only: an error leaves a doubt.
@@ -258,27 +272,55 @@ impl Publisher {
         Ok(())
     }
 
-    fn push(&self, batch: &mut BatchBuilder, key: OutboxKey, letter: &DeadLetter<'_>) {
+    /// The most that an entry of the outbox takes in a batch.
+    fn published_bytes(&self, entry: &[u8]) -> usize {
+        const NAMES_AND_NUMBERS: usize = 1024;
+        // The topic and the reason are part of the entry, and are written twice.
+        2 * (entry.len() + self.view.as_str().len())
+            + self.stream.as_str().len()
+            + NAMES_AND_NUMBERS
+    }
+
+    /// Adds a dead letter. Its headers follow from the record and the definition alone. Connect's are
+    /// left out of a record that would be over the topic's limit with them.
+    fn push(
+        &self,
+        batch: &mut BatchBuilder,
+        key: OutboxKey,
+        letter: &DeadLetter<'_>,
+        limit: Option<RecordLimit>,
+    ) {
         let generation = self.identity.generation.to_string();
         let partition = letter.partition.to_string();
         let sequence = format!("{}.{}", key.position, key.index);
         let offset = letter.offset.to_string();
-        batch.push(
-            letter.timestamp_ms,
-            letter.key,
-            letter.value,
-            &[
-                (headers::GENERATION, generation.as_bytes()),
-                (headers::PARTITION, partition.as_bytes()),
-                (headers::SEQUENCE, sequence.as_bytes()),
-                (headers::VIEW, self.view.as_str().as_bytes()),
-                (headers::STREAM, self.stream.as_str().as_bytes()),
-                (headers::TOPIC, letter.topic.as_bytes()),
-                (headers::OFFSET, offset.as_bytes()),
-                (headers::STAGE, letter.stage.as_str().as_bytes()),
-                (headers::REASON, letter.reason.as_bytes()),
-            ],
-        );
+        let connect = letter.stage.connect();
+        let headers: [(&str, &[u8]); 18] = [
+            (headers::GENERATION, generation.as_bytes()),
+            (headers::PARTITION, partition.as_bytes()),
+            (headers::SEQUENCE, sequence.as_bytes()),
+            (headers::VIEW, self.view.as_str().as_bytes()),
+            (headers::STREAM, self.stream.as_str().as_bytes()),
+            (headers::TOPIC, letter.topic.as_bytes()),
+            (headers::OFFSET, offset.as_bytes()),
+            (headers::STAGE, letter.stage.as_str().as_bytes()),
+            (headers::REASON, letter.reason.as_bytes()),
+            (headers::connect::TOPIC, letter.topic.as_bytes()),
+            (headers::connect::PARTITION, partition.as_bytes()),
+            (headers::connect::OFFSET, offset.as_bytes()),
+            (headers::connect::CONNECTOR_NAME, self.view.as_str().as_bytes()),
+            (headers::connect::TASK_ID, partition.as_bytes()),
+            (headers::connect::STAGE, connect.stage.as_bytes()),
+            (headers::connect::CLASS_NAME, connect.class.as_bytes()),
+            (headers::connect::EXCEPTION_CLASS_NAME, connect.exception.as_bytes()),
+            (headers::connect::EXCEPTION_MESSAGE, letter.reason.as_bytes()),
+        ];
+        let fits = |limit: RecordLimit| limit.takes(letter.key, letter.value, &headers);
+        let headers = match limit.is_none_or(fits) {
+            true => &headers[..],
+            false => &headers[..OWN_HEADERS],
+        };
+        batch.push(letter.timestamp_ms, letter.key, letter.value, headers);
     }
 
     /// Finds the records of this shard in the topic, of all its owners.

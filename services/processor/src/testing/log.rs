@@ -12,7 +12,7 @@ use futures::FutureExt;
 use headwater_control::{CONTROL_TOPIC, STATUS_TOPIC};
 use headwater_log::{
     Answer, Appended, BatchBuilder, Chunk, EncodedBatch, Ends, Error, FencedWriter, Log, MemoryLog,
-    Reader, Record, TopicSpec, WriterId, answered, block_on,
+    Reader, Record, RecordLimit, TopicSpec, WriterId, answered, block_on,
 };
 use headwater_proto::status::v1::ShardStatus;
 use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId};
@@ -55,6 +55,8 @@ pub(crate) struct TestLog {
     pub(crate) control_withheld: Arc<AtomicBool>,
     /// How many appends to the status topic are not stored, and fail after a while.
     pub(crate) lost_statuses: Arc<AtomicU32>,
+    /// The limit of a record that the log names, as Kafka does.
+    pub(crate) record_limit: Mutex<Option<RecordLimit>>,
 }
 
 /// A status, and its offset.
@@ -92,6 +94,7 @@ impl TestLog {
             cut_after_interjection: AtomicBool::new(false),
             control_withheld: Arc::default(),
             lost_statuses: Arc::default(),
+            record_limit: Mutex::default(),
         })
     }
 
@@ -298,6 +301,10 @@ impl Log for TestLog {
             }
             Ok(spec)
         })
+    }
+
+    fn record_limit(&self, _topic: &Name) -> Option<RecordLimit> {
+        *self.record_limit.lock()
     }
 
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {

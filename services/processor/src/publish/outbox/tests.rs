@@ -154,10 +154,67 @@ fn a_dead_letter_carries_the_record_and_where_it_came_from() {
             ("headwater.offset", "3"),
             ("headwater.stage", "decode"),
             ("headwater.reason", "it is no JSON"),
+            ("__connect.errors.topic", "orders"),
+            ("__connect.errors.partition", "0"),
+            ("__connect.errors.offset", "3"),
+            ("__connect.errors.connector.name", "spend"),
+            ("__connect.errors.task.id", "0"),
+            ("__connect.errors.stage", "VALUE_CONVERTER"),
+            ("__connect.errors.class.name", "headwater.Decode"),
+            ("__connect.errors.exception.class.name", "headwater.DecodeError"),
+            ("__connect.errors.exception.message", "it is no JSON"),
         ]
     );
     assert!(outbox.waiting().is_empty());
     assert_eq!(outbox.publisher.published(&outbox.db).unwrap(), Offset(4));
+}
+
+/// The names of the headers of the only dead letter, and its size with an overhead of 30 bytes.
+fn headers_and_size(log: &TestLog) -> (Vec<String>, usize) {
+    let mut reader = block_on(log.reader(&name("orders.dead-letters"), P0, Offset::ZERO)).unwrap();
+    let chunk = reader.read(1 << 20, Duration::ZERO).unwrap().unwrap();
+    let record = chunk.records(Offset::ZERO).next().unwrap().unwrap();
+    let headers = || record.headers.iter().map(|(name, value)| (name, value.unwrap()));
+    let size: usize = headers().map(|(name, value)| 10 + name.len() + value.len()).sum();
+    let names = headers().map(|(name, _)| name.to_owned()).collect();
+    (names, 30 + record.key.unwrap().len() + record.value.unwrap().len() + size)
+}
+
+#[test]
+fn a_dead_letter_that_would_be_too_large_with_connects_headers_goes_without_them() {
+    let runtime = runtime();
+    let published = |limit: Option<usize>| {
+        let log = TestLog::new();
+        let limit = limit.map(|bytes| RecordLimit { bytes, overhead: 30, set_by: "the test" });
+        *log.record_limit.lock() = limit;
+        let mut outbox = OutboxFixture::new(5, &log, &runtime);
+        outbox.commit(3..4);
+        assert_eq!(outbox.publish(&everything()).unwrap(), 1);
+        headers_and_size(&log)
+    };
+    let (all, size) = published(None);
+    assert_eq!(published(Some(size)), (all.clone(), size), "just under the limit");
+    let (own, smaller) = published(Some(size - 1));
+    assert_eq!(own, all[..9], "ours come first, and Connect's go together");
+    assert!(own.iter().all(|name| name.starts_with("headwater.")), "{own:?}");
+    assert_eq!(published(Some(smaller)), (own.clone(), smaller));
+    assert_eq!(published(Some(0)), (own, smaller), "whether it fits at all is for the log to say");
+}
+
+#[test]
+fn a_backlog_of_small_dead_letters_is_published_in_batches_that_a_log_takes() {
+    let (runtime, log) = (runtime(), TestLog::new());
+    let mut outbox = OutboxFixture::new(5, &log, &runtime);
+    // About 50 bytes each in the outbox, and 700 more in the topic.
+    outbox.commit(0..30_000);
+    let mut count = 0;
+    while count < 30_000 {
+        let published = outbox.publish(&everything()).unwrap();
+        assert!(published > 0);
+        count += published;
+    }
+    assert_eq!(published(&log).len(), 30_000);
+    assert!(outbox.waiting().is_empty());
 }
 
 #[test]
