@@ -47,6 +47,7 @@ pub fn decide(
         Action::Append(ControlRecord {
             at_ms: now_ms,
             request_id: String::new(),
+            actor: String::new(),
             event: Some(event),
         })
     };
@@ -86,10 +87,10 @@ pub fn decide(
 
 fn retirement(state: &ControlState, entry: &GenerationEntry, now_ms: i64) -> Option<Event> {
     let reason = match entry.role {
+        Role::Ended if state.view_of(entry.id).is_none() => "its view was deleted",
         Role::Ended => "its replay ended without a swap",
         Role::Retained if entry.retain_until_ms.is_some_and(|until| until <= now_ms) => {
-            let pending =
-                state.views().get(&entry.view).and_then(|view| view.pending_swap.as_ref());
+            let pending = state.view_of(entry.id).and_then(|view| view.pending_swap.as_ref());
             if pending.is_some_and(|swap| swap.to == entry.id) {
                 return None;
             }

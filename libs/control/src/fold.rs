@@ -10,6 +10,7 @@ macro_rules! ensure {
 }
 
 mod catalog;
+mod delete;
 mod replay;
 mod swap;
 
@@ -21,7 +22,7 @@ use headwater_proto::{
 };
 use headwater_types::{GenerationId, Name, Offset, PartitionId, Remedy};
 
-use crate::{ControlState, GenerationEntry, PendingSwap, ReplayEntry, SwapId, ViewEntry};
+use crate::{ControlState, Effect, GenerationEntry, PendingSwap, ReplayEntry, SwapId, ViewEntry};
 
 /// A control record does not follow from the records before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,8 +76,16 @@ impl ControlState {
             Event::ReplayEnded(event) => self.replay_ended(event),
             Event::GenerationRetired(event) => self.generation_retired(event, at_ms),
             Event::SwapCancelled(event) => self.swap_cancelled(event),
+            Event::StreamDeleted(event) => self.stream_deleted(event, at_ms, &record.actor),
+            Event::ViewDeleted(event) => self.view_deleted(event, at_ms, &record.actor),
         }
         .map_err(impossible)?;
+        if !record.request_id.is_empty()
+            && let Some(replay) = effect.as_ref().and_then(Effect::replay).cloned()
+            && let Some(replay) = self.replays.get_mut(&replay)
+        {
+            replay.actor.clone_from(&record.actor);
+        }
         if let Some(effect) = effect
             && !record.request_id.is_empty()
         {

@@ -46,14 +46,17 @@
 //!    every partition: no gap, no overlap.
 //! 3. Every marker carries the id of its attempt. A shard is ready when it reports so under that
 //!    id, never because it runs or because time has passed.
-//! 4. State is deleted only by a separate record, after the record that made it superfluous.
+//! 4. State is deleted only by a separate record, after the record that made it superfluous. That
+//!    holds for a deleted view too: `ViewDeleted` ends its generations, and each is retired by itself.
+//! 5. An id is never used again. Deleted views leave their generations and replays in the state, so
+//!    that a view which is created again under the same name goes on counting.
 //!
 //! # Which file to open
 //!
 //! | file | what it does |
 //! | --- | --- |
 //! | `state.rs` | [`ControlState`] and what it holds; a shard's duty ([`ShardDuty`]) |
-//! | `fold.rs`, `fold/` | one record after another: `catalog`, `replay`, `swap` |
+//! | `fold.rs`, `fold/` | one record after another: `catalog`, `replay`, `swap`, `delete` |
 //! | `decide.rs` | the coordinator's next [`Action`]s |
 //! | `board.rs` | [`StatusBoard`], the fold of the status topic |
 //! | `progress.rs` | the status of a replay for people |
@@ -72,8 +75,8 @@ pub use fold::FoldError;
 pub use ids::{CheckpointId, ReplayId, SwapId};
 pub use progress::replay_status;
 pub use state::{
-    CheckpointAt, CheckpointDuty, ControlState, Effect, GenerationEntry, OutputWindow, PendingSwap,
-    ReplayEntry, Role, ShardDuty, StreamEntry, ViewEntry, is_open,
+    CheckpointAt, CheckpointDuty, ControlState, Deleted, Effect, GenerationEntry, OutputWindow,
+    PendingSwap, ReplayEntry, Role, ShardDuty, StreamEntry, ViewEntry, is_open,
 };
 
 /// The topic of control records: one partition, kept for ever.

@@ -21,7 +21,7 @@ pub fn replay_status(
     ends: &LogEnds,
     replay: &ReplayEntry,
 ) -> Replay {
-    let view = state.views().get(&replay.view);
+    let view = state.view_of(replay.new);
     let compares = replay.phase == Phase::Align && aligned(state, board, replay);
     let phase = if compares { Phase::Diff } else { replay.phase };
     let mut status = Replay {
@@ -37,6 +37,7 @@ pub fn replay_status(
         epoch: view.map_or(0, |view| view.epoch.0),
         started_at_ms: replay.started_at_ms,
         reason: replay.reason.clone(),
+        actor: replay.actor.clone(),
         swap_fence: replay.swap_fence.as_ref().map(positions_to_proto).unwrap_or_default(),
         options: Some(replay.options.clone()),
         ..Replay::default()

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use headwater_proto::control::v1::{DiffReport, Phase, ReplayOptions, Verdict};
-use headwater_types::{Epoch, GenerationId, Name, Offset, PartitionId};
+use headwater_types::{Epoch, EventTime, GenerationId, Name, Offset, PartitionId};
 
 use crate::{CheckpointId, ReplayId, SwapId};
 
@@ -16,6 +16,32 @@ pub struct ControlState {
     pub(crate) generations: BTreeMap<GenerationId, GenerationEntry>,
     pub(crate) replays: BTreeMap<ReplayId, ReplayEntry>,
     pub(crate) requests: BTreeMap<String, Vec<Effect>>,
+    /// Keyed by name. An entry goes when a stream of that name is declared again.
+    pub(crate) deleted_streams: BTreeMap<Name, Deleted>,
+    /// Keyed by name. An entry goes when a view of that name is created again.
+    pub(crate) deleted_views: BTreeMap<Name, Deleted>,
+}
+
+/// How a stream or a view that no longer exists was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    pub at_ms: i64,
+    /// The normal form of its last definition.
+    pub sql: String,
+    /// The operator's own words.
+    pub reason: String,
+    pub actor: String,
+}
+
+/// Time and reason for a message: "at 2026-11-28T17:30:00Z (nobody reads it)".
+impl std::fmt::Display for Deleted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at {}", EventTime::from_millis(self.at_ms))?;
+        match self.reason.as_str() {
+            "" => Ok(()),
+            reason => write!(f, " ({reason})"),
+        }
+    }
 }
 
 /// A declared stream.
@@ -40,8 +66,12 @@ pub struct ViewEntry {
     pub open_replay: Option<ReplayId>,
     /// A requested swap that is neither done nor cancelled.
     pub pending_swap: Option<PendingSwap>,
-    /// The number of replays of this view so far.
+    /// The number of replays of this view so far. Those of deleted views of the same name count: a
+    /// replay's id is never used again.
     pub replays: u32,
+    /// The ordinal of its first generation. Generations of this name with a smaller one belong to a view
+    /// that was deleted.
+    pub first_ordinal: u64,
 }
 
 /// A requested swap.
@@ -65,8 +95,8 @@ pub enum Role {
     Replaying,
     /// The generation was replaced and keeps consuming, so that an undo can restore it.
     Retained,
-    /// The generation's replay was aborted or failed. No processor runs it, and its state may be
-    /// deleted soon.
+    /// The generation's replay was aborted or failed, or its view was deleted. No processor runs it,
+    /// and its state may be deleted soon.
     Ended,
     /// The generation's state is deleted.
     Retired,
@@ -150,6 +180,9 @@ pub struct ReplayEntry {
     pub started_at_ms: i64,
     /// A person's reason, or an error's text, for the end or the swap.
     pub reason: String,
+    /// The sender of the last request about it: start, promote, abort or undo. Empty while senders
+    /// have no identity.
+    pub actor: String,
 }
 
 impl ReplayEntry {
@@ -181,6 +214,24 @@ pub enum Effect {
     SwapRequested { replay: ReplayId },
     SwapCancelled { replay: ReplayId },
     ReplayEnded { replay: ReplayId },
+    StreamDeleted { stream: Name },
+    ViewDeleted { view: Name },
+}
+
+impl Effect {
+    /// The replay that it is about.
+    pub fn replay(&self) -> Option<&ReplayId> {
+        match self {
+            Self::ReplayStarted { replay, .. }
+            | Self::SwapRequested { replay }
+            | Self::SwapCancelled { replay }
+            | Self::ReplayEnded { replay } => Some(replay),
+            Self::StreamDeclared { .. }
+            | Self::ViewCreated { .. }
+            | Self::StreamDeleted { .. }
+            | Self::ViewDeleted { .. } => None,
+        }
+    }
 }
 
 /// The position at which a shard takes a checkpoint.
@@ -258,7 +309,8 @@ impl ControlState {
         ReplayId::of(view, self.views.get(view).map_or(0, |view| view.replays) + 1)
     }
 
-    /// The ordinal of the next generation (`GenerationInputs::ordinal`).
+    /// The ordinal of the next generation (`GenerationInputs::ordinal`). Generations of deleted views
+    /// count: a view that is created again with the same definition gets another generation id.
     pub fn next_ordinal(&self) -> u64 {
         self.generations.len() as u64
     }
@@ -270,12 +322,39 @@ impl ControlState {
 
     /// A replay by its id, or a view's newest replay by the view's name.
     pub fn find_replay(&self, replay_or_view: &str) -> Option<&ReplayEntry> {
-        self.replays.get(replay_or_view).or_else(|| {
-            self.replays
-                .values()
-                .filter(|replay| replay.view.as_str() == replay_or_view)
-                .max_by_key(|r| r.started)
+        self.replays
+            .get(replay_or_view)
+            .or_else(|| self.replays_of(replay_or_view).max_by_key(|replay| replay.started))
+    }
+
+    /// The replays of a view that exists.
+    pub fn replays_of(&self, view: &str) -> impl Iterator<Item = &ReplayEntry> {
+        self.replays.values().filter(move |replay| {
+            replay.view.as_str() == view && self.view_of(replay.new).is_some()
         })
+    }
+
+    /// The view that a generation builds; `None` if that view was deleted, whether or not another one has
+    /// its name now.
+    pub fn view_of(&self, generation: GenerationId) -> Option<&ViewEntry> {
+        let entry = self.generations.get(&generation)?;
+        self.views.get(&entry.view).filter(|view| view.first_ordinal <= entry.ordinal)
+    }
+
+    /// How the view that a generation built was deleted; `None` if it exists, or if another view has
+    /// its name.
+    pub fn deletion_of(&self, generation: GenerationId) -> Option<&Deleted> {
+        self.deleted_views.get(&self.generations.get(&generation)?.view)
+    }
+
+    /// Streams that were deleted and not declared again.
+    pub fn deleted_streams(&self) -> &BTreeMap<Name, Deleted> {
+        &self.deleted_streams
+    }
+
+    /// Views that were deleted and not created again.
+    pub fn deleted_views(&self) -> &BTreeMap<Name, Deleted> {
+        &self.deleted_views
     }
 
     /// The ranges of a partition whose outputs this generation owns, in order. Over all generations
@@ -303,7 +382,7 @@ impl ControlState {
             Role::Ended => return ShardDuty::Stop,
             Role::Serving | Role::Replaying | Role::Retained => {}
         }
-        let view = self.views.get(&entry.view);
+        let view = self.view_of(generation);
         let aligning = view
             .and_then(|view| self.replays.get(view.open_replay.as_ref()?))
             .filter(|replay| replay.phase == Phase::Align);

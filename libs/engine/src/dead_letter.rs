@@ -46,7 +46,7 @@ impl Stage {
         }
     }
 
-    /// What Kafka Connect calls this in the headers of its dead letters.
+    /// The terms in which Kafka Connect's headers of a dead letter say this.
     pub fn connect(self) -> ConnectStage {
         let (stage, class, exception) = match self {
             Self::Decode => ("VALUE_CONVERTER", "headwater.Decode", "headwater.DecodeError"),

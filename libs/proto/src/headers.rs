@@ -23,9 +23,9 @@ pub const STAGE: &str = "headwater.stage";
 /// Why, for a person, naming the field.
 pub const REASON: &str = "headwater.reason";
 
-/// Kafka Connect's names for the same facts, so that tools which read the dead letters of connectors read
-/// Headwater's. Readers of our own ignore them. Connect's `exception.stacktrace` has no meaning here: it would
-/// depend on the program and not on the record.
+/// Kafka Connect's names for the same facts, so that tools which read the dead letters of connectors
+/// read Headwater's too. Headwater does not read them. Connect's `exception.stacktrace` has no meaning
+/// here: it would depend on the program and not on the record.
 pub mod connect {
     /// As [`super::TOPIC`].
     pub const TOPIC: &str = "__connect.errors.topic";

@@ -1,4 +1,4 @@
-//! Definitions: `CREATE STREAM` and `CREATE MATERIALIZED VIEW`, parsed, checked and planned.
+//! Definitions: `CREATE STREAM`, `CREATE MATERIALIZED VIEW` and `DROP`, parsed, checked and planned.
 //!
 //! ```text
 //! text --parse--> StreamDefinition, ViewDefinition --plan_view--> ViewPlan (headwater-engine)
@@ -71,6 +71,7 @@
 mod compile;
 mod diagnostic;
 mod differences;
+mod drop;
 mod duration;
 mod expression;
 mod functions;
@@ -89,5 +90,6 @@ mod view;
 pub use compile::{CompileError, compile, plan_view};
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use differences::differences;
+pub use drop::{DropDefinition, Dropped};
 pub use statement::{Statement, parse, parse_stream, parse_view};
 pub use view::ViewDefinition;

@@ -5,6 +5,7 @@ use sqlparser::tokenizer::Location;
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
+    drop::{self, DropDefinition},
     lexer::{self, Cursor, refuse},
     stack::with_large_stack,
     stream,
@@ -17,6 +18,7 @@ use crate::{
 pub enum Statement {
     Stream(StreamDefinition),
     View(ViewDefinition),
+    Drop(DropDefinition),
 }
 
 impl Statement {
@@ -25,6 +27,7 @@ impl Statement {
         match self {
             Self::Stream(stream) => &stream.sql,
             Self::View(view) => &view.sql,
+            Self::Drop(drop) => &drop.sql,
         }
     }
 }
@@ -52,6 +55,7 @@ pub fn parse_stream(text: &str) -> Result<StreamDefinition, Diagnostics> {
     match single(text)? {
         Statement::Stream(stream) => Ok(stream),
         Statement::View(_) => Err(expected("CREATE STREAM", "CREATE MATERIALIZED VIEW")),
+        Statement::Drop(_) => Err(expected("CREATE STREAM", "DROP")),
     }
 }
 
@@ -60,6 +64,7 @@ pub fn parse_view(text: &str) -> Result<ViewDefinition, Diagnostics> {
     match single(text)? {
         Statement::View(view) => Ok(view),
         Statement::Stream(_) => Err(expected("CREATE MATERIALIZED VIEW", "CREATE STREAM")),
+        Statement::Drop(_) => Err(expected("CREATE MATERIALIZED VIEW", "DROP")),
     }
 }
 
@@ -101,6 +106,9 @@ fn checked(mut cursor: Cursor) -> lexer::Result<Statement> {
 
 fn read(cursor: &mut Cursor) -> lexer::Result<Statement> {
     let instead = "write CREATE STREAM or CREATE MATERIALIZED VIEW";
+    if cursor.eat_word("DROP") {
+        return drop::read(cursor).map(Statement::Drop);
+    }
     if !cursor.is_word("CREATE") {
         if cursor.is_word("SELECT") {
             return refuse(
@@ -109,7 +117,7 @@ fn read(cursor: &mut Cursor) -> lexer::Result<Statement> {
                 "ask with `headwater query`",
             );
         }
-        if cursor.is_word("DROP") || cursor.is_word("ALTER") {
+        if cursor.is_word("ALTER") {
             let instead = "change the definition and apply it again";
             return refuse(
                 cursor.location(),

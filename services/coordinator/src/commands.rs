@@ -4,6 +4,7 @@
 //! records and appends them. Nothing here writes to the control topic.
 
 pub(crate) mod apply;
+pub(crate) mod delete;
 pub(crate) mod queue;
 pub(crate) mod replay_commands;
 pub(crate) mod start_replay;
@@ -12,7 +13,10 @@ use headwater_control::ControlState;
 use headwater_proto::control::v1::{ReplayOptions, control_record::Event};
 use tonic::Status;
 
-use crate::{context::Context, definitions::Definitions};
+use crate::{
+    context::Context,
+    definitions::{CatalogObject, Definitions},
+};
 
 /// A change that a request asks for.
 #[derive(Debug)]
@@ -21,7 +25,8 @@ pub(crate) enum Command {
     StartReplay { view: String, view_sql: String, options: ReplayOptions },
     Promote { replay: String, accept_failed: bool, reason: String },
     Abort { replay: String, reason: String },
-    Undo { view: String, reason: String },
+    Undo { replay_or_view: String, reason: String },
+    Delete { object: CatalogObject, if_exists: bool, reason: String },
 }
 
 impl Command {
@@ -43,7 +48,12 @@ impl Command {
                 replay_commands::promote(state, &replay, accept_failed, reason)
             }
             Self::Abort { replay, reason } => replay_commands::abort(state, &replay, reason),
-            Self::Undo { view, reason } => replay_commands::undo(state, &view, reason),
+            Self::Undo { replay_or_view, reason } => {
+                replay_commands::undo(state, &replay_or_view, reason)
+            }
+            Self::Delete { object, if_exists, reason } => {
+                delete::events(state, &object, if_exists, &reason)
+            }
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use headwater_control::ControlState;
-use headwater_proto::control::v1::DefinitionFile;
-use headwater_sql::{Diagnostic, Statement, ViewDefinition};
+use headwater_proto::control::v1::{ChangeKind, DefinitionChange, DefinitionFile};
+use headwater_sql::{Diagnostic, DropDefinition, Dropped, Statement, ViewDefinition};
 use headwater_types::{Column, Name, Remedy, StreamDefinition};
 use parking_lot::Mutex;
 use tonic::Status;
@@ -82,6 +82,7 @@ pub(crate) struct FromFile<T> {
 pub(crate) struct Definitions {
     pub(crate) streams: Vec<FromFile<StreamDefinition>>,
     pub(crate) views: Vec<FromFile<ViewDefinition>>,
+    pub(crate) drops: Vec<FromFile<DropDefinition>>,
     /// The objects in the order of the statements.
     pub(crate) order: Vec<CatalogObject>,
 }
@@ -91,6 +92,41 @@ pub(crate) struct Definitions {
 pub(crate) enum CatalogObject {
     Stream(Name),
     View(Name),
+}
+
+impl CatalogObject {
+    /// The object that a DROP statement names.
+    pub(crate) fn of(drop: &DropDefinition) -> Self {
+        match drop.dropped {
+            Dropped::Stream => Self::Stream(drop.name.clone()),
+            Dropped::View => Self::View(drop.name.clone()),
+        }
+    }
+
+    /// A change as the state alone tells it, with the replay that is open.
+    pub(crate) fn changed(&self, state: &ControlState, kind: ChangeKind) -> DefinitionChange {
+        let (what, name) = match self {
+            Self::Stream(name) => ("stream", name),
+            Self::View(name) => ("view", name),
+        };
+        let view = match self {
+            Self::Stream(_) => None,
+            Self::View(name) => state.views().get(name),
+        };
+        DefinitionChange {
+            kind: kind.into(),
+            object: what.into(),
+            name: name.to_string(),
+            replay_id: view
+                .and_then(|view| view.open_replay.as_ref())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            plan: None,
+            generation: String::new(),
+            warnings: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
 }
 
 impl fmt::Display for CatalogObject {
@@ -111,7 +147,7 @@ impl Definitions {
     fn parse(files: &[DefinitionFile]) -> Result<Self, Status> {
         let mut definitions = Self::default();
         let mut problems = Problems::default();
-        let mut seen: HashMap<CatalogObject, String> = HashMap::new();
+        let mut seen: HashMap<CatalogObject, (String, bool)> = HashMap::new();
         for file in files {
             let statements = match headwater_sql::parse(&file.sql) {
                 Ok(statements) => statements,
@@ -127,10 +163,16 @@ impl Definitions {
                 let object = match &statement {
                     Statement::Stream(stream) => CatalogObject::Stream(stream.name.clone()),
                     Statement::View(view) => CatalogObject::View(view.name.clone()),
+                    Statement::Drop(drop) => CatalogObject::of(drop),
                 };
-                if let Some(first) = seen.insert(object.clone(), file.clone()) {
+                let drops = matches!(statement, Statement::Drop(_));
+                if let Some((first, dropped)) = seen.insert(object.clone(), (file.clone(), drops)) {
+                    let twice = match drops || dropped {
+                        false => "is defined twice",
+                        true => "is to be dropped and has another statement",
+                    };
                     problems.wrong(format!(
-                        "{file}: {object} is defined twice, first in {first}; keep one of the two"
+                        "{file}: {object} {twice}, first in {first}; keep one of the two"
                     ));
                     continue;
                 }
@@ -141,6 +183,9 @@ impl Definitions {
                     }
                     Statement::View(definition) => {
                         definitions.views.push(FromFile { file, definition })
+                    }
+                    Statement::Drop(definition) => {
+                        definitions.drops.push(FromFile { file, definition })
                     }
                 }
             }

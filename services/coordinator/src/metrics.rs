@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use headwater_control::{ControlState, LogEnds, ReplayEntry, StatusBoard, replay_status};
 use headwater_service::Metrics;
 use headwater_types::Name;
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge},
@@ -26,6 +27,8 @@ pub(crate) struct CoordinatorMetrics {
     epoch: Integers,
     position: Gauge,
     leading: Gauge,
+    /// The views that are shown.
+    shown: Mutex<BTreeSet<Name>>,
 }
 
 impl CoordinatorMetrics {
@@ -67,6 +70,7 @@ impl CoordinatorMetrics {
                 "Whether this coordinator leads: 1, or stands by: 0",
                 Gauge::default(),
             ),
+            shown: Mutex::default(),
         }
     }
 
@@ -84,19 +88,38 @@ impl CoordinatorMetrics {
         self.epoch.clear();
     }
 
+    /// The view has had no replay.
+    fn hide_replay(&self, labels: &ViewLabels) {
+        self.phase.remove(labels);
+        self.progress.remove(labels);
+        self.rate.remove(labels);
+        self.eta.remove(labels);
+    }
+
     pub(crate) fn show(&self, state: &ControlState, board: &StatusBoard, ends: &LogEnds) {
         self.position.set(i64::try_from(state.position().0).unwrap_or(i64::MAX));
         let mut newest: BTreeMap<&Name, &ReplayEntry> = BTreeMap::new();
-        for replay in state.replays().values() {
+        let present = |replay: &&ReplayEntry| state.view_of(replay.new).is_some();
+        for replay in state.replays().values().filter(present) {
             let entry = newest.entry(&replay.view).or_insert(replay);
             if entry.started < replay.started {
                 *entry = replay;
             }
         }
+        let mut shown = self.shown.lock();
+        for deleted in shown.extract_if(.., |name| !state.views().contains_key(name)) {
+            let labels = ViewLabels { view: deleted.to_string() };
+            self.epoch.remove(&labels);
+            self.hide_replay(&labels);
+        }
         for (name, view) in state.views() {
+            shown.insert(name.clone());
             let labels = ViewLabels { view: name.to_string() };
             self.epoch.get_or_create(&labels).set(i64::try_from(view.epoch.0).unwrap_or(i64::MAX));
-            let Some(replay) = newest.get(name) else { continue };
+            let Some(replay) = newest.get(name) else {
+                self.hide_replay(&labels);
+                continue;
+            };
             let replay = replay_status(state, board, ends, replay);
             self.phase.get_or_create(&labels).set(i64::from(replay.phase));
             let share = match replay.records_total {

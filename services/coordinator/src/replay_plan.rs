@@ -197,8 +197,9 @@ pub(crate) fn serving<'a>(
     view: &Name,
 ) -> Result<&'a GenerationEntry, Status> {
     state.serving(view.as_str()).ok_or_else(|| {
-        Status::not_found(format!(
-            "there is no view {view}: `headwater get views` lists those there are"
-        ))
+        Status::not_found(match state.deleted_views().get(view) {
+            Some(deleted) => format!("view {view} was deleted {deleted}"),
+            None => format!("there is no view {view}: `headwater get views` lists those there are"),
+        })
     })
 }

@@ -1,4 +1,5 @@
 mod applying;
+mod deleting;
 mod fixture;
 mod kafka_like;
 mod leading;

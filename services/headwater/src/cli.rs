@@ -51,13 +51,22 @@ Data goes to stdout, everything else to stderr.";
 pub enum Command {
     /// Run everything in one process, on a log embedded in a directory
     Dev(DevArgs),
-    /// Create what definition files describe; a changed view starts a replay
+    /// Create what definition files describe; a changed view starts a replay, DROP deletes
     #[command(after_help = "\
 Examples:
   headwater apply -f examples/flights/            create what is new, replay what changed
   headwater apply -f view.sql --dry-run           what would happen, and what it would cost
   headwater apply -f view.sql --wait --promote --max-changed 0.1")]
     Apply(ApplyArgs),
+    /// Delete a stream or a view; refused while something depends on it
+    #[command(after_help = "\
+The state of a view is deleted soon afterwards. The topic of a stream and its topic of dead letters stay.
+The same name may be created again. In definition files: DROP VIEW name; DROP STREAM name;
+
+Examples:
+  headwater delete view spend_per_minute --reason 'nobody reads it'
+  headwater delete stream orders --if-exists")]
+    Delete(DeleteArgs),
     /// List streams, views, generations or shards
     Get(GetArgs),
     /// Append events from a file or standard input to a stream
@@ -148,6 +157,29 @@ pub struct ApplyArgs {
     pub wait: bool,
     #[command(flatten)]
     pub options: ReplayOptionArgs,
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Object {
+    Stream,
+    View,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    pub object: Object,
+    pub name: String,
+    /// It is no error that there is nothing of this name
+    #[arg(long)]
+    pub if_exists: bool,
+    /// Say what would happen, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why, for the audit trail
+    #[arg(long, default_value = "")]
+    pub reason: String,
     #[arg(short, long, default_value = "table")]
     pub output: Output,
 }
@@ -263,7 +295,8 @@ pub enum ReplayCommand {
     },
     /// Make the previous generation serve again
     Undo {
-        view: String,
+        /// Id of the replay that was promoted last, or its view
+        replay: String,
         #[command(flatten)]
         decision: DecisionArgs,
     },

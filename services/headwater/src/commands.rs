@@ -3,6 +3,7 @@
 mod apply;
 mod completions;
 mod dead_letters;
+mod delete;
 mod get;
 mod ingest;
 mod plan;
@@ -26,6 +27,9 @@ pub async fn run(cli: Cli) -> Result {
         Command::Completions { shell } => completions::run(shell),
         Command::Apply(args) => {
             on(Service::Coordinator, servers, async |server| apply::run(server, args).await).await
+        }
+        Command::Delete(args) => {
+            on(Service::Coordinator, servers, async |server| delete::run(server, args).await).await
         }
         Command::Get(args) => {
             on(Service::Coordinator, servers, async |server| get::run(server, args).await).await

@@ -293,6 +293,9 @@ fn declared<'a>(
     state: &'a ControlState,
     name: &str,
 ) -> Result<(&'a Name, &'a StreamEntry), Refusal> {
+    if let Some((name, deleted)) = state.deleted_streams().get_key_value(name) {
+        return Err(Refusal::StreamDeleted { stream: name.clone(), how: deleted.to_string() });
+    }
     state.streams().get_key_value(name).ok_or_else(|| Refusal::UnknownStream {
         stream: name.chars().take(200).collect(),
         known: state.streams().keys().cloned().collect(),

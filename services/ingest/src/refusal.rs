@@ -10,6 +10,9 @@ pub(crate) enum Refusal {
     #[error("there is no stream {stream:?}; {}", known_streams(.known))]
     UnknownStream { stream: String, known: Vec<Name> },
 
+    #[error("stream {stream} was deleted {how}: apply its definition to have it again")]
+    StreamDeleted { stream: Name, how: String },
+
     /// A newer version wrote the definition, or it is damaged.
     #[error("the definition of stream {stream} cannot be used: {reason}")]
     Definition { stream: Name, reason: String },
@@ -60,7 +63,7 @@ fn known_streams(names: &[Name]) -> String {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
-            Refusal::UnknownStream { .. } => Code::NotFound,
+            Refusal::UnknownStream { .. } | Refusal::StreamDeleted { .. } => Code::NotFound,
             Refusal::Definition { .. } | Refusal::Partitions { .. } => Code::FailedPrecondition,
             Refusal::TooLarge { .. } | Refusal::TooMany { .. } => Code::OutOfRange,
             Refusal::Busy { .. } => Code::ResourceExhausted,
@@ -77,7 +80,9 @@ impl Refusal {
     /// The HTTP status, and whether the same request may succeed later.
     pub(crate) fn http(&self) -> (StatusCode, bool) {
         match self {
-            Self::UnknownStream { .. } => (StatusCode::NOT_FOUND, false),
+            Self::UnknownStream { .. } | Self::StreamDeleted { .. } => {
+                (StatusCode::NOT_FOUND, false)
+            }
             Self::Definition { .. } | Self::Partitions { .. } => (StatusCode::CONFLICT, false),
             Self::TooLarge { .. } | Self::TooMany { .. } => (StatusCode::PAYLOAD_TOO_LARGE, false),
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, true),

@@ -5,10 +5,15 @@ mod former_status;
 mod rebalance;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use headwater_log::Log;
-use headwater_proto::control::v1::{GenerationRetired, Phase, ViewCreated, control_record::Event};
+use headwater_proto::control::v1::{
+    GenerationRetired, Phase, ViewCreated, ViewDeleted, control_record::Event,
+};
 use headwater_state::layout;
 use headwater_types::{ENGINE_VERSION, Offset, PartitionId};
 
@@ -80,6 +85,44 @@ async fn a_replay_is_promoted_and_undone_through_restarts_and_every_dead_letter_
     world.until("deletion", |world| !state.exists() && world.status(2).is_none()).await;
     assert!(!layout::checkpoints_dir(world.dir.path(), generation(2)).exists());
     assert!(world.status(1).is_some());
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_views_shards_publish_what_they_have_committed_and_are_deleted() {
+    let mut world = World::new();
+    world.declare();
+    world.create(1);
+    // The topic of dead letters takes nothing.
+    world.log.refused.store(u32::MAX, Ordering::Relaxed);
+    world.log.orders(0..100);
+    let mut process = world.start().await;
+    world.until("live work", |world| world.caught_up(1)).await;
+    assert_eq!(world.letters().len(), 0);
+
+    world.append(Event::ViewDeleted(ViewDeleted { view: "spend".into(), reason: String::new() }));
+    // Nobody may be in the generation's group by the time it is retired.
+    process.stop().await;
+    world.log.refused.store(0, Ordering::Relaxed);
+    let state = layout::state_dir(world.dir.path(), generation(1));
+    process = world.start().await;
+    world.log.orders(100..120);
+    assert!(state.exists());
+    // The coordinator retires it by a record of its own.
+    world.until("deletion", |world| !state.exists() && world.status(1).is_none()).await;
+    let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();
+    letters.sort();
+    let mut expected: Vec<_> = (0..100).step_by(2).map(|number| format!("bad {number}")).collect();
+    expected.sort();
+    assert_eq!(letters, expected, "what it had read, each once, and nothing of what came later");
+    let text = process.node.metrics.encode();
+    assert!(!text.contains(r#"view="spend""#), "{text}");
+
+    // The same name again: another generation, which reads everything from the start.
+    world.create(2);
+    world.until("the new view", |world| world.caught_up(2) && world.published(2)).await;
+    assert!(!state.exists());
+    assert_eq!(world.letters().len(), 50 + 60);
     process.stop().await;
 }
 

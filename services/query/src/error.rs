@@ -12,6 +12,9 @@ pub(crate) enum Error {
     #[error("there is no view {view:?}; {}", listed(.known))]
     UnknownView { view: String, known: Vec<String> },
 
+    #[error("view {view} was deleted{how}: apply a definition of it to have it again")]
+    ViewDeleted { view: String, how: String },
+
     #[error(
         "view {view} has no generation {generation:?}; `headwater get generations {view}` lists those that can be read"
     )]
@@ -210,9 +213,24 @@ impl Error {
         }
     }
 
+    /// Whether it is an error of a shard that somebody may have deleted.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "all others say no")]
+    pub(crate) fn may_follow_from_deletion(&self) -> bool {
+        match self {
+            Self::NotReached { .. }
+            | Self::NoState { .. }
+            | Self::ShardUnreachable { .. }
+            | Self::Peer { .. }
+            | Self::State { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::UnknownView { .. } | Self::UnknownGeneration { .. } => Code::NotFound,
+            Self::UnknownView { .. }
+            | Self::ViewDeleted { .. }
+            | Self::UnknownGeneration { .. } => Code::NotFound,
             Self::GenerationGone { .. } => Code::FailedPrecondition,
             Self::Key { .. }
             | Self::InvalidKey(_)

@@ -22,10 +22,12 @@
 //! | `local_reader` | opening a shard on this disk, and catching up |
 //! | `shard_snapshot` | a shard at one commit |
 //! | `cursor` | how rows of several shards are merged |
+//! | `deletion` | what a request is told whose view is deleted meanwhile |
 //! | `generation_follower` | the task that plans what serves and closes what is retired |
 
 pub(crate) mod catalog;
 pub(crate) mod cursor;
+pub(crate) mod deletion;
 pub(crate) mod freshness;
 pub(crate) mod generation;
 pub(crate) mod generation_cache;

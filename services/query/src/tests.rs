@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
+mod deleting;
 mod fixture;
 mod forward;
 mod freshness;

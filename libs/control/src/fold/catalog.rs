@@ -26,6 +26,7 @@ impl ControlState {
         let extended = before.is_some();
         let declared_at_ms = before.map_or(at_ms, |entry| entry.declared_at_ms);
         self.streams.insert(name.clone(), StreamEntry { sql: event.sql.clone(), declared_at_ms });
+        self.deleted_streams.remove(&name);
         Ok(Some(Effect::StreamDeclared { stream: name, extended }))
     }
 
@@ -50,9 +51,11 @@ impl ControlState {
                 previous: None,
                 open_replay: None,
                 pending_swap: None,
-                replays: 0,
+                replays: self.replays_named(&view),
+                first_ordinal: entry.ordinal,
             },
         );
+        self.deleted_views.remove(&view);
         self.generations.insert(generation, entry);
         Ok(Some(Effect::ViewCreated { view, generation }))
     }
@@ -112,6 +115,7 @@ impl ControlState {
             started: offset,
             started_at_ms: at_ms,
             reason: String::new(),
+            actor: String::new(),
         };
         let generation = entry.id;
         if let Some(view) = self.views.get_mut(&entry.view) {
@@ -141,7 +145,7 @@ impl ControlState {
             }
         }
         let view_name = entry.view.clone();
-        let pending = self.views.get(&view_name).and_then(|view| view.pending_swap.as_ref());
+        let pending = self.view_of(id).and_then(|view| view.pending_swap.as_ref());
         ensure!(pending.is_none_or(|swap| swap.to != id), "generation {id} is about to serve");
         if let Some(entry) = self.generations.get_mut(&id) {
             entry.role = Role::Retired;

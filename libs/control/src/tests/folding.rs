@@ -5,7 +5,7 @@ use super::*;
 use crate::{CheckpointAt, CheckpointDuty, Effect, FoldError, ShardDuty};
 
 /// The records up to HOLD of the first replay, from generation 0 to generation 1.
-fn held() -> Vec<Event> {
+pub(super) fn held() -> Vec<Event> {
     vec![
         stream_declared(),
         view_created(0),
@@ -16,7 +16,7 @@ fn held() -> Vec<Event> {
     ]
 }
 
-fn promoted() -> Vec<Event> {
+pub(super) fn promoted() -> Vec<Event> {
     let mut events = held();
     events.extend([
         swap_requested("v-1", 1, 0, 1, false),
@@ -25,11 +25,11 @@ fn promoted() -> Vec<Event> {
     events
 }
 
-fn phase(state: &ControlState, replay: &str) -> Phase {
+pub(super) fn phase(state: &ControlState, replay: &str) -> Phase {
     state.replays()[replay].phase
 }
 
-fn refusal(state: &ControlState, event: Event) -> String {
+pub(super) fn refusal(state: &ControlState, event: Event) -> String {
     let mut copy = state.clone();
     let error = copy.fold(state.position(), &record(event)).unwrap_err();
     assert_eq!(copy, *state, "a refused record leaves the state as it was");
@@ -235,7 +235,7 @@ fn a_newer_replay_keeps_what_an_older_one_retains() {
 fn any_event() -> impl Strategy<Value = Event> {
     let replay = prop::sample::select(vec!["v-1", "v-2", "v-3"]);
     let offsets = [0_u64..40, 0_u64..40];
-    (0..13_u8, replay, 0..4_u64, 0..4_u64, 1..4_u32, any::<bool>(), 1..6_u64, offsets).prop_map(
+    (0..15_u8, replay, 0..4_u64, 0..4_u64, 1..4_u32, any::<bool>(), 1..6_u64, offsets).prop_map(
         |(kind, replay, a, b, swap, flag, epoch, offsets)| match kind {
             0 => stream_declared(),
             1 => view_created(a),
@@ -247,6 +247,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             8 | 9 => swapped(replay, swap, a, b, flag, epoch, offsets),
             10 => cancelled(replay, swap),
             11 => ended(replay, flag),
+            12 => view_deleted(),
+            13 => stream_deleted(),
             _ => retired(a),
         },
     )

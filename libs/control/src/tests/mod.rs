@@ -1,6 +1,7 @@
 //! Tests of the fold, the decisions, and the whole protocol in simulation.
 
 mod decisions;
+mod deleting;
 mod folding;
 mod protocol;
 mod world;
@@ -10,7 +11,8 @@ use headwater_proto::{
     control::v1::{
         AlignRequested, ControlRecord, DiffRecorded, DiffReport, FenceNamed, Generation,
         GenerationRetired, ReplayEnded, ReplayOptions, ReplayStarted, StreamDeclared,
-        SwapCancelled, SwapRequested, Swapped, Verdict, ViewCreated, control_record::Event,
+        StreamDeleted, SwapCancelled, SwapRequested, Swapped, Verdict, ViewCreated, ViewDeleted,
+        control_record::Event,
     },
 };
 use headwater_types::{GenerationId, Name, Offset, PartitionId};
@@ -21,7 +23,7 @@ pub(crate) const PARTITIONS: u32 = 2;
 pub(crate) const RETAIN_MS: u64 = 1_000;
 
 pub(crate) fn record(event: Event) -> ControlRecord {
-    ControlRecord { at_ms: 0, request_id: String::new(), event: Some(event) }
+    ControlRecord { event: Some(event), ..ControlRecord::default() }
 }
 
 pub(crate) fn id(number: u64) -> GenerationId {
@@ -135,6 +137,14 @@ pub(crate) fn retired(number: u64) -> Event {
     })
 }
 
+pub(crate) fn view_deleted() -> Event {
+    Event::ViewDeleted(ViewDeleted { view: "v".into(), reason: "unused".into() })
+}
+
+pub(crate) fn stream_deleted() -> Event {
+    Event::StreamDeleted(StreamDeleted { stream: "s".into(), reason: String::new() })
+}
+
 pub(crate) fn folded(events: impl IntoIterator<Item = Event>) -> ControlState {
     let mut state = ControlState::default();
     for event in events {
@@ -146,8 +156,11 @@ pub(crate) fn folded(events: impl IntoIterator<Item = Event>) -> ControlState {
 /// Law 2: one generation of a view serves, and the windows of all generations tile every partition.
 pub(crate) fn check_laws(state: &ControlState) {
     for (name, entry) in state.views() {
-        let of_view: Vec<_> =
-            state.generations().values().filter(|generation| generation.view == *name).collect();
+        let of_view: Vec<_> = state
+            .generations()
+            .values()
+            .filter(|generation| generation.view == *name && state.view_of(generation.id).is_some())
+            .collect();
         let serving: Vec<_> =
             of_view.iter().filter(|g| g.role == Role::Serving).map(|g| g.id).collect();
         assert_eq!(serving, [entry.serving], "exactly one generation of {name} serves");
@@ -178,7 +191,22 @@ pub(crate) fn check_laws(state: &ControlState) {
                 .values()
                 .any(|replay| replay.view == *name && crate::is_open(replay.phase)),
         );
+        assert!(state.streams().contains_key(&entry.stream), "{name} reads what is not there");
+        assert!(!state.deleted_views().contains_key(name), "{name} exists");
     }
+    for entry in state.generations().values() {
+        let over = matches!(entry.role, Role::Ended | Role::Retired);
+        assert!(over || state.view_of(entry.id).is_some(), "{} has no view", entry.id);
+    }
+    let numbers = |view: &Name| {
+        let of_view = state.replays().values().filter(|replay| replay.view == *view);
+        of_view.count()
+    };
+    assert_eq!(
+        state.next_replay_id(&view()).as_str(),
+        format!("v-{}", if state.views().contains_key(&view()) { numbers(&view()) + 1 } else { 1 }),
+        "the id of a replay is never used again"
+    );
 }
 
 pub(crate) fn window_pairs(

@@ -30,6 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Decide),
         1 => Just(Step::RestartCoordinator),
         2 => (0..7_u32).prop_map(Step::Operate),
+        1 => prop::bool::weighted(0.2).prop_map(|delete| Step::Operate(if delete { 7 } else { 0 })),
         1 => Just(Step::Wait),
         6 => (any::<u16>(), 1..200_u64).prop_map(|(shards, n)| Step::Round(shards, n)),
     ]
@@ -49,7 +50,8 @@ fn take(world: &mut World, step: Step) {
             world.decide();
         }
         Step::RestartCoordinator => world.restart_coordinator(),
-        // Start, promote and undo are more likely than abort.
+        // Start, promote and undo are more likely than abort, and abort than delete.
+        Step::Operate(7) => world.operate(4),
         Step::Operate(verb) => world.operate(if verb == 6 { 3 } else { verb % 3 }),
         Step::Wait => world.now_ms += 100,
         Step::Round(shards, records) => {
@@ -89,9 +91,17 @@ proptest! {
                 "{} is stuck in {:?}", replay.id, replay.phase
             );
         }
-        // No record may be written twice. Only a repeated ALIGN is another attempt.
+        // A deleted view leaves nothing behind but its history.
+        for entry in world.truth.generations().values() {
+            prop_assert!(
+                world.truth.view_of(entry.id).is_some() || entry.role == Role::Retired,
+                "{} of a deleted view is {:?}", entry.id, entry.role
+            );
+        }
+        // No record may be written twice. Only a repeated ALIGN is another attempt, and a view that
+        // was created again may be deleted again.
         for record in &world.control {
-            if matches!(record.event, Some(Event::AlignRequested(_))) {
+            if matches!(record.event, Some(Event::AlignRequested(_) | Event::ViewDeleted(_))) {
                 continue;
             }
             let mut state = world.truth.clone();

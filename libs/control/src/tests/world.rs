@@ -215,7 +215,10 @@ impl World {
 
     /// Runs an operator's verb if the coordinator's API would allow it.
     pub(super) fn operate(&mut self, verb: u32) {
-        let entry = self.truth.views()[&view()].clone();
+        if verb == 4 {
+            return self.delete_or_create();
+        }
+        let Some(entry) = self.truth.views().get(&view()).cloned() else { return };
         let newest = self.truth.find_replay("v").cloned();
         let number =
             |generation: GenerationId| u64::from_str_radix(&generation.to_string(), 16).unwrap();
@@ -269,6 +272,19 @@ impl World {
                 })));
             }
             _ => {}
+        }
+    }
+
+    /// Deletes the view where the coordinator's API allows it, and creates it again if it is deleted.
+    fn delete_or_create(&mut self) {
+        match self.truth.views().get(&view()) {
+            None => {
+                let number = self.next_generation;
+                self.next_generation += 1;
+                self.append(record(view_created(number)));
+            }
+            Some(entry) if entry.open_replay.is_none() => self.append(record(view_deleted())),
+            Some(_) => {}
         }
     }
 

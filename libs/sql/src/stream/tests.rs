@@ -282,7 +282,7 @@ fn what_a_stream_cannot_be_is_refused_with_place_reason_and_remedy() {
         ("CREATE OR REPLACE STREAM s (ts TIMESTAMP)", "column 8", "not needed", "leave it out"),
         ("CREATE TABLE s (ts TIMESTAMP)", "column 8", "'TABLE'", "CREATE STREAM"),
         ("SELECT 1", "column 1", "no queries", "headwater query"),
-        ("DROP STREAM s", "column 1", "what there is", "apply"),
+        ("ALTER STREAM s", "column 1", "what there is", "apply"),
         ("hello", "column 1", "'hello'", "CREATE STREAM"),
         ("CREATE STREAM s (ts TIMESTAMP, a 'x", "column 34", "Unterminated", ""),
     ];

@@ -1,18 +1,19 @@
 //! `CatalogService`.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use headwater_proto::{
     control::v1::{
-        ApplyRequest, ApplyResponse, Generation, GenerationInfo, GetCatalogRequest,
-        GetCatalogResponse, StreamInfo, ViewInfo, catalog_service_server::CatalogService,
+        ApplyRequest, ApplyResponse, ChangeKind, DeleteRequest, DeleteResponse, Generation,
+        GenerationInfo, GetCatalogRequest, GetCatalogResponse, StreamInfo, ViewInfo,
+        catalog_service_server::CatalogService,
     },
     convert::positions_to_proto,
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
-    commands::{Command, apply, queue::CommandQueue, replay_commands},
+    commands::{Command, apply, delete, queue::CommandQueue, replay_commands},
     context::Context,
     definitions::Definitions,
 };
@@ -50,6 +51,31 @@ impl CatalogService for CatalogApi {
             .map(Response::new)
     }
 
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        self.context.require_lead()?;
+        let request = request.into_inner();
+        let object = delete::object(request.kind(), &request.name)?;
+        let DeleteRequest { if_exists, dry_run, reason, request_id, .. } = request;
+        let (state, kind) = if dry_run {
+            let state = self.context.state();
+            let kind = delete::check(&state, &object, if_exists, &HashSet::new())?;
+            (state, kind)
+        } else {
+            let command = Command::Delete { object: object.clone(), if_exists, reason };
+            let outcome = self.commands.execute(&request_id, command).await?;
+            let kind = delete::outcome(&outcome.effects, &object)?;
+            (outcome.state, kind)
+        };
+        let mut change = object.changed(&state, kind);
+        if kind == ChangeKind::Deleted {
+            change.notes = delete::notes(&self.context, &state, &object)?;
+        }
+        Ok(Response::new(DeleteResponse { change: Some(change) }))
+    }
+
     async fn get_catalog(
         &self,
         _request: Request<GetCatalogRequest>,
@@ -84,7 +110,9 @@ async fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
             .map(|entry| entry.view_sql.clone())
             .unwrap_or_default(),
     });
-    let mut generations: Vec<_> = state.generations().values().collect();
+    let exists = |id| state.view_of(id).is_some();
+    let mut generations: Vec<_> =
+        state.generations().values().filter(|entry| exists(entry.id)).collect();
     generations.sort_by_key(|entry| entry.ordinal);
     let generations = generations.into_iter().map(|entry| GenerationInfo {
         generation: Some(Generation {
@@ -106,6 +134,7 @@ async fn catalog(context: &Context) -> Result<GetCatalogResponse, Status> {
             .generations()
             .get(&generation)
             .is_some_and(|entry| entry.role != headwater_control::Role::Retired)
+            && exists(generation)
     };
     Ok(GetCatalogResponse {
         streams,

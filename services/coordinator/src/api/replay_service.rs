@@ -43,13 +43,7 @@ impl ReplayApi {
         outcome: CommandOutcome,
         wanted: impl Fn(&ControlState) -> Option<ReplayId>,
     ) -> Result<Response<Replay>, Status> {
-        let named = outcome.effects.iter().find_map(|effect| match effect {
-            Effect::ReplayStarted { replay, .. }
-            | Effect::SwapRequested { replay }
-            | Effect::SwapCancelled { replay }
-            | Effect::ReplayEnded { replay } => Some(replay.clone()),
-            Effect::StreamDeclared { .. } | Effect::ViewCreated { .. } => None,
-        });
+        let named = outcome.effects.iter().find_map(Effect::replay).cloned();
         let replay = named.or_else(|| wanted(&outcome.state)).ok_or_else(|| {
             status(
                 Remedy::Correct,
@@ -101,8 +95,11 @@ impl ReplayService for ReplayApi {
             )));
         }
         let of_view = |name: &Name| view.is_empty() || name.as_str() == view;
-        let mut listed: Vec<_> =
-            state.replays().values().filter(|replay| of_view(&replay.view)).collect();
+        let mut listed: Vec<_> = state
+            .replays()
+            .values()
+            .filter(|replay| of_view(&replay.view) && state.view_of(replay.new).is_some())
+            .collect();
         listed.sort_by_key(|replay| std::cmp::Reverse(replay.started));
         let mut replays = Vec::with_capacity(listed.len());
         for replay in listed {
@@ -141,17 +138,13 @@ impl ReplayService for ReplayApi {
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<Replay>, Status> {
-        let UndoRequest { view, reason, request_id } = request.into_inner();
-        let wanted = view.clone();
-        let outcome = self.commands.execute(&request_id, Command::Undo { view, reason }).await?;
+        let UndoRequest { view: wanted, reason, request_id } = request.into_inner();
+        let command = Command::Undo { replay_or_view: wanted.clone(), reason };
+        let outcome = self.commands.execute(&request_id, command).await?;
         // Nothing was written: the undo is under way already.
         self.answer(outcome, |state| {
-            state
-                .views()
-                .get(wanted.as_str())?
-                .pending_swap
-                .as_ref()
-                .map(|swap| swap.replay_id.clone())
+            let (view, _) = replay_commands::undone(state, &wanted).ok()?;
+            state.views().get(view)?.pending_swap.as_ref().map(|swap| swap.replay_id.clone())
         })
         .await
     }

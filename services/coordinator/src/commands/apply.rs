@@ -9,8 +9,8 @@ use std::{
 use headwater_control::{ControlState, Effect};
 use headwater_log::{Log, TopicSpec};
 use headwater_proto::control::v1::{
-    ApplyResponse, ChangeKind, DefinitionChange, ReplayOptions, ReplayStarted, StreamDeclared,
-    ViewCreated, control_record::Event,
+    ApplyResponse, ChangeKind, ReplayOptions, ReplayStarted, StreamDeclared, ViewCreated,
+    control_record::Event,
 };
 use headwater_service::log_status;
 use headwater_sql::ViewDefinition;
@@ -18,6 +18,7 @@ use headwater_types::{Name, StreamDefinition};
 use tonic::Status;
 
 use crate::{
+    commands::delete::{self, Obstacle},
     context::Context,
     definitions::{CatalogObject, Definitions, Problems, extension, parse_view, planning_error},
     replay_plan,
@@ -42,7 +43,24 @@ pub(crate) async fn check(
     let mut changes = HashMap::new();
     let mut streams: HashMap<Name, Arc<StreamDefinition>> = HashMap::new();
     let mut topics: HashMap<Name, Name> = HashMap::new();
+    let dropped: HashSet<_> =
+        definitions.drops.iter().map(|drop| CatalogObject::of(&drop.definition)).collect();
+    for drop in &definitions.drops {
+        let object = CatalogObject::of(&drop.definition);
+        match delete::check(state, &object, drop.definition.if_exists, &dropped) {
+            Ok(kind) => {
+                let change =
+                    PlannedChange { object: object.clone(), kind, stream: None, view: None };
+                changes.insert(object, change);
+            }
+            Err(Obstacle::Missing(why)) => problems.wrong(format!("{}: {why}", drop.file)),
+            Err(Obstacle::Needed(why)) => problems.untimely(format!("{}: {why}", drop.file)),
+        }
+    }
     for (name, entry) in state.streams() {
+        if dropped.contains(&CatalogObject::Stream(name.clone())) {
+            continue;
+        }
         let declared = context.streams.parse(&entry.sql)?;
         topics.extend(topics_of(&declared).map(|topic| (topic, name.clone())));
     }
@@ -120,6 +138,7 @@ pub(crate) async fn check(
         let name = &new.name;
         let stream = match streams.get(&new.stream) {
             Some(stream) => Some(stream.clone()),
+            None if dropped.contains(&CatalogObject::Stream(new.stream.clone())) => None,
             None => context.streams.declared(state, &new.stream)?,
         };
         let Some(stream) = stream else {
@@ -219,7 +238,18 @@ pub(crate) async fn events(
     options: &ReplayOptions,
 ) -> Result<Vec<Event>, Status> {
     let changes = check(context, state, definitions).await?;
-    let mut events = Vec::new();
+    // Views go before the streams that they read, and both before streams that may take their topics.
+    let deleted = |change: &&PlannedChange| change.kind == ChangeKind::Deleted;
+    let (views, streams): (Vec<_>, Vec<_>) = changes
+        .iter()
+        .filter(deleted)
+        .partition(|change| matches!(change.object, CatalogObject::View(_)));
+    let reason = &options.reason;
+    let mut events: Vec<_> = views
+        .into_iter()
+        .chain(streams)
+        .map(|change| delete::event(&change.object, reason))
+        .collect();
     let changed: HashSet<_> = changes
         .iter()
         .filter(|change| change.kind != ChangeKind::Unchanged)
@@ -263,8 +293,11 @@ pub(crate) async fn preview(
     let board = context.board();
     let mut changes = Vec::new();
     for change in check(context, state, definitions).await? {
-        let mut answer = answer(state, &change.object, change.kind);
+        let mut answer = change.object.changed(state, change.kind);
         answer.warnings = warnings(context, definitions, &change.object).await?;
+        if change.kind == ChangeKind::Deleted {
+            answer.notes = delete::notes(context, state, &change.object)?;
+        }
         if change.kind == ChangeKind::Replayed
             && let (Some(view), Some(stream)) = (&change.view, &change.stream)
             && let Some(serving) = state.serving(view.name.as_str())
@@ -308,11 +341,17 @@ pub(crate) async fn report(
             {
                 Some((ChangeKind::Replayed, Some(*generation), state.replays().get(replay)))
             }
+            (object, effect) if delete::is_of(effect, object) => {
+                Some((ChangeKind::Deleted, None, None))
+            }
             _ => None,
         });
         let (kind, generation, replay) = found.unwrap_or((ChangeKind::Unchanged, None, None));
-        let mut change = answer(state, object, kind);
+        let mut change = object.changed(state, kind);
         change.warnings = warnings(context, definitions, object).await?;
+        if kind == ChangeKind::Deleted {
+            change.notes = delete::notes(context, state, object)?;
+        }
         change.generation = generation.map(|id| id.to_string()).unwrap_or_default();
         if let Some(replay) = replay
             && let (Some(old), Some(new)) =
@@ -341,28 +380,4 @@ async fn warnings(
     let mut streams = definitions.streams.iter().map(|stream| &stream.definition);
     let Some(stream) = streams.find(|stream| stream.name == *name) else { return Ok(Vec::new()) };
     Ok(replay_plan::losses(&*context.log, stream).await?.into_iter().collect())
-}
-
-/// A change as the state shows it, with the replay that is open.
-fn answer(state: &ControlState, object: &CatalogObject, kind: ChangeKind) -> DefinitionChange {
-    let (what, name) = match object {
-        CatalogObject::Stream(name) => ("stream", name),
-        CatalogObject::View(name) => ("view", name),
-    };
-    let view = match object {
-        CatalogObject::Stream(_) => None,
-        CatalogObject::View(name) => state.views().get(name),
-    };
-    DefinitionChange {
-        kind: kind.into(),
-        object: what.into(),
-        name: name.to_string(),
-        replay_id: view
-            .and_then(|view| view.open_replay.as_ref())
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        plan: None,
-        generation: String::new(),
-        warnings: Vec::new(),
-    }
 }

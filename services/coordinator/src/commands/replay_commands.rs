@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use headwater_control::{ControlState, ReplayEntry, is_open};
+use headwater_control::{ControlState, ReplayEntry, ViewEntry, is_open};
 use headwater_proto::control::v1::{
     Phase, ReplayEnded, ReplayOptions, SwapCancelled, SwapRequested, Verdict, control_record::Event,
 };
-use headwater_types::GenerationId;
+use headwater_types::{GenerationId, Name};
 use tonic::Status;
 
 /// A phase as messages spell it.
@@ -20,13 +20,18 @@ pub(crate) fn find<'a>(
     replay_or_view: &str,
 ) -> Result<&'a ReplayEntry, Status> {
     state.find_replay(replay_or_view).ok_or_else(|| {
-        Status::not_found(match state.views().contains_key(replay_or_view) {
-            true => format!("view {replay_or_view} has no replay yet: `headwater replay start` starts one"),
-            false => format!(
-                "there is no replay and no view {replay_or_view:?}: `headwater replay list` lists the replays there are"
-            ),
-        })
+        match state.views().contains_key(replay_or_view) {
+            true => Status::not_found(format!(
+                "view {replay_or_view} has no replay yet: `headwater replay start` starts one"
+            )),
+            false => unknown(state, replay_or_view),
+        }
     })
+}
+
+/// The view of a replay; `Err` says that it was deleted.
+fn view_of<'a>(state: &'a ControlState, replay: &ReplayEntry) -> Result<&'a ViewEntry, String> {
+    state.view_of(replay.new).ok_or_else(|| format!("its view {} was deleted", replay.view))
 }
 
 fn swap(
@@ -59,7 +64,10 @@ pub(crate) fn promote(
     let no = |why: String| {
         Err(Status::failed_precondition(format!("replay {id} cannot be promoted: {why}")))
     };
-    let Some(view) = state.views().get(&replay.view) else { return no("its view is gone".into()) };
+    let view = match view_of(state, replay) {
+        Ok(view) => view,
+        Err(deleted) => return no(deleted),
+    };
     match replay.phase {
         Phase::Hold | Phase::Undone => {}
         Phase::Commit if view.pending_swap.as_ref().is_some_and(|swap| !swap.undo) => {
@@ -125,8 +133,7 @@ pub(crate) fn abort(
         Phase::Replay | Phase::Align | Phase::Diff | Phase::Hold | Phase::Undone => Ok(vec![end]),
         Phase::Aborted => Ok(Vec::new()),
         Phase::Commit => {
-            let pending =
-                state.views().get(&replay.view).and_then(|view| view.pending_swap.as_ref());
+            let pending = state.view_of(replay.new).and_then(|view| view.pending_swap.as_ref());
             let Some(pending) = pending else { return Ok(vec![end]) };
             let (swap_id, view) = (pending.swap_id.to_string(), replay.view.to_string());
             let cancel = Event::SwapCancelled(SwapCancelled { swap_id, view, reason });
@@ -146,22 +153,50 @@ pub(crate) fn abort(
     }
 }
 
-/// Undo: the generation that served before the view's last swap shall serve again.
+/// The view that an undo is about. The replay comes with it if the request named the replay's id.
+pub(crate) fn undone<'a>(
+    state: &'a ControlState,
+    replay_or_view: &str,
+) -> Result<(&'a Name, Option<&'a ReplayEntry>), Status> {
+    if let Some(replay) = state.replays().get(replay_or_view) {
+        let no = |why| format!("replay {} cannot be undone: {why}", replay.id);
+        view_of(state, replay).map_err(|why| Status::failed_precondition(no(why)))?;
+        return Ok((&replay.view, Some(replay)));
+    }
+    let view = state.views().get_key_value(replay_or_view);
+    view.map(|(name, _)| (name, None)).ok_or_else(|| unknown(state, replay_or_view))
+}
+
+/// The refusal of a name that is neither a replay's nor a view's.
+fn unknown(state: &ControlState, replay_or_view: &str) -> Status {
+    Status::not_found(match state.deleted_views().get(replay_or_view) {
+        Some(deleted) => format!("view {replay_or_view} was deleted {deleted}"),
+        None => format!(
+            "there is no replay and no view {replay_or_view:?}: `headwater replay list` lists the replays there are"
+        ),
+    })
+}
+
+/// Undo: the generation that served before the view's last swap shall serve again. If a replay is
+/// named, it must be the one that made that swap.
 pub(crate) fn undo(
     state: &ControlState,
-    view_name: &str,
+    replay_or_view: &str,
     reason: String,
 ) -> Result<Vec<Event>, Status> {
-    let Some(view) = state.views().get(view_name) else {
-        return Err(Status::not_found(format!(
-            "there is no view {view_name:?}: `headwater get views` lists those there are"
-        )));
-    };
+    let (view_name, named) = undone(state, replay_or_view)?;
+    let view = state.views().get(view_name).ok_or_else(|| unknown(state, replay_or_view))?;
     let no = |why: String| {
-        Err(Status::failed_precondition(format!("view {view_name} cannot be undone: {why}")))
+        Err(Status::failed_precondition(match named {
+            Some(replay) => format!("replay {} cannot be undone: {why}", replay.id),
+            None => format!("view {view_name} cannot be undone: {why}"),
+        }))
     };
     if let Some(pending) = &view.pending_swap {
         return match pending.undo {
+            true if named.is_some_and(|named| named.id != pending.replay_id) => {
+                no(format!("replay {} is being undone; wait until that is done", pending.replay_id))
+            }
             true => Ok(Vec::new()),
             false => no(format!(
                 "replay {0} is being promoted; wait, or take that back with `headwater replay abort {0}`",
@@ -169,32 +204,47 @@ pub(crate) fn undo(
             )),
         };
     }
-    let of_view = || state.replays().values().filter(|replay| replay.view.as_str() == view_name);
     if let Some(open) = &view.open_replay {
         return no(format!(
             "replay {open} is open; promote it, or abort it with `headwater replay abort {open}`"
         ));
     }
-    let last = of_view().find(|replay| {
+    let last = state.replays_of(view_name.as_str()).find(|replay| {
         replay.phase == Phase::Retain
             && replay.new == view.serving
             && view.previous == Some(replay.old)
     });
-    if let Some(replay) = last {
-        return Ok(vec![swap(replay, view.serving, replay.old, true, reason)]);
+    match (last, named) {
+        (Some(last), Some(named)) if named.id != last.id => {
+            return no(format!(
+                "replay {0} was promoted last; take that back with `headwater replay undo {0}`",
+                last.id
+            ));
+        }
+        (Some(last), _) => return Ok(vec![swap(last, view.serving, last.old, true, reason)]),
+        (None, _) => {}
     }
-    match of_view()
-        .filter(|replay| replay.phase == Phase::Undone)
-        .max_by_key(|replay| replay.started)
-    {
-        Some(undone) => no(format!(
+    let meant: Vec<_> = match named {
+        Some(replay) => vec![replay],
+        None => state.replays_of(view_name.as_str()).collect(),
+    };
+    let newest = |phase| {
+        meant.iter().filter(|replay| replay.phase == phase).max_by_key(|replay| replay.started)
+    };
+    if let Some(undone) = newest(Phase::Undone) {
+        return no(format!(
             "that is done already; to make the new generation serve again, `headwater replay promote {}`",
             undone.id
-        )),
-        None if of_view().any(|replay| replay.phase == Phase::Retired) => no(
+        ));
+    }
+    if newest(Phase::Retired).is_some() {
+        return no(
             "the generation that served before is retired; start a replay with the old definition"
                 .into(),
-        ),
+        );
+    }
+    match named {
+        Some(replay) => no(format!("it is in phase {}", phase_name(replay.phase))),
         None => no("no replay of it was promoted".into()),
     }
 }

@@ -146,8 +146,13 @@ impl ControlLog {
         events: Vec<Event>,
     ) -> Result<Vec<Effect>, Error> {
         let kinds: Vec<_> = events.iter().map(kind).collect();
-        let record =
-            |event| ControlRecord { at_ms, request_id: request_id.to_owned(), event: Some(event) };
+        // Requests carry no identity yet.
+        let record = |event| ControlRecord {
+            at_ms,
+            request_id: request_id.to_owned(),
+            actor: String::new(),
+            event: Some(event),
+        };
         let records: Vec<_> = events.into_iter().map(record).collect();
         let expected = Appended::consecutive(self.end, u32::try_from(records.len()).unwrap_or(0));
         let mut next = folded(&self.state, &records, &expected)?;
@@ -239,5 +244,7 @@ fn kind(event: &Event) -> &'static str {
         Event::ReplayEnded(_) => "replay ended",
         Event::GenerationRetired(_) => "generation retired",
         Event::SwapCancelled(_) => "swap cancelled",
+        Event::StreamDeleted(_) => "stream deleted",
+        Event::ViewDeleted(_) => "view deleted",
     }
 }

@@ -44,20 +44,13 @@ pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
         options: Some(args.options.into()),
     };
     let changes = server.catalog().apply(request).await?.into_inner().changes;
-    let done = |kind: ChangeKind| match kind {
-        ChangeKind::Unspecified => "unknown",
-        ChangeKind::Unchanged => "unchanged",
-        ChangeKind::Created => "created",
-        ChangeKind::Extended => "extended",
-        ChangeKind::Replayed => "replay",
-    };
     let rows: Vec<_> = changes
         .iter()
         .map(|change| {
             let mut row = json!({
                 "object": change.object,
                 "name": change.name,
-                "change": done(change.kind()),
+                "change": change_name(change.kind()),
                 "generation": change.generation,
                 "replay": change.replay_id,
             });
@@ -72,6 +65,9 @@ pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
         if let Some(plan) = &change.plan {
             print_plan(plan);
         }
+        for note in &change.notes {
+            eprintln!("{} {}: {note}", change.object, change.name);
+        }
     }
     if args.dry_run {
         eprintln!("dry run: nothing was changed");
@@ -85,6 +81,18 @@ pub(super) async fn run(server: &Server, args: ApplyArgs) -> Result {
         }
     }
     Ok(())
+}
+
+/// The word for a change, as people and programs read it.
+pub(super) fn change_name(kind: ChangeKind) -> &'static str {
+    match kind {
+        ChangeKind::Unspecified => "unknown",
+        ChangeKind::Unchanged => "unchanged",
+        ChangeKind::Created => "created",
+        ChangeKind::Extended => "extended",
+        ChangeKind::Replayed => "replay",
+        ChangeKind::Deleted => "deleted",
+    }
 }
 
 /// The file itself, or the `*.sql` files of a directory in the order of their names.

@@ -69,9 +69,9 @@ pub(super) async fn run(server: &Server, command: ReplayCommand) -> Result {
             let request = AbortRequest { replay, reason, request_id: request_id() };
             render::one(output, &server.replays().abort(request).await?.into_inner())
         }
-        ReplayCommand::Undo { view, decision } => {
+        ReplayCommand::Undo { replay, decision } => {
             let DecisionArgs { reason, wait, output } = decision;
-            let request = UndoRequest { view, reason, request_id: request_id() };
+            let request = UndoRequest { view: replay, reason, request_id: request_id() };
             let replay = server.replays().undo(request).await?.into_inner();
             decided(server, replay, wait, output).await
         }

@@ -1,6 +1,9 @@
 use bytes::Bytes;
 use headwater_log::RecordLimit;
-use headwater_proto::ingest::v1::AppendRequest;
+use headwater_proto::{
+    control::v1::{StreamDeleted, control_record::Event},
+    ingest::v1::{AppendRequest, ListDeadLettersRequest},
+};
 use headwater_service::config::ByteSize;
 use headwater_types::{Offset, PartitionId};
 use tonic::Code;
@@ -295,4 +298,29 @@ async fn ingest_is_ready_once_the_catalog_is_read() {
     let fixture = Fixture::new().await;
     soon(fixture.node.health.wait_ready()).await;
     assert_eq!(fixture.node.health.conditions(), [("ingest".to_owned(), None)]);
+}
+
+#[tokio::test]
+async fn a_deleted_stream_takes_nothing_until_it_is_declared_again() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.append(vec![event(1)]).await.accepted, 1);
+    let deleted = StreamDeleted { stream: "orders".into(), reason: "moved".into() };
+    fixture.record(Event::StreamDeleted(deleted)).await;
+
+    // The service learns of it as it reads the control topic.
+    let refused = loop {
+        match fixture.client().append(request(vec![event(2)])).await {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.code(), Code::NotFound);
+    let why = "stream orders was deleted at 1970-01-01T00:00:00Z (moved)";
+    assert!(refused.message().contains(why), "{}", refused.message());
+    let list = ListDeadLettersRequest { stream: "orders".into(), ..Default::default() };
+    let refused = fixture.dead_letters().list(list).await.unwrap_err();
+    assert!(refused.message().contains(why), "{}", refused.message());
+
+    fixture.declare("orders", ORDERS).await;
+    assert_eq!(fixture.append(vec![event(3)]).await.accepted, 1);
 }

@@ -87,7 +87,11 @@ impl Fixture {
 
     pub(super) async fn declare(&self, name: &str, sql: &str) {
         let sql = headwater_sql::parse_stream(sql).unwrap_or_else(|error| panic!("{error}")).sql;
-        let event = Event::StreamDeclared(StreamDeclared { name: name.into(), sql });
+        self.record(Event::StreamDeclared(StreamDeclared { name: name.into(), sql })).await;
+    }
+
+    /// Writes a control record.
+    pub(super) async fn record(&self, event: Event) {
         let record = ControlRecord { event: Some(event), ..ControlRecord::default() };
         let mut batch = BatchBuilder::new();
         batch.push(0, None, Some(&record.encode_to_vec()), &[]);

@@ -91,17 +91,23 @@ impl ShardThread {
         ThreadEnd::Stopped
     }
 
-    /// Publishes what this generation owns and has not published: no other generation ever will.
+    /// Publishes what this generation owns and has not published: no other generation ever will. A
+    /// generation that served until its view was deleted owns what it has committed, and reads
+    /// nothing more.
     fn drain(&mut self, control: &ControlState, shutdown: &Shutdown) -> Result<(), ShardError> {
         let (generation, partition) = (self.identity.generation, self.identity.partition);
         let windows = control.output_windows(generation, partition);
-        let Some(until) = windows.last().and_then(|window| window.until) else { return Ok(()) };
+        let Some(window) = windows.last().copied() else { return Ok(()) };
         let board = self.context.control.board();
         let last = board.get(generation, partition);
-        if last.is_some_and(|status| status.published >= until.0 && status.position >= until.0) {
+        if let (Some(until), Some(last)) = (window.until, last)
+            && last.published >= until.0
+            && last.position >= until.0
+        {
             return Ok(());
         }
         let mut task = self.open(control, shutdown)?;
+        let until = window.until.unwrap_or(task.progress().position);
         let permit = Permit { windows, muted_at: None };
         let orders = Orders { hold_at: Some(until), checkpoints: Vec::new(), permit };
         while !self.is_released(shutdown) && task.published()? < until {

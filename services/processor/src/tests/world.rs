@@ -205,7 +205,7 @@ impl World {
     }
 
     pub(crate) fn append(&mut self, event: Event) {
-        let record = ControlRecord { at_ms: 10, request_id: String::new(), event: Some(event) };
+        let record = ControlRecord { at_ms: 10, event: Some(event), ..ControlRecord::default() };
         let mut batch = BatchBuilder::new();
         batch.push(0, None, Some(&record.encode_to_vec()), &[]);
         let append = self.log.memory.append(&name(CONTROL_TOPIC), P0, batch.build().unwrap());

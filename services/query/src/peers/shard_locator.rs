@@ -76,6 +76,11 @@ impl ShardLocator {
         self.control.board()
     }
 
+    /// The control plane, as this instance follows it.
+    pub(crate) fn control(&self) -> &ControlView {
+        &self.control
+    }
+
     pub(crate) fn locate(&self, shard: &Identity) -> ShardLocation {
         let board = self.control.board();
         match board.get(shard.generation, shard.partition) {

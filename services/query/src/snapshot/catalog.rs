@@ -11,6 +11,7 @@ use crate::{
     peers::shard_locator::ShardLocator,
     refresh::SharedRefresh,
     snapshot::{
+        deletion,
         freshness::FreshnessRequest,
         generation::{Generation, is_readable},
         generation_cache::GenerationCache,
@@ -85,7 +86,10 @@ impl ViewCatalog {
             wanted_by: "the token asks for",
             generation,
             epoch: if id == entry.serving { entry.epoch } else { Epoch(0) },
-            served: freshness.generation.is_none().then(|| self.cache.served(name)),
+            served: freshness
+                .generation
+                .is_none()
+                .then(|| self.cache.served(name, entry.first_ordinal)),
             since: freshness.since,
             deadline: freshness.deadline,
             instance: self.instance.clone(),
@@ -111,11 +115,7 @@ impl ViewCatalog {
         }
         let Some(entry) = control.generations().get(&id) else { return Ok(None) };
         if !is_readable(entry.role) {
-            return Err(Error::GenerationGone {
-                view: entry.view.to_string(),
-                generation: id,
-                role: entry.role.as_str(),
-            });
+            return Err(deletion::gone(&control, entry));
         }
         self.cache.generation(entry).await.map(Some)
     }
@@ -167,6 +167,9 @@ pub(crate) fn check_streams(freshness: &FreshnessRequest, pins: &[Pin]) -> Resul
 }
 
 pub(crate) fn unknown_view(control: &ControlState, view: &str) -> Error {
+    if let Some(deleted) = control.deleted_views().get(view) {
+        return Error::ViewDeleted { view: view.to_owned(), how: format!(" {deleted}") };
+    }
     Error::UnknownView {
         view: view.to_owned(),
         known: control.views().keys().map(Name::to_string).collect(),
@@ -183,13 +186,5 @@ fn named_generation(
     let id: GenerationId = text.parse().map_err(|_| unknown())?;
     let entry =
         control.generations().get(&id).filter(|entry| entry.view == *view).ok_or_else(unknown)?;
-    if is_readable(entry.role) {
-        Ok(id)
-    } else {
-        Err(Error::GenerationGone {
-            view: view.to_string(),
-            generation: id,
-            role: entry.role.as_str(),
-        })
-    }
+    if is_readable(entry.role) { Ok(id) } else { Err(deletion::gone(control, entry)) }
 }

@@ -188,10 +188,14 @@ fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sen
     let changed = changes.map(|(number, scans)| {
         changed_keys(plan.scans[number].changed_since.as_deref().unwrap_or_default(), scans)
     });
+    let explained = |error| match generation.shards.first() {
+        Some(shard) => sender.handle.block_on(shard.explain(error)),
+        None => error,
+    };
     let changed = match changed.transpose() {
         Ok(changed) => changed,
         Err(error) => {
-            sender.send(Err(error));
+            sender.send(Err(explained(error)));
             return;
         }
     };
@@ -213,7 +217,7 @@ fn scan(selection: &Selection, shards: &Shards, opened: oneshot::Sender<()>, sen
                 Ok(Some(CursorBatch { rows, changed }))
             }
             Ok(None) => Ok(None),
-            Err(ScanError::Rows(error)) => Err(error),
+            Err(ScanError::Rows(error)) => Err(explained(error)),
             Err(ScanError::Merge(source)) => Err(Error::engine(&generation.view, source)),
         };
         let last = !matches!(item, Ok(Some(_)));

@@ -21,7 +21,9 @@ pub(crate) struct GenerationCache {
     generations: RwLock<HashMap<GenerationId, Arc<Generation>>>,
     /// Planning takes milliseconds: a second request waits for the plan of the first one.
     planning: tokio::sync::Mutex<()>,
-    served: Mutex<HashMap<Name, Arc<ServedPositions>>>,
+    /// With the ordinal of the view's first generation: a view that was deleted and created again
+    /// starts anew.
+    served: Mutex<HashMap<Name, (u64, Arc<ServedPositions>)>>,
 }
 
 impl GenerationCache {
@@ -56,12 +58,18 @@ impl GenerationCache {
         self.generations.read().get(&id).cloned()
     }
 
-    pub(crate) fn served(&self, view: &Name) -> Arc<ServedPositions> {
-        let mut served = self.served.lock();
-        if let Some(served) = served.get(view) {
-            return served.clone();
+    pub(crate) fn served(&self, view: &Name, first_ordinal: u64) -> Arc<ServedPositions> {
+        let mut all = self.served.lock();
+        match all.get(view) {
+            Some((first, served)) if *first == first_ordinal => served.clone(),
+            // The request read the control topic before the view was created again.
+            Some((first, _)) if *first > first_ordinal => Arc::default(),
+            Some(_) | None => {
+                let served = Arc::<ServedPositions>::default();
+                all.insert(view.clone(), (first_ordinal, served.clone()));
+                served
+            }
         }
-        served.entry(view.clone()).or_default().clone()
     }
 
     /// Closes the generations that can no longer be read, and removes what their readers left on

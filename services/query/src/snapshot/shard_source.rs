@@ -23,9 +23,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// One shard of a generation.
 pub(crate) struct ShardSource {
-    view: Name,
+    pub(super) view: Name,
     shard: Identity,
-    context: Arc<ReadContext>,
+    pub(super) context: Arc<ReadContext>,
     local: Arc<LocalReader>,
 }
 
@@ -107,8 +107,11 @@ impl ShardSource {
                     }
                     Some(_) | None => error,
                 },
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.explain(error).await),
             };
+            if let Some(deleted) = self.deleted() {
+                return Err(deleted);
+            }
             let left = goal.deadline.saturating_duration_since(Instant::now());
             if left <= round_trip {
                 return Err(missed);

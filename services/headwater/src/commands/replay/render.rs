@@ -174,6 +174,7 @@ fn to_json(replay: &Replay) -> Json {
         "eta_seconds": replay.eta_seconds,
         "waiting_for": replay.waiting_for,
         "reason": replay.reason,
+        "actor": replay.actor,
         "epoch": replay.epoch,
         "fence": positions(&replay.fence),
         "swap_fence": positions(&replay.swap_fence),

@@ -205,7 +205,10 @@ fn a_dead_letter_that_would_be_too_large_with_connects_headers_goes_without_them
 fn a_backlog_of_small_dead_letters_is_published_in_batches_that_a_log_takes() {
     let (runtime, log) = (runtime(), TestLog::new());
     let mut outbox = OutboxFixture::new(5, &log, &runtime);
-    // About 50 bytes each in the outbox, and 700 more in the topic.
+    // With so long a name, 1 MiB of the outbox is more than the 16 MiB that a log takes at once.
+    let (lease, view) = (Lease::alone(outbox.identity), name(&"v".repeat(180)));
+    outbox.publisher =
+        Publisher::new(log.clone(), outbox.runtime.clone(), lease, view, &plan().stream);
     outbox.commit(0..30_000);
     let mut count = 0;
     while count < 30_000 {
