@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use headwater_proto::{
     control::v1::{
         AlignRequested, ControlRecord, DiffRecorded, DiffReport, FenceNamed, GenerationRetired,
-        Phase, ReplayEnded, SwapCancelled, SwapRequested, Swapped, Verdict, control_record::Event,
+        HoldBefore, Phase, ReplayEnded, ReplayHeld, SwapCancelled, SwapRequested, Swapped, Verdict,
+        control_record::Event,
     },
     convert::positions_to_proto,
     status::v1::ShardStatus,
@@ -13,7 +14,7 @@ use headwater_proto::{
 use headwater_types::{GenerationId, Offset, PartitionId};
 
 use crate::{
-    CheckpointId, ControlState, DEFAULT_RETAIN_MS, GenerationEntry, LogEnds, PendingSwap,
+    CheckpointId, ControlState, DEFAULT_RETAIN_MS, GenerationEntry, Hold, LogEnds, PendingSwap,
     ReplayEntry, ReplayId, Role, StatusBoard, ViewEntry,
 };
 
@@ -21,6 +22,9 @@ use crate::{
 const SMALL_LAG: u64 = 500;
 /// A lag of at most this many seconds of the shard's own rate counts as small too.
 const SMALL_LAG_SECONDS: f64 = 0.2;
+
+/// Why a replay that nobody promoted by hand is swapped.
+const PROMOTED: &str = "promoted by itself: the diff passed";
 
 /// An action of the coordinator.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,9 +66,14 @@ pub fn decide(
             Phase::Replay | Phase::Align | Phase::Hold if let Some(reason) = case.failure() => {
                 Some(append(case.failed(reason)))
             }
-            Phase::Replay => case.close().then(|| append(case.align())),
+            Phase::Replay if case.close() => {
+                case.enter(HoldBefore::Align, append, || append(case.align()))
+            }
             Phase::Align => case.fence(append),
-            Phase::Hold => case.promotes().then(|| append(case.promote(view))),
+            Phase::Hold if case.promotes() => {
+                case.enter(HoldBefore::Commit, append, || append(case.promote(view)))
+            }
+            Phase::Replay | Phase::Hold => None,
             Phase::Commit => {
                 let swap = view.pending_swap.as_ref();
                 swap.and_then(|swap| case.swap(state, view, swap, now_ms)).map(append)
@@ -193,6 +202,29 @@ impl Case<'_> {
         })
     }
 
+    /// The step into a phase, unless its operator wants the replay held before it: then the record of
+    /// that, once.
+    fn enter(
+        &self,
+        phase: HoldBefore,
+        append: impl Fn(Event) -> Action,
+        step: impl FnOnce() -> Action,
+    ) -> Option<Action> {
+        if self.replay.may_enter(phase) {
+            return Some(step());
+        }
+        (self.replay.hold == Hold::Ahead).then(|| {
+            append(Event::ReplayHeld(ReplayHeld {
+                replay_id: self.replay.id.to_string(),
+                before: phase.into(),
+                reason: match phase {
+                    HoldBefore::Commit => PROMOTED.into(),
+                    HoldBefore::Unspecified | HoldBefore::Align | HoldBefore::Diff => String::new(),
+                },
+            }))
+        })
+    }
+
     /// Whether every new shard is close to the end of its partition.
     fn close(&self) -> bool {
         self.new.partitions().all(|partition| {
@@ -234,10 +266,11 @@ impl Case<'_> {
                         .iter()
                         .all(|side| self.checkpoint(side.id, partition) == Some(at))
                 });
-                there.then(|| Action::Diff {
+                let compare = || Action::Diff {
                     replay_id: self.replay.id.clone(),
                     checkpoint: self.replay.checkpoint_id(),
-                })
+                };
+                if there { self.enter(HoldBefore::Diff, append, compare) } else { None }
             }
         }
     }
@@ -300,7 +333,7 @@ impl Case<'_> {
             to: self.new.id.to_string(),
             replay_id: self.replay.id.to_string(),
             undo: false,
-            reason: "promoted by itself: the diff passed".into(),
+            reason: PROMOTED.into(),
         })
     }
 

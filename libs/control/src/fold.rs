@@ -11,6 +11,7 @@ macro_rules! ensure {
 
 mod catalog;
 mod delete;
+mod hold;
 mod replay;
 mod swap;
 
@@ -78,6 +79,8 @@ impl ControlState {
             Event::SwapCancelled(event) => self.swap_cancelled(event),
             Event::StreamDeleted(event) => self.stream_deleted(event, at_ms, &record.actor),
             Event::ViewDeleted(event) => self.view_deleted(event, at_ms, &record.actor),
+            Event::ReplayHeld(event) => self.replay_held(event),
+            Event::ReplayResumed(event) => self.replay_resumed(event),
         }
         .map_err(impossible)?;
         if !record.request_id.is_empty()

@@ -38,6 +38,12 @@
 //! processor that takes such a shard over must respect this: it stays muted from the [`muted_at`]
 //! of the former owner's last status.
 //!
+//! An operator may have a replay held before ALIGN, DIFF or COMMIT (`ReplayOptions.hold_before`). When the
+//! next step would be that phase, `ReplayHeld` is written instead, and the replay stands there, with
+//! everything that it has, until `ReplayResumed` or its end. Before COMMIT that also holds for a promote
+//! that a person asked for: it is written as `ReplayHeld`, and the swap is requested together with
+//! `ReplayResumed`.
+//!
 //! # Laws
 //!
 //! 1. The fold is total and deterministic. It refuses a record that cannot follow from the records
@@ -75,7 +81,7 @@ pub use fold::FoldError;
 pub use ids::{CheckpointId, ReplayId, SwapId};
 pub use progress::replay_status;
 pub use state::{
-    CheckpointAt, CheckpointDuty, ControlState, Deleted, Effect, GenerationEntry, OutputWindow,
+    CheckpointAt, CheckpointDuty, ControlState, Deleted, Effect, GenerationEntry, Hold, OutputWindow,
     PendingSwap, ReplayEntry, Role, ShardDuty, StreamEntry, ViewEntry, is_open,
 };
 

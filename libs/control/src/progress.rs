@@ -22,7 +22,8 @@ pub fn replay_status(
     replay: &ReplayEntry,
 ) -> Replay {
     let view = state.view_of(replay.new);
-    let compares = replay.phase == Phase::Align && aligned(state, board, replay);
+    let held = replay.held_before();
+    let compares = replay.phase == Phase::Align && held.is_none() && aligned(state, board, replay);
     let phase = if compares { Phase::Diff } else { replay.phase };
     let mut status = Replay {
         replay_id: replay.id.to_string(),
@@ -40,6 +41,7 @@ pub fn replay_status(
         actor: replay.actor.clone(),
         swap_fence: replay.swap_fence.as_ref().map(positions_to_proto).unwrap_or_default(),
         options: Some(replay.options.clone()),
+        held_before: held.unwrap_or_default().into(),
         ..Replay::default()
     };
     if matches!(phase, Phase::Retain | Phase::Undone) {
@@ -118,6 +120,9 @@ fn waiting_for(
     };
     let reported = |entry: &GenerationEntry| without(entry, &|p| board.get(entry.id, p).is_some());
     let id = replay.checkpoint_id();
+    if replay.held_before().is_some() {
+        return "a person: resume or abort".into();
+    }
     match phase {
         Phase::Replay => match reported(new) {
             Some(missing) => format!("a processor to take up {missing} of the new generation"),

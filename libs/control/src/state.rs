@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use headwater_proto::control::v1::{DiffReport, Phase, ReplayOptions, Verdict};
+use headwater_proto::control::v1::{DiffReport, HoldBefore, Phase, ReplayOptions, Verdict};
 use headwater_types::{Epoch, EventTime, GenerationId, Name, Offset, PartitionId};
 
 use crate::{CheckpointId, ReplayId, SwapId};
@@ -160,6 +160,8 @@ pub struct ReplayEntry {
     /// The generation that the replay builds.
     pub new: GenerationId,
     pub options: ReplayOptions,
+    /// How it stands to the phase before which its operator wants it held.
+    pub hold: Hold,
     /// The phase as the control topic has it. ALIGN lasts until the diff is recorded; only the
     /// shards' reports tell whether both sides are at the fence and DIFF has begun
     /// ([`crate::replay_status`]).
@@ -190,6 +192,28 @@ impl ReplayEntry {
     pub fn checkpoint_id(&self) -> CheckpointId {
         self.id.checkpoint(self.attempt)
     }
+
+    /// Whether its operator lets it enter this phase.
+    pub fn may_enter(&self, phase: HoldBefore) -> bool {
+        self.options.hold_before() != phase || self.hold == Hold::Resumed
+    }
+
+    /// The phase before which it stands now.
+    pub fn held_before(&self) -> Option<HoldBefore> {
+        (self.hold == Hold::Held && is_open(self.phase)).then(|| self.options.hold_before())
+    }
+}
+
+/// How a replay stands to the phase that `ReplayOptions.hold_before` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// It has not come there yet, or no phase is named.
+    #[default]
+    Ahead,
+    /// It stands before that phase.
+    Held,
+    /// A person let it go on. It is not held again.
+    Resumed,
 }
 
 /// Whether a replay in this phase keeps its view from starting another one.
@@ -216,6 +240,8 @@ pub enum Effect {
     ReplayEnded { replay: ReplayId },
     StreamDeleted { stream: Name },
     ViewDeleted { view: Name },
+    ReplayHeld { replay: ReplayId },
+    ReplayResumed { replay: ReplayId },
 }
 
 impl Effect {
@@ -225,6 +251,8 @@ impl Effect {
             Self::ReplayStarted { replay, .. }
             | Self::SwapRequested { replay }
             | Self::SwapCancelled { replay }
+            | Self::ReplayHeld { replay }
+            | Self::ReplayResumed { replay }
             | Self::ReplayEnded { replay } => Some(replay),
             Self::StreamDeclared { .. }
             | Self::ViewCreated { .. }

@@ -24,6 +24,7 @@ pub(crate) enum Command {
     Apply { definitions: Definitions, options: ReplayOptions },
     StartReplay { view: String, view_sql: String, options: ReplayOptions },
     Promote { replay: String, accept_failed: bool, reason: String },
+    Resume { replay: String, reason: String },
     Abort { replay: String, reason: String },
     Undo { replay_or_view: String, reason: String },
     Delete { object: CatalogObject, if_exists: bool, reason: String },
@@ -47,6 +48,7 @@ impl Command {
             Self::Promote { replay, accept_failed, reason } => {
                 replay_commands::promote(state, &replay, accept_failed, reason)
             }
+            Self::Resume { replay, reason } => replay_commands::resume(state, &replay, reason),
             Self::Abort { replay, reason } => replay_commands::abort(state, &replay, reason),
             Self::Undo { replay_or_view, reason } => {
                 replay_commands::undo(state, &replay_or_view, reason)

@@ -139,9 +139,23 @@ pub struct ReplayOptionArgs {
     /// How long the replaced generation stays ready for undo
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain: Duration,
+    /// Hold the replay before this phase until `headwater replay resume`, also with --promote
+    #[arg(long, value_name = "PHASE")]
+    pub hold_before: Option<HoldBeforePhase>,
     /// Why, for the audit trail
     #[arg(long, default_value = "")]
     pub reason: String,
+}
+
+/// A phase before which a replay can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HoldBeforePhase {
+    /// The new generation has caught up, and no fence is named yet
+    Align,
+    /// Both generations are at the fence, and nothing is compared yet
+    Diff,
+    /// The swap is decided on, and the old generation still serves
+    Commit,
 }
 
 #[derive(Debug, Args)]
@@ -300,10 +314,15 @@ pub enum ReplayCommand {
         #[command(flatten)]
         decision: DecisionArgs,
     },
+    /// Let a replay go on that is held before a phase (`start --hold-before`)
+    Resume {
+        /// Replay id, or view: its newest replay
+        replay: String,
+        #[command(flatten)]
+        decision: DecisionArgs,
+    },
     /// (not available yet) Let a replay stand still
     Pause(LaterArgs),
-    /// (not available yet) Let a paused replay go on
-    Resume(LaterArgs),
     /// (not available yet) Bound a replay's rate
     Throttle(LaterArgs),
     /// (not available yet) Compare again

@@ -7,7 +7,8 @@ use headwater_types::{Epoch, Offset};
 
 use super::{Refusal, generation_id, name, positions};
 use crate::{
-    ControlState, Effect, GenerationEntry, OutputWindow, ReplayEntry, Role, StreamEntry, ViewEntry,
+    ControlState, Effect, GenerationEntry, Hold, OutputWindow, ReplayEntry, Role, StreamEntry,
+    ViewEntry,
 };
 
 impl ControlState {
@@ -105,6 +106,7 @@ impl ControlState {
             old: replaces,
             new: entry.id,
             options: event.options.clone().unwrap_or_default(),
+            hold: Hold::Ahead,
             phase: Phase::Replay,
             attempt: 0,
             fence: None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_proto::control::v1::{self as proto, Phase, Verdict};
+use headwater_proto::control::v1::{self as proto, HoldBefore, Phase, Verdict};
 
 use super::Refusal;
 use crate::{ControlState, Effect, Role};
@@ -19,6 +19,7 @@ impl ControlState {
             replay.id,
             replay.phase.as_str_name()
         );
+        ensure!(replay.may_enter(HoldBefore::Align), "replay {} is held before ALIGN", replay.id);
         replay.phase = Phase::Align;
         replay.attempt += 1;
         replay.fence = None;
@@ -51,6 +52,12 @@ impl ControlState {
         ensure!(
             replay.fence.is_some() || verdict == Verdict::Inconclusive,
             "replay {} has no fence to compare at",
+            replay.id
+        );
+        // Without a fence nothing was compared: there was no DIFF.
+        ensure!(
+            replay.fence.is_none() || replay.may_enter(HoldBefore::Diff),
+            "replay {} is held before DIFF",
             replay.id
         );
         replay.phase = Phase::Hold;

@@ -1,7 +1,7 @@
 //! Folds the records of swaps: requested, done or cancelled. Only [`ControlState::swapped`] changes
 //! which generation serves reads and owns outputs.
 
-use headwater_proto::control::v1::{self as proto, Phase};
+use headwater_proto::control::v1::{self as proto, HoldBefore, Phase};
 
 use super::{Refusal, generation_id};
 use crate::{ControlState, Effect, OutputWindow, PendingSwap, Role, is_open};
@@ -58,6 +58,11 @@ impl ControlState {
         ensure!(
             !event.undo || view.previous == Some(to),
             "generation {to} is not the one that served before"
+        );
+        ensure!(
+            replay.phase != Phase::Hold || replay.may_enter(HoldBefore::Commit),
+            "replay {} is held before COMMIT",
+            replay.id
         );
         let role = self.known(to)?.role;
         ensure!(

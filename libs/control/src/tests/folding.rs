@@ -231,15 +231,19 @@ fn a_newer_replay_keeps_what_an_older_one_retains() {
     assert_eq!(state.find_replay("v-1").unwrap().id.as_str(), "v-1");
 }
 
+fn hold(number: u32) -> HoldBefore {
+    HoldBefore::try_from(number.cast_signed()).unwrap()
+}
+
 /// Any event over few names, so that many are nearly valid.
 fn any_event() -> impl Strategy<Value = Event> {
     let replay = prop::sample::select(vec!["v-1", "v-2", "v-3"]);
     let offsets = [0_u64..40, 0_u64..40];
-    (0..15_u8, replay, 0..4_u64, 0..4_u64, 1..4_u32, any::<bool>(), 1..6_u64, offsets).prop_map(
+    (0..17_u8, replay, 0..4_u64, 0..4_u64, 1..4_u32, any::<bool>(), 1..6_u64, offsets).prop_map(
         |(kind, replay, a, b, swap, flag, epoch, offsets)| match kind {
             0 => stream_declared(),
             1 => view_created(a),
-            2 => replay_started(replay, a, b, flag),
+            2 => replay_started_held(replay, a, b, flag, hold(swap * u32::from(flag))),
             3 => align(replay),
             4 => fence(replay, offsets),
             5 => diff(replay, if flag { Verdict::Pass } else { Verdict::Unspecified }),
@@ -249,6 +253,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             11 => ended(replay, flag),
             12 => view_deleted(),
             13 => stream_deleted(),
+            14 => held_before(replay, hold(swap)),
+            15 => resumed(replay),
             _ => retired(a),
         },
     )

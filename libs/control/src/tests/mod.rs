@@ -3,6 +3,7 @@
 mod decisions;
 mod deleting;
 mod folding;
+mod holding;
 mod protocol;
 mod world;
 
@@ -10,8 +11,9 @@ use headwater_proto::{
     common::v1::PartitionOffset,
     control::v1::{
         AlignRequested, ControlRecord, DiffRecorded, DiffReport, FenceNamed, Generation,
-        GenerationRetired, ReplayEnded, ReplayOptions, ReplayStarted, StreamDeclared,
-        StreamDeleted, SwapCancelled, SwapRequested, Swapped, Verdict, ViewCreated, ViewDeleted,
+        GenerationRetired, HoldBefore, ReplayEnded, ReplayHeld, ReplayOptions, ReplayResumed,
+        ReplayStarted, StreamDeclared, StreamDeleted, SwapCancelled, SwapRequested, Swapped, Verdict,
+        ViewCreated, ViewDeleted,
         control_record::Event,
     },
 };
@@ -63,12 +65,39 @@ pub(crate) fn view_created(number: u64) -> Event {
 }
 
 pub(crate) fn replay_started(replay: &str, number: u64, replaces: u64, promote: bool) -> Event {
+    replay_started_held(replay, number, replaces, promote, HoldBefore::Unspecified)
+}
+
+pub(crate) fn replay_started_held(
+    replay: &str,
+    number: u64,
+    replaces: u64,
+    promote: bool,
+    hold_before: HoldBefore,
+) -> Event {
     Event::ReplayStarted(ReplayStarted {
         replay_id: replay.into(),
         generation: Some(generation(number)),
         replaces: id(replaces).to_string(),
-        options: Some(ReplayOptions { promote, retain_ms: RETAIN_MS, ..ReplayOptions::default() }),
+        options: Some(ReplayOptions {
+            promote,
+            retain_ms: RETAIN_MS,
+            hold_before: hold_before.into(),
+            ..ReplayOptions::default()
+        }),
     })
+}
+
+pub(crate) fn held_before(replay: &str, before: HoldBefore) -> Event {
+    Event::ReplayHeld(ReplayHeld {
+        replay_id: replay.into(),
+        before: before.into(),
+        reason: String::new(),
+    })
+}
+
+pub(crate) fn resumed(replay: &str) -> Event {
+    Event::ReplayResumed(ReplayResumed { replay_id: replay.into(), reason: String::new() })
 }
 
 pub(crate) fn align(replay: &str) -> Event {

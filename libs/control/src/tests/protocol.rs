@@ -1,4 +1,4 @@
-use headwater_proto::control::v1::Phase;
+use headwater_proto::control::v1::{HoldBefore, Phase};
 use proptest::prelude::*;
 
 use super::{world::World, *};
@@ -29,10 +29,19 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1..6_usize).prop_map(Step::ReadStatuses),
         4 => Just(Step::Decide),
         1 => Just(Step::RestartCoordinator),
-        2 => (0..7_u32).prop_map(Step::Operate),
-        1 => prop::bool::weighted(0.2).prop_map(|delete| Step::Operate(if delete { 7 } else { 0 })),
+        2 => (0..8_u32).prop_map(Step::Operate),
+        1 => prop::bool::weighted(0.2).prop_map(|delete| Step::Operate(if delete { 8 } else { 0 })),
         1 => Just(Step::Wait),
         6 => (any::<u16>(), 1..200_u64).prop_map(|(shards, n)| Step::Round(shards, n)),
+    ]
+}
+
+fn hold() -> impl Strategy<Value = HoldBefore> {
+    prop_oneof![
+        3 => Just(HoldBefore::Unspecified),
+        1 => Just(HoldBefore::Align),
+        1 => Just(HoldBefore::Diff),
+        1 => Just(HoldBefore::Commit),
     ]
 }
 
@@ -50,9 +59,13 @@ fn take(world: &mut World, step: Step) {
             world.decide();
         }
         Step::RestartCoordinator => world.restart_coordinator(),
-        // Start, promote and undo are more likely than abort, and abort than delete.
-        Step::Operate(7) => world.operate(4),
-        Step::Operate(verb) => world.operate(if verb == 6 { 3 } else { verb % 3 }),
+        // Start, promote and undo are more likely than abort and resume, and those than delete.
+        Step::Operate(verb) => world.operate(match verb {
+            6 => 3,
+            7 => 4,
+            8 => 5,
+            verb => verb % 3,
+        }),
         Step::Wait => world.now_ms += 100,
         Step::Round(shards, records) => {
             for (index, key) in keys.into_iter().enumerate() {
@@ -77,13 +90,26 @@ proptest! {
     #[test]
     fn the_protocol_reaches_its_end_under_any_interleaving(
         promote in any::<bool>(),
+        hold in hold(),
         steps in prop::collection::vec(step(), 0..400),
     ) {
-        let mut world = World::new(promote);
+        let mut world = World::holding(promote, hold);
         world.operate(0);
         for step in steps {
             take(&mut world, step);
         }
+        world.settle();
+        // A replay that is held stands before the phase that was named, and goes on when it is resumed.
+        for replay in world.truth.replays().values().filter(|replay| replay.held_before().is_some()) {
+            let stands = match hold {
+                HoldBefore::Unspecified => false,
+                HoldBefore::Align => replay.phase == Phase::Replay && replay.attempt == 0,
+                HoldBefore::Diff => replay.phase == Phase::Align && replay.diff.is_none(),
+                HoldBefore::Commit => replay.phase == Phase::Hold && replay.swaps == 0,
+            };
+            prop_assert!(stands, "{} is held before {hold:?} in {:?}", replay.id, replay.phase);
+        }
+        world.operate(4);
         world.settle();
         for replay in world.truth.replays().values() {
             prop_assert!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use headwater_proto::{
-    control::v1::{Phase, ReplayEnded, SwapCancelled},
+    control::v1::{HoldBefore, Phase, ReplayEnded, SwapCancelled},
     status::v1::{Checkpoint, ShardStatus},
 };
 
@@ -35,11 +35,18 @@ pub(super) struct World {
     pub(super) now_ms: i64,
     next_generation: u64,
     promote: bool,
+    /// The phase before which every replay is held.
+    hold: HoldBefore,
     pub(super) diffs: usize,
 }
 
 impl World {
     pub(super) fn new(promote: bool) -> Self {
+        Self::holding(promote, HoldBefore::Unspecified)
+    }
+
+    /// A world whose replays are held before a phase.
+    pub(super) fn holding(promote: bool, hold: HoldBefore) -> Self {
         let mut world = Self {
             control: Vec::new(),
             truth: ControlState::default(),
@@ -52,6 +59,7 @@ impl World {
             now_ms: 0,
             next_generation: 1,
             promote,
+            hold,
             diffs: 0,
         };
         world.append(record(stream_declared()));
@@ -215,7 +223,7 @@ impl World {
 
     /// Runs an operator's verb if the coordinator's API would allow it.
     pub(super) fn operate(&mut self, verb: u32) {
-        if verb == 4 {
+        if verb == 5 {
             return self.delete_or_create();
         }
         let Some(entry) = self.truth.views().get(&view()).cloned() else { return };
@@ -225,14 +233,23 @@ impl World {
         match (verb, newest, &entry.pending_swap) {
             (0, _, None) if entry.open_replay.is_none() => {
                 let id = self.truth.next_replay_id(&view());
-                let event = replay_started(
+                let event = replay_started_held(
                     id.as_str(),
                     self.next_generation,
                     number(entry.serving),
                     self.promote,
+                    self.hold,
                 );
                 self.next_generation += 1;
                 self.append(record(event));
+            }
+            // A promote that is held until somebody resumes it.
+            (1, Some(replay), None)
+                if replay.phase == Phase::Hold && !replay.may_enter(HoldBefore::Commit) =>
+            {
+                if replay.held_before().is_none() {
+                    self.append(record(held_before(replay.id.as_str(), HoldBefore::Commit)));
+                }
             }
             (1, Some(replay), None)
                 if replay.phase == Phase::Hold
@@ -258,6 +275,12 @@ impl World {
                     to,
                     true,
                 )));
+            }
+            (4, Some(replay), None) if replay.held_before().is_some() => {
+                self.append(record(resumed(replay.id.as_str())));
+                if replay.held_before() == Some(HoldBefore::Commit) {
+                    self.operate(1);
+                }
             }
             (3, _, Some(swap)) => self.append(record(Event::SwapCancelled(SwapCancelled {
                 swap_id: swap.swap_id.to_string(),

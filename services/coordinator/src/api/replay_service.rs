@@ -5,9 +5,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, stream};
 use headwater_control::{ControlState, Effect, ReplayId};
 use headwater_proto::control::v1::{
-    AbortRequest, GetReplayRequest, ListReplaysRequest, ListReplaysResponse, Phase, PlanRequest,
-    PromoteRequest, Replay, ReplayPlan, StartRequest, UndoRequest, Verdict,
-    replay_service_server::ReplayService,
+    AbortRequest, GetReplayRequest, HoldBefore, ListReplaysRequest, ListReplaysResponse, Phase,
+    PlanRequest, PromoteRequest, Replay, ReplayPlan, ResumeRequest, StartRequest, UndoRequest,
+    Verdict, replay_service_server::ReplayService,
 };
 use headwater_service::status;
 use headwater_types::{Name, Remedy};
@@ -129,6 +129,15 @@ impl ReplayService for ReplayApi {
             .await
     }
 
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Replay>, Status> {
+        let ResumeRequest { replay, reason, request_id } = request.into_inner();
+        let wanted = replay.clone();
+        let outcome =
+            self.commands.execute(&request_id, Command::Resume { replay, reason }).await?;
+        self.answer(outcome, |state| state.find_replay(&wanted).map(|replay| replay.id.clone()))
+            .await
+    }
+
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<Replay>, Status> {
         let AbortRequest { replay, reason, request_id } = request.into_inner();
         let wanted = replay.clone();
@@ -152,6 +161,9 @@ impl ReplayService for ReplayApi {
 
 /// Whether this replay stays as it is unless a person acts.
 fn settled(replay: &Replay) -> bool {
+    if replay.held_before() != HoldBefore::Unspecified {
+        return true;
+    }
     match replay.phase() {
         Phase::Unspecified | Phase::Replay | Phase::Align | Phase::Diff | Phase::Commit => false,
         // It goes on by itself if its options say so and it was not swapped before.

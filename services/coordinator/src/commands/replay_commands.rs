@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use headwater_control::{ControlState, ReplayEntry, ViewEntry, is_open};
+use headwater_control::{ControlState, Hold, ReplayEntry, ViewEntry, is_open};
 use headwater_proto::control::v1::{
-    Phase, ReplayEnded, ReplayOptions, SwapCancelled, SwapRequested, Verdict, control_record::Event,
+    HoldBefore, Phase, ReplayEnded, ReplayHeld, ReplayOptions, ReplayResumed, SwapCancelled,
+    SwapRequested, Verdict, control_record::Event,
 };
 use headwater_types::{GenerationId, Name};
 use tonic::Status;
@@ -113,7 +114,57 @@ pub(crate) fn promote(
                 .into(),
         );
     }
+    if replay.phase == Phase::Hold && !replay.may_enter(HoldBefore::Commit) {
+        // The swap is requested when the replay is resumed.
+        let held = Event::ReplayHeld(ReplayHeld {
+            replay_id: id.to_string(),
+            before: HoldBefore::Commit.into(),
+            reason,
+        });
+        return Ok(match replay.hold {
+            Hold::Ahead => vec![held],
+            Hold::Held | Hold::Resumed => Vec::new(),
+        });
+    }
     Ok(vec![swap(replay, view.serving, replay.new, false, reason)])
+}
+
+/// A phase that a replay can be held before, as people know it.
+fn hold_name(before: HoldBefore) -> &'static str {
+    before.as_str_name().trim_start_matches("HOLD_BEFORE_")
+}
+
+/// Resume: a held replay shall go on. Nothing to do if it was resumed before.
+pub(crate) fn resume(
+    state: &ControlState,
+    replay_or_view: &str,
+    reason: String,
+) -> Result<Vec<Event>, Status> {
+    let replay = find(state, replay_or_view)?;
+    let (id, phase) = (&replay.id, phase_name(replay.phase));
+    let no = |why: String| {
+        Err(Status::failed_precondition(format!("replay {id} cannot be resumed: {why}")))
+    };
+    if replay.hold == Hold::Resumed {
+        return Ok(Vec::new());
+    }
+    let resumed = Event::ReplayResumed(ReplayResumed { replay_id: id.to_string(), reason });
+    match (replay.held_before(), replay.options.hold_before()) {
+        (Some(HoldBefore::Commit), _) => {
+            // What was promoted is swapped now, for the reason that was given then.
+            let swap = swap(replay, replay.old, replay.new, false, replay.reason.clone());
+            Ok(vec![resumed, swap])
+        }
+        (Some(_), _) => Ok(vec![resumed]),
+        (None, _) if !is_open(replay.phase) => no(format!("it is over (phase {phase})")),
+        (None, HoldBefore::Unspecified) => {
+            no(format!("it is in phase {phase} and was started without --hold-before"))
+        }
+        (None, before) => no(format!(
+            "it is in phase {phase} and not held yet before {}; wait with `headwater replay watch {id}`",
+            hold_name(before)
+        )),
+    }
 }
 
 /// Abort: the replay shall end without a swap, or the swap under way shall not happen.
@@ -267,6 +318,13 @@ pub(crate) fn options(
             );
             return Err(headwater_service::status(headwater_types::Remedy::Correct, message));
         }
+    }
+    if HoldBefore::try_from(options.hold_before).is_err() {
+        let message = format!(
+            "hold_before is {}, which this version does not know: choose ALIGN, DIFF or COMMIT",
+            options.hold_before
+        );
+        return Err(headwater_service::status(headwater_types::Remedy::Correct, message));
     }
     if options.retain_ms == 0 {
         options.retain_ms = u64::try_from(retain.as_millis()).unwrap_or(u64::MAX).max(1);

@@ -246,5 +246,7 @@ fn kind(event: &Event) -> &'static str {
         Event::SwapCancelled(_) => "swap cancelled",
         Event::StreamDeleted(_) => "stream deleted",
         Event::ViewDeleted(_) => "view deleted",
+        Event::ReplayHeld(_) => "replay held",
+        Event::ReplayResumed(_) => "replay resumed",
     }
 }

@@ -1,6 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use headwater_proto::control::v1::{ApplyRequest, ChangeKind, DefinitionFile, ReplayOptions};
+use headwater_proto::control::v1::{
+    ApplyRequest, ChangeKind, DefinitionFile, HoldBefore, ReplayOptions,
+};
 use serde_json::json;
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     replay,
 };
 use crate::{
-    cli::{ApplyArgs, Output, ReplayOptionArgs},
+    cli::{ApplyArgs, HoldBeforePhase, Output, ReplayOptionArgs},
     client::{Server, request_id},
     failure::{Failure, Result},
     output,
@@ -23,6 +25,13 @@ impl From<ReplayOptionArgs> for ReplayOptions {
             max_only_new: args.max_only_new,
             retain_ms: u64::try_from(args.retain.as_millis()).unwrap_or(u64::MAX),
             reason: args.reason,
+            hold_before: match args.hold_before {
+                None => HoldBefore::Unspecified,
+                Some(HoldBeforePhase::Align) => HoldBefore::Align,
+                Some(HoldBeforePhase::Diff) => HoldBefore::Diff,
+                Some(HoldBeforePhase::Commit) => HoldBefore::Commit,
+            }
+            .into(),
         }
     }
 }

@@ -3,8 +3,7 @@ mod render;
 use std::time::Duration;
 
 use headwater_proto::control::v1::{
-    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay,
-    StartRequest, UndoRequest, Verdict,
+    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay, ResumeRequest, StartRequest, UndoRequest, Verdict,
 };
 
 use super::plan::{plan_json, print_plan};
@@ -75,8 +74,17 @@ pub(super) async fn run(server: &Server, command: ReplayCommand) -> Result {
             let replay = server.replays().undo(request).await?.into_inner();
             decided(server, replay, wait, output).await
         }
+        ReplayCommand::Resume { replay, decision } => {
+            let DecisionArgs { reason, wait: wait_for_it, output } = decision;
+            let request = ResumeRequest { replay, reason, request_id: request_id() };
+            let replay = server.replays().resume(request).await?.into_inner();
+            if wait_for_it {
+                let last = wait(server, &replay.replay_id, true).await;
+                return finish(server, &replay.replay_id, output, last).await;
+            }
+            render::one(output, &replay)
+        }
         ReplayCommand::Pause(_)
-        | ReplayCommand::Resume(_)
         | ReplayCommand::Throttle(_)
         | ReplayCommand::Verify(_)
         | ReplayCommand::Retry(_) => check(&command),
@@ -87,7 +95,6 @@ pub(super) async fn run(server: &Server, command: ReplayCommand) -> Result {
 pub(super) fn check(command: &ReplayCommand) -> Result {
     let verb = match command {
         ReplayCommand::Pause(_) => "pause",
-        ReplayCommand::Resume(_) => "resume",
         ReplayCommand::Throttle(_) => "throttle",
         ReplayCommand::Verify(_) => "verify",
         ReplayCommand::Retry(_) => "retry",
@@ -98,6 +105,7 @@ pub(super) fn check(command: &ReplayCommand) -> Result {
         | ReplayCommand::Watch { .. }
         | ReplayCommand::Promote { .. }
         | ReplayCommand::Abort { .. }
+        | ReplayCommand::Resume { .. }
         | ReplayCommand::Undo { .. } => return Ok(()),
     };
     Err(Failure::usage(format!(
@@ -112,6 +120,10 @@ fn read(file: Option<std::path::PathBuf>) -> Result<String> {
 }
 
 async fn decided(server: &Server, replay: Replay, wait_for_it: bool, output: Output) -> Result {
+    if wait_for_it && let Some(held) = held(&replay) {
+        render::one(output, &replay)?;
+        return Err(held);
+    }
     let replay = if wait_for_it && replay.phase() == Phase::Commit {
         wait(server, &replay.replay_id, false).await?;
         server.replays().get(GetReplayRequest { replay: replay.replay_id }).await?.into_inner()
@@ -150,8 +162,24 @@ pub(super) async fn wait(server: &Server, replay: &str, show: bool) -> Result {
     }
 }
 
+/// What a script must notice of a replay that its operator holds before a phase.
+fn held(replay: &Replay) -> Option<Failure> {
+    let phase = render::held_before(replay)?;
+    let id = &replay.replay_id;
+    Some(Failure::new(
+        Exit::Inconclusive,
+        format!(
+            "replay {id} is held before {phase}: go on with `headwater replay resume {id}`, or end it with \
+             `headwater replay abort {id}`"
+        ),
+    ))
+}
+
 /// `None` while the replay goes on by itself.
 fn outcome(replay: &Replay) -> Option<Result> {
+    if let Some(held) = held(replay) {
+        return Some(Err(held));
+    }
     let id = &replay.replay_id;
     let promotes = replay.options.as_ref().is_some_and(|options| options.promote);
     match replay.phase() {
@@ -185,6 +213,8 @@ fn outcome(replay: &Replay) -> Option<Result> {
 
 #[cfg(test)]
 mod tests {
+    use headwater_proto::control::v1::HoldBefore;
+
     use super::*;
 
     fn exit(phase: Phase, verdict: Verdict) -> Option<Option<Exit>> {
@@ -200,5 +230,27 @@ mod tests {
         assert_eq!(exit(Phase::Hold, Verdict::Inconclusive), Some(Some(Exit::Inconclusive)));
         assert_eq!(exit(Phase::Failed, Verdict::Unspecified), Some(Some(Exit::Failed)));
         assert_eq!(exit(Phase::Retain, Verdict::Pass), Some(None));
+    }
+
+    #[test]
+    fn a_held_replay_is_a_persons_to_decide_on_and_the_message_names_the_command() {
+        for (before, phase, name) in [
+            (HoldBefore::Align, Phase::Replay, "ALIGN"),
+            (HoldBefore::Diff, Phase::Align, "DIFF"),
+            (HoldBefore::Commit, Phase::Hold, "COMMIT"),
+        ] {
+            let replay = Replay {
+                replay_id: "v-1".into(),
+                phase: phase.into(),
+                verdict: Verdict::Pass.into(),
+                held_before: before.into(),
+                ..Replay::default()
+            };
+            let failure = outcome(&replay).unwrap().unwrap_err();
+            assert_eq!(failure.exit, Exit::Inconclusive);
+            let says =
+                format!("v-1 is held before {name}: go on with `headwater replay resume v-1`");
+            assert!(failure.message.contains(&says), "{}", failure.message);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use headwater_proto::{
     common::v1::{PartitionOffset, Value},
-    control::v1::{DiffReport, Phase, Replay, Verdict},
+    control::v1::{DiffReport, HoldBefore, Phase, Replay, Verdict},
 };
 use headwater_types::EventTime;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -36,6 +36,16 @@ pub(super) fn phase(phase: Phase) -> &'static str {
     }
 }
 
+/// The phase before which the replay stands, if its operator holds it there.
+pub(super) fn held_before(replay: &Replay) -> Option<&'static str> {
+    match replay.held_before() {
+        HoldBefore::Unspecified => None,
+        HoldBefore::Align => Some("ALIGN"),
+        HoldBefore::Diff => Some("DIFF"),
+        HoldBefore::Commit => Some("COMMIT"),
+    }
+}
+
 fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Unspecified => "",
@@ -47,24 +57,36 @@ fn verdict(verdict: Verdict) -> &'static str {
 
 pub(super) fn list(output: Output, replays: &[Replay]) -> Result {
     let rows: Vec<_> = replays.iter().map(to_json).collect();
-    output::objects(
-        output,
-        &["replay", "view", "phase", "verdict", "done", "total", "old", "new", "started_at"],
-        &rows,
-    )
+    let columns = [
+        "replay",
+        "view",
+        "phase",
+        "verdict",
+        "done",
+        "total",
+        "old",
+        "new",
+        "started_at",
+        "held_before",
+    ];
+    output::objects(output, &columns, &rows)
 }
 
 pub(super) fn one(output: Output, replay: &Replay) -> Result {
     if output != Output::Table {
         return output::objects(
             output,
-            &["replay", "view", "phase", "verdict", "done", "total"],
+            &["replay", "view", "phase", "verdict", "done", "total", "held_before"],
             &[to_json(replay)],
         );
     }
     let mut out = io::stdout().lock();
     writeln!(out, "replay {} of {}: {}", replay.replay_id, replay.view, phase(replay.phase()))?;
     writeln!(out, "  {} -> {}", replay.old_generation, replay.new_generation)?;
+    if let Some(phase) = held_before(replay) {
+        let id = &replay.replay_id;
+        writeln!(out, "  held before {phase}; go on with `headwater replay resume {id}`")?;
+    }
     if !replay.waiting_for.is_empty() {
         writeln!(out, "  waiting for {}", replay.waiting_for)?;
     }
@@ -165,6 +187,7 @@ fn to_json(replay: &Replay) -> Json {
         "replay": replay.replay_id,
         "view": replay.view,
         "phase": phase(replay.phase()),
+        "held_before": held_before(replay),
         "verdict": verdict(replay.verdict()),
         "old": replay.old_generation,
         "new": replay.new_generation,
@@ -210,7 +233,7 @@ fn diff_json(diff: &DiffReport) -> Json {
 /// phase and each tenth.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
-    last: Option<(Phase, u64)>,
+    last: Option<(Phase, HoldBefore, u64)>,
 }
 
 impl Progress {
@@ -238,10 +261,13 @@ impl Progress {
             (Phase::Replay, None) if replay.records_per_second > 0.0 => " · eta unknown".into(),
             _ => String::new(),
         };
-        let waiting = if replay.waiting_for.is_empty() {
-            String::new()
-        } else {
-            format!(" · waits for {}", replay.waiting_for)
+        let waiting = match (held_before(replay), replay.waiting_for.as_str()) {
+            (Some(phase), _) => {
+                let id = &replay.replay_id;
+                format!(" · held before {phase}; go on with `headwater replay resume {id}`")
+            }
+            (None, "") => String::new(),
+            (None, waiting_for) => format!(" · waits for {waiting_for}"),
         };
         let message = format!(
             "{} of {} records{rate}{eta}{waiting}",
@@ -256,7 +282,8 @@ impl Progress {
                 bar.set_message(message);
             }
             None => {
-                let now = (replay.phase(), replay.records_done * 10 / total);
+                let tenth = replay.records_done * 10 / total;
+                let now = (replay.phase(), replay.held_before(), tenth);
                 if self.last != Some(now) {
                     self.last = Some(now);
                     eprintln!("{} {message}", phase(replay.phase()));
