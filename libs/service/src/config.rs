@@ -14,6 +14,8 @@ use headwater_types::Remedy;
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
+use crate::failpoint;
+
 mod shape;
 mod size;
 #[cfg(test)]
@@ -212,7 +214,9 @@ impl Layers {
 pub fn settings_in(
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> impl Iterator<Item = (String, String)> {
-    variables.into_iter().filter(|(name, _)| !FLAGS.contains(&name.as_str()))
+    variables
+        .into_iter()
+        .filter(|(name, _)| !FLAGS.contains(&name.as_str()) && !failpoint::is_variable(name))
 }
 
 /// The default settings as a table. A settings file that we ship has to equal it.

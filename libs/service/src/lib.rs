@@ -16,6 +16,7 @@
 //! | try something again until it works | [`Outage`]: growing waits, one log line per outage |
 //! | answer with an error | [`status`], [`exit_code`] |
 //! | follow the control plane | [`follow`] |
+//! | let a test stop a process at a named point | [`failpoint`], in debug builds only |
 //!
 //! [`Node`] bundles what every service needs to start. It is handed down, never looked up.
 
@@ -23,6 +24,7 @@ pub mod admin;
 pub mod config;
 mod data_dir;
 mod deferred_routes;
+pub mod failpoint;
 pub mod follow;
 mod health;
 mod metrics;

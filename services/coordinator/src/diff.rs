@@ -21,6 +21,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use headwater_control::{CheckpointId, ControlState, ReplayEntry, StatusBoard};
 use headwater_proto::control::v1::{DiffReport, ReplayOptions, Verdict};
+use headwater_service::failpoint;
 use headwater_state::Store;
 
 use crate::context::Context;
@@ -97,6 +98,9 @@ pub(crate) fn compare(
             old_rows.key_types().join(", "),
             new_rows.key_types().join(", ")
         );
+    }
+    while failpoint::stands("coordinator.diff", || true) && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(failpoint::PAUSE);
     }
     let mut steps: u64 = 0;
     loop {

@@ -15,7 +15,7 @@ use headwater_log::{Answer, Appended, EncodedBatch, Error as LogError, Log};
 use headwater_proto::ingest::v1::{
     Accepted, AppendResponse, AppendResult, Rejected, append_result::Outcome,
 };
-use headwater_service::{Node, Shutdown, follow::ControlView};
+use headwater_service::{Node, Shutdown, failpoint, follow::ControlView};
 use headwater_types::{Clock, Name, PartitionId, Remedy, Token, error_chain};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tracing::Instrument as _;
@@ -144,6 +144,7 @@ impl Appender {
                 .map_err(|_| Refusal::Stopping)?
         };
         let CheckedEvents { results, batches, bytes } = checked;
+        failpoint::stand("ingest.append").await;
         let topic = &stream.definition.topic;
         let appends = batches
             .into_iter()

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use headwater_control::{Action, Effect, STATUS_TOPIC, decide};
 use headwater_proto::control::v1::control_record::Event;
-use headwater_service::{Outage, status};
+use headwater_service::{Outage, failpoint, status};
 use headwater_types::{Name, PartitionId, Remedy, error_chain};
 use tonic::Status;
 
@@ -225,6 +225,9 @@ impl<'a> Reconciler<'a> {
                 continue;
             }
             fresh = false;
+            if matches!(event, Event::Swapped(_)) && failpoint::stands("coordinator.swap", || true) {
+                return Ok(());
+            }
             if !self.append(event).await? {
                 return Ok(());
             }

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_control::{ControlState, ShardDuty, SwapId};
+use headwater_control::{ControlState, Role, ShardDuty, SwapId};
 use headwater_log::Ends;
 use headwater_proto::status::v1::ShardStatus;
-use headwater_service::{Condition, Shutdown};
+use headwater_service::{Condition, Shutdown, failpoint};
 use headwater_state::Identity;
 use headwater_types::{Epoch, Offset, Remedy};
 
@@ -243,6 +243,11 @@ impl ShardThread {
         self.lease.heartbeat();
         self.lease.check()?;
         let control = self.context.control.current();
+        if self.stands_still(&control, task) {
+            std::thread::sleep(failpoint::PAUSE);
+            self.report_status(task, &mut run.rate, false)?;
+            return Ok(RoundOutcome::Continue);
+        }
         let control_changed = control.position() != run.control.position();
         run.control = control;
         if control_changed {
@@ -269,6 +274,36 @@ impl ShardThread {
         self.group.note_committed(self.identity.partition, task.progress().position);
         self.report_status(task, &mut run.rate, happened || control_changed)?;
         Ok(RoundOutcome::Continue)
+    }
+
+    /// Whether a test wants the shard to do nothing for now but to report and to keep its lease.
+    fn stands_still(&self, control: &ControlState, task: &ShardTask) -> bool {
+        let Identity { generation, partition } = self.identity;
+        let replays = || {
+            let entry = control.generations().get(&generation);
+            let position = task.progress().position;
+            entry.is_some_and(|entry| {
+                let floor = entry.floor.get(&partition);
+                entry.role == Role::Replaying && floor.is_some_and(|floor| position > *floor)
+            })
+        };
+        let owes_checkpoint = || match self.duty(control) {
+            ShardDuty::Run { checkpoints, .. } => {
+                let taken = task.checkpoints();
+                let is_there = |id: &str| taken.iter().any(|it| it.replay_id == id);
+                checkpoints.iter().any(|duty| !is_there(duty.id.as_str()))
+            }
+            ShardDuty::Stop | ShardDuty::Delete => false,
+        };
+        let owes_mute = || match self.duty(control) {
+            ShardDuty::Run { muted_for: Some(swap), .. } => {
+                self.muted.as_ref().is_none_or(|(muted, _)| *muted != swap)
+            }
+            ShardDuty::Run { .. } | ShardDuty::Stop | ShardDuty::Delete => false,
+        };
+        failpoint::stands("processor.replay", replays)
+            || failpoint::stands("processor.align", owes_checkpoint)
+            || failpoint::stands("processor.mute", owes_mute)
     }
 
     /// An error if the topic's partitions or the shard's owner have changed.
