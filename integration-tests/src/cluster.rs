@@ -1,7 +1,7 @@
 //! The four services in containers, on a real broker: as `docker-compose.yml` runs them, with as many
 //! processors as a test wants, each with a query service beside it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_proto::{control::v1::GetCatalogRequest, status::v1::ShardStatus};
@@ -9,8 +9,8 @@ use headwater_types::Token;
 use tonic::transport::Channel;
 
 use crate::{
-    dev::PATIENCE,
     docker::{Broker, Kind, Options, Service, Volume},
+    patience::{eventually, found},
     platform::Platform,
 };
 
@@ -28,6 +28,14 @@ pub struct Cluster {
     /// Of every service.
     options: Options,
 }
+
+/// Settings under which a shard reads, commits and says where it is in small steps, so that it can stand still in
+/// the middle of a replay.
+pub const SMALL_STEPS: [(&str, &str); 3] = [
+    ("HEADWATER_PROCESSOR__READ_BYTES", "8 KiB"),
+    ("HEADWATER_PROCESSOR__COMMIT_BYTES", "1 B"),
+    ("HEADWATER_PROCESSOR__REPORT_INTERVAL", "50ms"),
+];
 
 /// Crashes are noticed within two seconds, a pause in time before that, and checkpoints come often.
 const QUICK: &[(&str, &str)] = &[
@@ -102,12 +110,17 @@ impl Cluster {
         Service::launch(Kind::Coordinator, "coordinator-2", broker, self.options.clone()).await
     }
 
-    /// Waits until every processor serves again.
-    pub async fn processor_ready(&self) -> Result<()> {
-        for pair in &self.pairs {
-            pair.processor.wait_ready().await?;
+    /// Waits until every service serves again.
+    pub async fn all_ready(&self) -> Result<()> {
+        for service in self.services() {
+            service.wait_ready().await?;
         }
         Ok(())
+    }
+
+    fn services(&self) -> impl Iterator<Item = &Service> {
+        let pairs = self.pairs.iter().flat_map(|pair| pair.query.iter().chain([&pair.processor]));
+        pairs.chain([&self.ingest, &self.coordinator])
     }
 
     /// What every shard said last.
@@ -118,33 +131,31 @@ impl Cluster {
     /// Waits until every shard is where the token is, or beyond.
     pub async fn wait_processed(&self, token: &str) -> Result<Vec<ShardStatus>> {
         let token: Token = token.parse()?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let shards = self.shards().await;
-            if let Ok(shards) = &shards {
-                let behind = |shard: &&ShardStatus| {
-                    token
-                        .positions
-                        .iter()
-                        .any(|(p, at)| p.0 == shard.partition && shard.position < at.0)
-                };
-                if !shards.is_empty() && !shards.iter().any(|shard| behind(&shard)) {
-                    return Ok(shards.clone());
-                }
-            }
-            ensure!(Instant::now() < deadline, "the shards are still behind {token}: {shards:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let behind = |shard: &ShardStatus| {
+            let at = token.positions.iter().find(|(p, _)| p.0 == shard.partition);
+            at.is_some_and(|(_, at)| shard.position < at.0)
+        };
+        self.wait_shards(&format!("the shards are at {token}"), |shards| {
+            !shards.is_empty() && !shards.iter().any(behind)
+        })
+        .await
+    }
+
+    /// Waits until what the shards said last is as wanted.
+    pub async fn wait_shards(
+        &self,
+        what: &str,
+        wanted: impl Fn(&[ShardStatus]) -> bool,
+    ) -> Result<Vec<ShardStatus>> {
+        let shards = eventually(what, async || {
+            Ok(found(self.shards().await, |shards| shards.as_deref().is_ok_and(&wanted)))
+        });
+        shards.await?
     }
 
     /// Stops every service in good order, and sees to it that each ends well.
     pub async fn terminate(self) -> Result<()> {
-        let services = self
-            .pairs
-            .iter()
-            .flat_map(|pair| pair.query.iter().chain([&pair.processor]))
-            .chain([&self.ingest, &self.coordinator]);
-        for service in services {
+        for service in self.services() {
             let code = service.stop(Duration::from_secs(30)).await?;
             ensure!(code == 0, "{:?} ended with {code}:\n{}", service.kind(), service.log().await?);
         }
@@ -166,33 +177,6 @@ impl Platform for Cluster {
         let query = self.pairs.iter().find_map(|pair| pair.query.as_ref());
         query.unwrap_or(&self.ingest).channel()
     }
-}
-
-/// Sees to it that none of these clients gets more than so many bytes a second from the broker, by the broker's own
-/// quota for each; without a number, as many as it likes. The broker must have been told to forget fast
-/// ([`QUOTAS_AT_ONCE`]).
-pub async fn throttle(broker: &Broker, clients: &[String], rate: Option<u32>) -> Result<()> {
-    let rate = match rate {
-        Some(rate) => format!("--add-config consumer_byte_rate={rate}"),
-        None => "--delete-config consumer_byte_rate".to_owned(),
-    };
-    // The tool is a second of Java each time.
-    let script = format!(
-        "for client in {}; do \
-         kafka-configs.sh --bootstrap-server $BOOTSTRAP --alter --entity-type clients --entity-name $client {rate} & \
-         running+=($!); done; for one in ${{running[@]}}; do wait $one; done",
-        clients.join(" ")
-    );
-    broker.shell(&script).await.map(drop)
-}
-
-/// A broker's setting under which a quota is a matter of two seconds and not of eleven.
-pub const QUOTAS_AT_ONCE: (&str, &str) = ("KAFKA_QUOTA_WINDOW_NUM", "2");
-
-/// How a processor's consumer is known to the broker. The first one follows Headwater's own topics and reads what
-/// it can; partitions of which that one has a reader already are read by the second, and so on.
-pub fn reader(processor: &str, number: usize) -> String {
-    format!("headwater-processor-{processor}-reader-{number}")
 }
 
 /// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end, lag.

@@ -13,10 +13,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::platform::Platform;
-
-/// Long enough for a busy machine: only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{
+    failpoints::{self, Failpoints},
+    patience::PATIENCE,
+    platform::Platform,
+};
 
 /// The binary under test.
 pub fn binary() -> &'static Path {
@@ -64,6 +65,7 @@ pub struct Dev {
     http: SocketAddr,
     stderr: PathBuf,
     channel: Channel,
+    failpoints: Failpoints,
 }
 
 impl Dev {
@@ -84,9 +86,12 @@ impl Dev {
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(&stderr)?;
         let started = log.metadata()?.len();
+        let failpoints = Failpoints::new()?;
+        command.env(failpoints::VARIABLE, failpoints.directory());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         let channel = Endpoint::from_shared(format!("http://{grpc}"))?.connect_lazy();
-        let mut dev = Self { child, data: data.to_owned(), grpc, http, stderr, channel };
+        let data = data.to_owned();
+        let mut dev = Self { child, data, grpc, http, stderr, channel, failpoints };
         dev.wait_ready(started).await?;
         Ok(dev)
     }
@@ -140,6 +145,11 @@ impl Dev {
         &self.data
     }
 
+    /// Where it can be made to stand still.
+    pub fn failpoints(&self) -> &Failpoints {
+        &self.failpoints
+    }
+
     pub fn http_address(&self) -> SocketAddr {
         self.http
     }
@@ -155,14 +165,9 @@ impl Dev {
         let _ = self.child.wait();
     }
 
-    /// SIGKILL after a while, from a thread of its own, so that whoever talks to the server finds out as a
-    /// client would. Join it before this value is dropped.
-    pub fn kill_after(&self, delay: Duration) -> std::thread::JoinHandle<Result<()>> {
-        let pid = self.child.id();
-        std::thread::spawn(move || {
-            std::thread::sleep(delay);
-            signal(i32::try_from(pid)?, libc::SIGKILL)
-        })
+    /// SIGKILL for a server that is being asked something: its clients find out by themselves.
+    pub fn kill_beside(&self) -> Result<()> {
+        signal(i32::try_from(self.child.id())?, libc::SIGKILL)
     }
 
     /// SIGTERM: it ends in good order, or says why not.

@@ -3,21 +3,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use headwater_proto::ingest::v1::{AppendRequest, append_result::Outcome};
+use anyhow::{Context as _, Result, bail, ensure};
+use headwater_proto::ingest::v1::{
+    AppendRequest, append_result::Outcome, ingest_service_client::IngestServiceClient,
+};
 use headwater_types::{Name, Offset, PartitionId, Token};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tonic::{Code, transport::Channel};
 
-use crate::{docker::Broker, flights::Flight, platform::Platform};
+use crate::{docker::Broker, flights::Flight, patience::PATIENCE, topics};
 
 const BATCH: usize = 100;
 
@@ -33,55 +30,121 @@ pub enum Told {
     Unknown,
 }
 
-/// Sends flights, each once, and remembers what was said of it.
-pub async fn feed(
-    platform: &impl Platform,
-    flights: &[Flight],
-    pace: Duration,
-    sent: &AtomicUsize,
-) -> Result<Vec<Told>> {
-    let mut told = Vec::new();
-    for batch in flights.chunks(BATCH) {
+/// A client that sends flights in their order, one batch after the other, as far as it is allowed to. So events
+/// are on their way exactly when a test wants them to be, on any machine.
+pub struct Feeder {
+    allowed: watch::Sender<usize>,
+    told: watch::Receiver<Vec<Told>>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Feeder {
+    /// It sends nothing yet.
+    #[allow(clippy::disallowed_methods, reason = "a client of its own")]
+    pub fn start(ingest: Channel, flights: Arc<Vec<Flight>>) -> Self {
+        let (allowed, allows) = watch::channel(0);
+        let (tell, told) = watch::channel(Vec::new());
+        let task = tokio::spawn(feed(ingest, flights, allows, tell));
+        Self { allowed, told, task }
+    }
+
+    /// It sends the flights before this place, while the caller does something else.
+    pub fn allow(&self, until: usize) {
+        self.allowed.send_replace(until);
+    }
+
+    /// It sends the flights before this place, and each was answered when this returns.
+    pub async fn send(&mut self, until: usize) -> Result<()> {
+        self.allow(until);
+        self.wait(|told| told.len() >= until).await
+    }
+
+    /// Waits until some event after the first `known` ones was not accepted.
+    pub async fn refused(&mut self, known: usize) -> Result<()> {
+        let refused = |told: &Told| !matches!(told, Told::Accepted { .. });
+        self.wait(|told| told.get(known..).is_some_and(|told| told.iter().any(refused))).await
+    }
+
+    async fn wait(&mut self, is: impl Fn(&Vec<Told>) -> bool) -> Result<()> {
+        let come = tokio::time::timeout(PATIENCE, self.told.wait_for(is)).await;
+        if come.context("the client does not get on")?.is_err() {
+            (&mut self.task).await??;
+            bail!("the client has sent all it has");
+        }
+        Ok(())
+    }
+
+    /// What was said of each flight that was sent.
+    pub fn told(&self) -> Vec<Told> {
+        self.told.borrow().clone()
+    }
+
+    /// How many flights were answered.
+    pub fn sent(&self) -> usize {
+        self.told.borrow().len()
+    }
+
+    /// A token for all that was accepted.
+    pub fn token(&self) -> Result<String> {
+        let mut token = Token::new(Name::new("flights")?);
+        for told in &*self.told.borrow() {
+            if let Told::Accepted { partition, offset } = told {
+                token.cover(PartitionId(*partition), Offset(*offset));
+            }
+        }
+        Ok(token.to_string())
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn feed(
+    ingest: Channel,
+    flights: Arc<Vec<Flight>>,
+    mut allowed: watch::Receiver<usize>,
+    tell: watch::Sender<Vec<Told>>,
+) -> Result<()> {
+    let mut ingest = IngestServiceClient::new(ingest);
+    let mut next = 0;
+    while next < flights.len() {
+        let Ok(until) = allowed.wait_for(|until| *until > next).await.map(|until| *until) else {
+            return Ok(());
+        };
+        let batch = &flights[next..until.min(next + BATCH).min(flights.len())];
         let events = batch.iter().map(|flight| flight.json.clone().into()).collect();
         let request = AppendRequest { stream: "flights".into(), events };
-        match platform.ingest().append(request).await {
+        let told = match ingest.append(request).await {
             Ok(answer) => {
-                for result in answer.into_inner().results {
-                    told.push(match result.outcome.context("an outcome")? {
-                        Outcome::Accepted(place) => {
-                            Told::Accepted { partition: place.partition, offset: place.offset }
-                        }
-                        Outcome::Rejected(rejected) => {
-                            ensure!(rejected.retryable, "{}", rejected.reason);
-                            match rejected.reason.starts_with("not stored") {
-                                true => Told::NotStored,
-                                false => Told::Unknown,
-                            }
-                        }
-                    });
-                }
+                let results = answer.into_inner().results;
+                ensure!(results.len() == batch.len(), "{} answers", results.len());
+                results.into_iter().map(|result| told(result.outcome)).collect::<Result<_>>()?
             }
             Err(status) => {
                 ensure!(is_passing(&status), "{status}");
-                told.extend(batch.iter().map(|_| Told::Unknown));
+                vec![Told::Unknown; batch.len()]
             }
-        }
-        sent.fetch_add(batch.len(), Ordering::Relaxed);
-        tokio::time::sleep(pace).await;
+        };
+        next += batch.len();
+        tell.send_modify(|all| all.extend(told));
     }
-    Ok(told)
+    Ok(())
 }
 
-/// As [`feed`], beside whatever the caller does meanwhile.
-#[allow(clippy::disallowed_methods, reason = "a client of its own")]
-pub fn begin(
-    ingest: Channel,
-    flights: Arc<Vec<Flight>>,
-    part: Range<usize>,
-    pace: Duration,
-    sent: Arc<AtomicUsize>,
-) -> JoinHandle<Result<Vec<Told>>> {
-    tokio::spawn(async move { feed(&Ingest(ingest), &flights[part], pace, &sent).await })
+fn told(outcome: Option<Outcome>) -> Result<Told> {
+    match outcome.context("an outcome")? {
+        Outcome::Accepted(at) => Ok(Told::Accepted { partition: at.partition, offset: at.offset }),
+        Outcome::Rejected(rejected) => {
+            ensure!(rejected.retryable, "{}", rejected.reason);
+            match rejected.reason.starts_with("not stored") {
+                true => Ok(Told::NotStored),
+                false => Ok(Told::Unknown),
+            }
+        }
+    }
 }
 
 /// What a client sees of a server that is away, or went away while it answered.
@@ -90,35 +153,13 @@ pub fn is_passing(status: &tonic::Status) -> bool {
         .contains(&status.code())
 }
 
-/// A token for all that was accepted.
-pub fn token_of(told: &[Told]) -> Result<String> {
-    let mut token = Token::new(Name::new("flights")?);
-    for told in told {
-        if let Told::Accepted { partition, offset } = told {
-            token.cover(PartitionId(*partition), Offset(*offset));
-        }
-    }
-    Ok(token.to_string())
-}
-
-/// The topic of the flights as Kafka's own consumer reads it: JSON by partition and offset.
+/// The topic of the flights as librdkafka reads it: JSON by partition and offset.
 pub async fn dump(broker: &Broker) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
-    let script = "kafka-console-consumer.sh --bootstrap-server $BOOTSTRAP --topic flights --from-beginning \
-         --isolation-level read_committed --timeout-ms 4000 --property print.partition=true \
-         --property print.offset=true 2>/dev/null || true";
-    let mut records = BTreeMap::new();
-    for line in broker.shell(script).await?.lines() {
-        // Partition:0	Offset:12	{…}
-        let mut fields = line.splitn(3, '\t');
-        let mut field = |name: &str| fields.next()?.strip_prefix(name);
-        let (Some(partition), Some(offset), Some(json)) =
-            (field("Partition:"), field("Offset:"), field(""))
-        else {
-            continue;
-        };
-        records.insert((partition.parse()?, offset.parse()?), json.as_bytes().to_vec());
-    }
-    Ok(records)
+    let records = topics::read(broker, "flights").await?.into_iter();
+    let json = |record: topics::Record| {
+        Ok(((record.partition, record.offset), record.value.context("a record without a value")?))
+    };
+    records.map(json).collect()
 }
 
 /// Checks what was said against what is in the topic, and returns the flights that are there.
@@ -152,21 +193,6 @@ pub fn check_told<'a>(
     }
     records
         .values()
-        .map(|json| by_json.get(json.as_slice()).copied().context("a stranger"))
+        .map(|json| by_json.get(json.as_slice()).copied().context("a record that nobody sent"))
         .collect()
-}
-
-/// The ingest service alone.
-struct Ingest(Channel);
-
-impl Platform for Ingest {
-    fn ingest_channel(&self) -> Channel {
-        self.0.clone()
-    }
-    fn coordinator_channel(&self) -> Channel {
-        self.0.clone()
-    }
-    fn query_channel(&self) -> Channel {
-        self.0.clone()
-    }
 }

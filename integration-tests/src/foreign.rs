@@ -12,7 +12,12 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord},
 };
 
-use crate::{dev::PATIENCE, docker::Broker, platform::Platform, views};
+use crate::{
+    docker::Broker,
+    patience::{PATIENCE, eventually, found},
+    platform::Platform,
+    topics, views,
+};
 
 /// Everything that is settled before the first event of the tests comes at this time.
 const T0: i64 = 1_700_000_000_000;
@@ -79,14 +84,35 @@ pub fn send(producer: &BaseProducer, topic: &str, key: &str, value: &str) -> Res
 /// Events and total by user.
 pub type Counted = BTreeMap<String, (i64, i64)>;
 
+/// The lines that Kafka's own consumer prints for the committed records of a topic, one for each. `options` are
+/// further ones of its command line.
+///
+/// The tool ends after some time without a record. A machine may be so slow that this is before its first record,
+/// so it is asked again, with more time, until it has printed as many lines as librdkafka reads records.
+pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<String>> {
+    let there = topics::read(broker, topic).await?.len();
+    let deadline = Instant::now() + PATIENCE;
+    let mut wait = Duration::from_secs(4);
+    loop {
+        let script = format!(
+            "kafka-console-consumer.sh --bootstrap-server $BOOTSTRAP --topic {topic} --from-beginning \
+             --isolation-level read_committed --timeout-ms {} {options} 2>/dev/null || true",
+            wait.as_millis()
+        );
+        let lines: Vec<_> = broker.shell(&script).await?.lines().map(str::to_owned).collect();
+        if lines.len() >= there {
+            return Ok(lines);
+        }
+        let read = lines.len();
+        ensure!(Instant::now() < deadline, "Kafka's consumer reads {read} of {there} records");
+        wait *= 2;
+    }
+}
+
 /// What Kafka's own consumer reads of a topic when it reads committed records only.
 pub async fn counted_by_kafka(broker: &Broker, topic: &str) -> Result<Counted> {
-    let script = format!(
-        "kafka-console-consumer.sh --bootstrap-server $BOOTSTRAP --topic {topic} --from-beginning \
-         --isolation-level read_committed --timeout-ms 5000 2>/dev/null || true"
-    );
     let mut counted = Counted::new();
-    for line in broker.shell(&script).await?.lines().filter(|line| line.starts_with('{')) {
+    for line in console(broker, topic, "").await?.iter().filter(|line| line.starts_with('{')) {
         let value: serde_json::Value = serde_json::from_str(line)?;
         let user = value["user_id"].as_str().context("user_id")?;
         let (events, total) = counted.entry(user.to_owned()).or_default();
@@ -111,14 +137,11 @@ pub async fn counted_by_view(platform: &impl Platform, view: &str) -> Result<Cou
     Ok(counted)
 }
 
+/// Waits until the view says what Kafka's own consumer counted.
 pub async fn expect_view(platform: &impl Platform, view: &str, expected: &Counted) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    let counted = async || {
         let counted = counted_by_view(platform, view).await;
-        if counted.as_ref().is_ok_and(|counted| counted == expected) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "view {view} says {counted:?}, Kafka {expected:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        Ok(found(counted, |counted| counted.as_ref().is_ok_and(|counted| counted == expected)))
+    };
+    eventually(&format!("view {view} says {expected:?}"), counted).await?.map(drop)
 }

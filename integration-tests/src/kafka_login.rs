@@ -13,7 +13,7 @@ use headwater_log::{
 use headwater_log_kafka::{KafkaConfig, KafkaLog};
 use headwater_types::{Name, PartitionId};
 
-use crate::dev::PATIENCE;
+use crate::patience::PATIENCE;
 
 /// A log that logs in on this machine.
 pub fn log_as(address: &str, settings: &[(&str, &str)]) -> KafkaConfig {

@@ -2,8 +2,8 @@
 
 use headwater_proto::{
     control::v1::{
-        ApplyRequest, ApplyResponse, DefinitionFile, catalog_service_client::CatalogServiceClient,
-        replay_service_client::ReplayServiceClient,
+        ApplyRequest, ApplyResponse, DefinitionFile, ReplayOptions,
+        catalog_service_client::CatalogServiceClient, replay_service_client::ReplayServiceClient,
     },
     ingest::v1::{
         dead_letter_service_client::DeadLetterServiceClient,
@@ -46,6 +46,16 @@ pub trait Platform {
         request_id: &str,
         sql: &[&str],
     ) -> impl Future<Output = Result<ApplyResponse, Status>> + Send {
+        self.apply_with(request_id, sql, ReplayOptions::default())
+    }
+
+    /// As [`Platform::apply`], with options for the replays that it starts.
+    fn apply_with(
+        &self,
+        request_id: &str,
+        sql: &[&str],
+        options: ReplayOptions,
+    ) -> impl Future<Output = Result<ApplyResponse, Status>> + Send {
         let files = sql.iter().enumerate();
         let files = files.map(|(place, sql)| DefinitionFile {
             name: format!("{place}.sql"),
@@ -54,6 +64,7 @@ pub trait Platform {
         let request = ApplyRequest {
             files: files.collect(),
             request_id: request_id.into(),
+            options: Some(options),
             ..ApplyRequest::default()
         };
         let mut catalog = self.catalog();

@@ -1,14 +1,19 @@
 //! Replays from their start to their end, also while the coordinator comes and goes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_proto::control::v1::{
-    AbortRequest, GetReplayRequest, Phase, PromoteRequest, Replay, UndoRequest,
+    AbortRequest, GetReplayRequest, HoldBefore, Phase, PromoteRequest, Replay, ReplayOptions,
+    ResumeRequest, UndoRequest,
 };
 use tonic::Status;
 
-use crate::{dev::PATIENCE, feed::is_passing, platform::Platform};
+use crate::{
+    feed::is_passing,
+    patience::{PATIENCE, eventually, found},
+    platform::Platform,
+};
 
 pub async fn get(platform: &impl Platform, replay: &str) -> Result<Replay, Status> {
     let request = GetReplayRequest { replay: replay.into() };
@@ -45,26 +50,25 @@ async fn poll(
     wanted: impl Fn(&Replay) -> bool,
     passes: impl Fn(&Status) -> bool,
 ) -> Result<Replay> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let state = match get(platform, replay).await {
-            Ok(state) if wanted(&state) => return Ok(state),
-            Err(status) if !passes(&status) => return Err(status.into()),
-            state => state,
-        };
-        if let Ok(state) = &state {
-            let ended = matches!(state.phase(), Phase::Failed | Phase::Aborted);
-            ensure!(!ended, "replay {replay} ended: {}", state.reason);
+    let state = eventually(&format!("replay {replay} comes to what is waited for"), async || {
+        match get(platform, replay).await {
+            Err(status) if !passes(&status) => Err(status.into()),
+            state => {
+                let ended =
+                    |state: &Replay| matches!(state.phase(), Phase::Failed | Phase::Aborted);
+                if let Ok(state) = &state
+                    && !wanted(state)
+                {
+                    ensure!(!ended(state), "replay {replay} ended: {}", state.reason);
+                }
+                Ok(found(state, |state| state.as_ref().is_ok_and(&wanted)))
+            }
         }
-        ensure!(
-            Instant::now() < deadline,
-            "replay {replay} does not come to what is waited for: {state:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    });
+    Ok(state.await??)
 }
 
-/// Of a replay which has read something, and by far not all.
+/// Whether the replay has read something, and by far not all.
 pub fn in_the_middle(replay: &Replay) -> bool {
     replay.phase() == Phase::Replay
         && replay.records_done > 0
@@ -74,7 +78,18 @@ pub fn in_the_middle(replay: &Replay) -> bool {
 /// Applies definitions that change a view; the replay which that starts. The request has an id, so a coordinator
 /// that went away is asked again.
 pub async fn start(platform: &impl Platform, id: &str, sql: &[&str]) -> Result<String> {
-    let applied = again(async || platform.apply(id, sql).await).await?;
+    start_held(platform, id, sql, HoldBefore::Unspecified).await
+}
+
+/// As [`start`], and the replay is held before a phase.
+pub async fn start_held(
+    platform: &impl Platform,
+    id: &str,
+    sql: &[&str],
+    hold_before: HoldBefore,
+) -> Result<String> {
+    let options = ReplayOptions { hold_before: hold_before.into(), ..ReplayOptions::default() };
+    let applied = again(async || platform.apply_with(id, sql, options.clone()).await).await?;
     let started = applied.changes.into_iter().find(|change| !change.replay_id.is_empty());
     Ok(started.context("no replay was started")?.replay_id)
 }
@@ -88,6 +103,14 @@ pub async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result
         ..PromoteRequest::default()
     };
     let answer = again(async || platform.replays().promote(request.clone()).await).await?;
+    Ok(answer.into_inner())
+}
+
+/// Lets a held replay go on, without waiting for anything.
+pub async fn resume(platform: &impl Platform, replay: &str, id: &str) -> Result<Replay> {
+    let request =
+        ResumeRequest { replay: replay.into(), request_id: id.into(), reason: "the test".into() };
+    let answer = again(async || platform.replays().resume(request.clone()).await).await?;
     Ok(answer.into_inner())
 }
 
@@ -112,7 +135,7 @@ async fn again<T>(ask: impl AsyncFn() -> Result<T, Status>) -> Result<T> {
         match ask().await {
             Ok(answer) => return Ok(answer),
             Err(status) if is_passing(&status) && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
             Err(status) => return Err(status.into()),
         }

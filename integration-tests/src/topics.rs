@@ -22,7 +22,10 @@ use rdkafka::{
     message::Headers as _,
 };
 
-use crate::{dev::PATIENCE, docker::Broker};
+use crate::{
+    docker::Broker,
+    patience::{PATIENCE, eventually, found},
+};
 
 /// A record as librdkafka hands it out, its headers in order. Names of headers must be text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
         .set("fetch.wait.max.ms", "10")
         .set("reconnect.backoff.max.ms", "200")
         .create()?;
-    let wait = Duration::from_secs(10);
+    let wait = PATIENCE;
     let metadata = consumer.fetch_metadata(Some(topic), wait)?;
     let partitions = metadata.topics().first().context("no topic")?.partitions().len();
     ensure!(partitions > 0, "there is no topic {topic}");
@@ -95,7 +98,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// A replay as the topics have it: whoever leads next begins there.
+/// A replay as the topics have it, which is where the next coordinator begins.
 pub async fn replay(broker: &Broker, replay: &str) -> Result<Replay> {
     let (mut state, mut board) = (ControlState::default(), StatusBoard::default());
     for record in read(broker, CONTROL_TOPIC).await? {
@@ -108,6 +111,18 @@ pub async fn replay(broker: &Broker, replay: &str) -> Result<Replay> {
     let entry =
         state.find_replay(replay).with_context(|| format!("there is no replay {replay}"))?;
     Ok(replay_status(&state, &board, &LogEnds::default(), entry))
+}
+
+/// Waits until a replay stands in the topics as wanted.
+pub async fn replay_until(
+    broker: &Broker,
+    id: &str,
+    wanted: impl Fn(&Replay) -> bool,
+) -> Result<Replay> {
+    eventually(&format!("the topics show replay {id} as it is waited for"), async || {
+        Ok(found(replay(broker, id).await?, &wanted))
+    })
+    .await
 }
 
 /// What was said of shards, in order.

@@ -39,7 +39,7 @@ impl Answer {
 
 /// How fresh an answer must be.
 pub fn after(tokens: &[String]) -> Freshness {
-    Freshness { after: tokens.to_vec(), timeout_ms: 30_000, ..Freshness::default() }
+    Freshness { after: tokens.to_vec(), timeout_ms: 120_000, ..Freshness::default() }
 }
 
 /// The whole view `punctuality`, by `Scan`.

@@ -1,17 +1,14 @@
 //! The store of checkpoints on a server that speaks S3: shards move by it, replays are compared by it, and when it is
 //! away, hangs, refuses or was never made, that is said once and in clear words, and no shard that can go on stops.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
-    dev::PATIENCE,
     docker::{self, Broker, KEY_ID, Kind, Network, ObjectStore, Options, SECRET, Service},
     flights::{self, Flight, punctuality},
+    patience::{Found, eventually, found},
     platform::Platform,
     replays,
     views::{self, after},
@@ -72,19 +69,14 @@ async fn expect_rows(
     token: &Token,
 ) -> Result<()> {
     let expected = punctuality(flights, version);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    eventually("the view has the rows of the file", async || {
         let answer = views::punctuality(platform, after(&[token.to_string()])).await;
-        if answer.as_ref().is_ok_and(|answer| answer.rows == expected) {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the view has other rows than the file: {:?}",
-            answer.map(|answer| answer.provenance)
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        Ok(match answer {
+            Ok(answer) if answer.rows == expected => Found::Yes(()),
+            answer => Found::NotYet(format!("{:?}", answer.map(|answer| answer.provenance))),
+        })
+    })
+    .await
 }
 
 /// Waits until all shards of all generations are as wanted.
@@ -92,16 +84,12 @@ async fn wait_for_shards(
     cluster: &Cluster,
     wanted: impl Fn(&ShardStatus) -> bool,
 ) -> Result<Vec<ShardStatus>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let shards = cluster.shards().await?;
-        let partitions = flights::PARTITIONS as usize;
-        if shards.len() >= partitions && shards.iter().all(&wanted) {
-            return Ok(shards);
-        }
-        ensure!(Instant::now() < deadline, "the shards are not as they should be: {shards:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let partitions = flights::PARTITIONS as usize;
+    cluster
+        .wait_shards("the shards are as they should be", |shards| {
+            shards.len() >= partitions && shards.iter().all(&wanted)
+        })
+        .await
 }
 
 /// Positions of the hand-over checkpoints in the store, by generation and partition.
@@ -121,8 +109,7 @@ async fn stored(store: &ObjectStore) -> Result<BTreeMap<(String, u32), Vec<u64>>
 
 /// Waits until the store has one checkpoint of every shard that has state: the one of where it is.
 async fn wait_stored(cluster: &Cluster, store: &ObjectStore) -> Result<Vec<ShardStatus>> {
-    let deadline = Instant::now() + 2 * PATIENCE;
-    loop {
+    eventually("the store has a checkpoint of where every shard is, and no other", async || {
         let shards = cluster.shards().await?;
         let wanted: BTreeMap<_, _> = shards
             .iter()
@@ -130,15 +117,14 @@ async fn wait_stored(cluster: &Cluster, store: &ObjectStore) -> Result<Vec<Shard
             .map(|shard| ((shard.generation.clone(), shard.partition), vec![shard.position]))
             .collect();
         let stored = stored(store).await?;
-        if !wanted.is_empty() && stored == wanted {
-            return Ok(shards);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the shards are at {wanted:?}, and stored is {stored:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        Ok(match !wanted.is_empty() && stored == wanted {
+            true => Found::Yes(shards),
+            false => {
+                Found::NotYet(format!("the shards are at {wanted:?}, and stored is {stored:?}"))
+            }
+        })
+    })
+    .await
 }
 
 /// Removes records with Kafka's own tool.
@@ -245,11 +231,11 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         // It comes back, and shards are handed over to it; of each one checkpoint stays, of where it is.
         cluster.pairs[victim].processor.start_again().await?;
         let back = ["processor-1", "processor-2"][victim];
-        let deadline = Instant::now() + PATIENCE;
-        while !cluster.shards().await?.iter().any(|shard| shard.processor == back) {
-            ensure!(Instant::now() < deadline, "{back} gets no shard");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        cluster
+            .wait_shards(&format!("{back} has a shard"), |shards| {
+                shards.iter().any(|shard| shard.processor == back)
+            })
+            .await?;
         wait_stored(&cluster, &store).await?;
         expect_rows(&cluster, &flights, 2, &token).await?;
 
@@ -278,14 +264,14 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         let upto = |quarter: usize| &flights[..quarters[..quarter].iter().map(|it| it.len()).sum()];
         let mut token = Token::new(Name::new("flights")?);
 
-        // The bucket was forgotten. Whoever makes it need not tell the processor.
+        // The bucket was forgotten. The processor finds out by itself when it is there.
         let forgotten = "the bucket of s3://headwater/";
         wait_for_shards(&cluster, |shard| shard.error.contains(forgotten)).await?;
         let (alive, _) = processor.get("/healthz").await?;
         let (ready, why) = processor.get("/readyz").await?;
         assert_eq!((alive, ready), (200, 503), "{why}");
         ensure!(why.contains(forgotten) && why.contains("create it"), "{why}");
-        // It has looked again by then.
+        // It looks again meanwhile, and would say it again.
         tokio::time::sleep(Duration::from_secs(12)).await;
         store.create_bucket(BUCKET).await?;
         wait_for_shards(&cluster, |shard| shard.error.is_empty()).await?;
@@ -304,10 +290,16 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         store.kill().await?;
         append(&cluster, quarters[1], &mut token).await?;
         expect_rows(&cluster, upto(2), 1, &token).await?;
+        let said = async || {
+            let log = processor.log().await?;
+            Ok(found(log, |log| !lines(log, "not available, trying again").is_empty()))
+        };
+        eventually("the processor says that the store is away", said).await?;
+        // A flood would come now.
         tokio::time::sleep(Duration::from_secs(8)).await;
         let log = processor.log().await?;
         let complaints = lines(&log, "not available, trying again");
-        ensure!((1..=3).contains(&complaints.len()), "{complaints:#?}");
+        ensure!(complaints.len() <= 3, "{complaints:#?}");
         ensure!(complaints.iter().all(|line| line.contains("the store of checkpoints")), "{log}");
         ensure!(complaints[0].contains(&store.endpoint_network()), "{complaints:#?}");
         ensure!(lines(&log, "object_store").is_empty(), "{log}");
@@ -321,8 +313,13 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         // Back: checkpoints are stored again.
         store.start_again().await?;
         wait_stored(&cluster, &store).await?;
-        let log = processor.log().await?;
-        ensure!(lines(&log, "is back").iter().any(|line| line.contains("checkpoints")), "{log}");
+        let back = async || {
+            let is_back = |log: &String| {
+                lines(log, "is back").iter().any(|line| line.contains("checkpoints"))
+            };
+            Ok(found(processor.log().await?, is_back))
+        };
+        eventually("the processor says that the store is back", back).await?;
 
         // Hung: a processor still ends in time, and its disk has everything.
         store.freeze().await?;
@@ -347,15 +344,13 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
             all.fold(Options::new(), |options, (name, value)| options.setting(name, value))
         };
         let other = Service::launch(Kind::Processor, "processor-2", &broker, with(wrong)).await?;
-        let deadline = Instant::now() + PATIENCE;
-        let refused = loop {
-            let shards = cluster.shards().await?;
-            if let Some(shard) = shards.into_iter().find(|shard| !shard.error.is_empty()) {
-                break shard;
-            }
-            ensure!(Instant::now() < deadline, "nobody complains:\n{}", other.log().await?);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
+        let shards = cluster
+            .wait_shards("a shard says what is wrong", |shards| {
+                shards.iter().any(|shard| !shard.error.is_empty())
+            })
+            .await?;
+        let refused = shards.into_iter().find(|shard| !shard.error.is_empty());
+        let refused = refused.context("a shard that says what is wrong")?;
         assert_eq!(refused.processor, "processor-2");
         let why = &refused.error;
         ensure!(why.contains("refuses access") && why.contains("check the credentials"), "{why}");

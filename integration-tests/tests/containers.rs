@@ -4,12 +4,12 @@
 use std::{
     process::Command,
     sync::mpsc::{Sender, channel},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use headwater_integration_tests::docker::{
-    self, Broker, Kind, Options, Service, Volume, shared_broker,
+use headwater_integration_tests::{
+    docker::{self, Broker, Kind, Options, Service, Volume, shared_broker},
+    patience::PATIENCE,
 };
 use rdkafka::{
     ClientConfig, ClientContext, Message as _,
@@ -39,13 +39,13 @@ async fn produce(broker: &Broker, topic: &str, payload: &str) -> Result<i64> {
     let producer: BaseProducer<Outcome> = ClientConfig::new()
         .set("bootstrap.servers", broker.bootstrap_host())
         .set("acks", "all")
-        .set("message.timeout.ms", "20000")
+        .set("message.timeout.ms", PATIENCE.as_millis().to_string())
         .create_with_context(Outcome(sender))?;
     let (topic, payload) = (topic.to_owned(), payload.to_owned());
     tokio::task::spawn_blocking(move || {
         let record = BaseRecord::<(), _>::to(&topic).payload(&payload).partition(0);
         producer.send(record).map_err(|(error, _)| error)?;
-        producer.flush(Duration::from_secs(30))?;
+        producer.flush(PATIENCE)?;
         Ok(outcome.try_recv().context("no outcome")??)
     })
     .await?
@@ -62,7 +62,7 @@ async fn read(broker: &Broker, topic: &str, offset: i64) -> Result<String> {
     from.add_partition_offset(topic, 0, rdkafka::Offset::Offset(offset))?;
     consumer.assign(&from)?;
     tokio::task::spawn_blocking(move || {
-        let record = consumer.poll(Duration::from_secs(30)).context("no record")??;
+        let record = consumer.poll(PATIENCE).context("no record")??;
         Ok(String::from_utf8(record.payload().context("no payload")?.to_vec())?)
     })
     .await?

@@ -1,19 +1,23 @@
 //! `kill -9` of `headwater dev`, twenty times, at random moments of ingest, replay and swap. What was
 //! acknowledged is in the view exactly once, and the view ends as in a run that nobody disturbed.
 //!
+//! A kill comes while a request, a replay or a swap stands still at a failpoint, so that it interrupts that on any
+//! machine; or some milliseconds after a batch was sent. Which point, which batch and how long after is the seed's
+//! choice.
+//! `HEADWATER_KILLS` asks for more kills than twenty.
+//!
 //! Events carry no id, so a client that gets no answer must find out what of its batch is in the log
 //! before it sends the rest again. It has one batch on the way at a time, and the log keeps a partition's
 //! order; so once everything in the log is processed, the view's position says it exactly.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    dev::{Dev, PATIENCE},
+    dev::Dev,
+    failpoints::point,
     flights::{self, Flight, PARTITIONS, View, punctuality},
+    patience::{eventually, found},
     platform::Platform as _,
     replays,
     views::{self, Reader},
@@ -27,7 +31,15 @@ use headwater_proto::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-const KILLS: usize = 20;
+/// Twenty, or what `HEADWATER_KILLS` says.
+fn kills() -> usize {
+    let kills = std::env::var("HEADWATER_KILLS").ok().and_then(|kills| kills.parse().ok());
+    kills.unwrap_or(20).max(ROUND.len())
+}
+
+/// A shard reads and commits in small steps, so that a replay can stand still in its middle.
+const SMALL_STEPS: &str = "[processor]\nread-bytes = \"8 KiB\"\ncommit-bytes = \"1 B\"\n";
+
 const BATCH: usize = 50;
 
 /// What goes on beside ingest when the kill comes.
@@ -38,6 +50,46 @@ enum Beside {
     Replay,
     /// The view is promoted or undone, whichever is its turn.
     Swap,
+}
+
+/// The share of each among the kills. The replays come before the swaps, of which there is an even number.
+const ROUND: [(Beside, usize); 3] = [(Beside::Nothing, 6), (Beside::Replay, 6), (Beside::Swap, 8)];
+
+impl Beside {
+    /// Where it can stand still.
+    fn points(self) -> &'static [&'static str] {
+        match self {
+            Self::Nothing => &[point::APPEND],
+            Self::Replay => &[point::REPLAY, point::ALIGN, point::DIFF],
+            Self::Swap => &[point::MUTE, point::SWAP],
+        }
+    }
+}
+
+/// When the kill comes, and how long after that moment.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    at: At,
+    delay: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum At {
+    /// When this batch of the round is sent.
+    Batch(usize),
+    /// While something stands still at this point.
+    Point(&'static str),
+}
+
+impl Moment {
+    fn choose(random: &mut StdRng, beside: Beside, batches: usize) -> Self {
+        let points = beside.points();
+        let at = match random.random_range(0..=points.len()) {
+            0 => At::Batch(random.random_range(0..batches)),
+            place => At::Point(points[place - 1]),
+        };
+        Self { at, delay: Duration::from_micros(random.random_range(0..20_000)) }
+    }
 }
 
 /// What the client knows.
@@ -53,6 +105,8 @@ struct Client {
     replays: usize,
     swaps: usize,
     reader: Reader,
+    /// How many batches are sent before the one beside which the server is killed, and how long after its start.
+    kill_in: Option<(usize, Duration)>,
 }
 
 impl Client {
@@ -69,6 +123,7 @@ impl Client {
             replays: 0,
             swaps: 0,
             reader,
+            kill_in: None,
         })
     }
 
@@ -90,7 +145,29 @@ impl Client {
         let events = batch.iter().map(|&place| self.flights[place].json.clone().into()).collect();
         self.on_the_way = batch;
         let request = AppendRequest { stream: "flights".into(), events };
-        let answer = dev.ingest().append(request).await?.into_inner();
+        let kill = match &mut self.kill_in {
+            Some((0, delay)) => Some(*delay),
+            Some((batches, _)) => {
+                *batches -= 1;
+                None
+            }
+            None => None,
+        };
+        let mut ingest = dev.ingest();
+        let append = ingest.append(request);
+        let answer = match kill {
+            None => append.await,
+            Some(delay) => {
+                let kill = async {
+                    tokio::time::sleep(delay).await;
+                    dev.kill_beside()
+                };
+                let (answer, killed) = tokio::join!(append, kill);
+                killed?;
+                answer
+            }
+        };
+        let answer = answer?.into_inner();
         ensure!(answer.rejected == 0, "{answer:?}");
         self.acknowledged += self.on_the_way.len();
         for place in std::mem::take(&mut self.on_the_way) {
@@ -139,19 +216,11 @@ async fn settled(dev: &Dev) -> Result<Vec<u64>> {
     let catalog = dev.catalog().get_catalog(GetCatalogRequest {}).await?.into_inner();
     let stream =
         catalog.streams.iter().find(|stream| stream.name == "flights").context("the stream")?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    let settled = async || {
         let positions = views::punctuality(dev, Freshness::default()).await?.positions();
-        if positions.iter().sum::<u64>() == stream.records {
-            return Ok(positions);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the log has {} records, the view is at {positions:?}",
-            stream.records
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        Ok(found(positions, |positions| positions.iter().sum::<u64>() == stream.records))
+    };
+    eventually(&format!("the view has all {} records", stream.records), settled).await
 }
 
 async fn create(dev: &Dev) -> Result<()> {
@@ -218,12 +287,42 @@ async fn work(client: &mut Client, dev: &Dev, beside: Beside, until: usize) -> R
     sent.and(done)
 }
 
+/// As [`work`], with a server that is killed at this moment of it.
+async fn interrupt(
+    client: &mut Client,
+    dev: &Dev,
+    beside: Beside,
+    until: usize,
+    moment: Moment,
+) -> Result<()> {
+    let point = match moment.at {
+        At::Point(point) => point,
+        At::Batch(number) => {
+            client.kill_in = Some((number, moment.delay));
+            let outcome = work(client, dev, beside, until).await;
+            client.kill_in = None;
+            return outcome;
+        }
+    };
+    dev.failpoints().set(point)?;
+    let kill = async {
+        dev.failpoints().reached(point).await?;
+        tokio::time::sleep(moment.delay).await;
+        dev.kill_beside()
+    };
+    let (outcome, killed) = tokio::join!(work(client, dev, beside, until), kill);
+    killed?;
+    outcome
+}
+
+/// What goes on beside each kill, in order.
 fn rounds() -> Vec<Beside> {
-    let mut rounds = vec![Beside::Nothing; 6];
-    rounds.extend([Beside::Replay; 6]);
-    rounds.extend([Beside::Swap; 8]);
-    assert_eq!(rounds.len(), KILLS);
-    rounds
+    let kills = kills();
+    let of = |(beside, share): (Beside, usize)| {
+        // Swaps come in pairs, so that the last of them undid.
+        vec![beside; (share * kills / 20).max(2).next_multiple_of(2)]
+    };
+    ROUND.into_iter().flat_map(of).collect()
 }
 
 async fn undisturbed(data: &Path) -> Result<View> {
@@ -238,44 +337,48 @@ async fn undisturbed(data: &Path) -> Result<View> {
     client.check(&dev).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -> Result<()> {
+fn seed() -> u64 {
     let seed = std::env::var("HEADWATER_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| {
         std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8) % 1_000_000
     });
     eprintln!("HEADWATER_SEED={seed} repeats the moments of this run");
+    seed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -> Result<()> {
+    let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir()?;
     let data = directory.path().join("data");
 
     let mut client = Client::new()?;
-    let all = client.flights.len();
-    let mut dev = Dev::start(&data).await?;
+    let (all, rounds) = (client.flights.len(), rounds());
+    let kills = rounds.len();
+    let replays = rounds.iter().filter(|beside| **beside == Beside::Replay).count();
+    let mut dev = Dev::start_with(&data, SMALL_STEPS).await?;
     create(&dev).await?;
-    let mut interrupted = 0;
-    for (round, beside) in rounds().into_iter().enumerate() {
-        let until = all * (round + 1) / KILLS;
-        let delay = Duration::from_millis(random.random_range(1..170));
-        let killer = dev.kill_after(delay);
-        let outcome = work(&mut client, &dev, beside, until).await;
-        let began = Instant::now();
-        killer.join().map_err(|_| anyhow::anyhow!("the killer panicked"))??;
-        interrupted += usize::from(outcome.is_err());
+    for (round, beside) in rounds.into_iter().enumerate() {
+        let until = all * (round + 1) / kills;
+        let batches = (until - client.next).div_ceil(BATCH);
+        let moment = Moment::choose(&mut random, beside, batches);
+        let outcome = interrupt(&mut client, &dev, beside, until, moment).await;
         eprintln!(
-            "kill {round} after {delay:?}, beside ingest: {beside:?}; {} of {all} acknowledged, {} on the way; {}",
+            "kill {round} at {moment:?}, beside ingest: {beside:?}; {} of {all} acknowledged, {} on the way",
             client.acknowledged,
             client.on_the_way.len(),
-            if outcome.is_err() {
-                "interrupted".into()
-            } else {
-                format!("idle for {:?}", began.elapsed())
-            },
+        );
+        let stands = matches!(moment.at, At::Point(_));
+        ensure!(
+            outcome.is_err() || !stands,
+            "seed {seed}: kill {round} at {moment:?} interrupted nothing"
         );
         drop(dev);
 
-        dev =
-            Dev::start(&data).await.with_context(|| format!("seed {seed}, after kill {round}"))?;
+        dev = Dev::start_with(&data, SMALL_STEPS)
+            .await
+            .with_context(|| format!("seed {seed}, after kill {round}"))?;
         let context = || format!("seed {seed}, after kill {round} beside {beside:?}");
         client.recover(&dev).await.with_context(context)?;
         // What was asked for is done, by the same requests.
@@ -285,17 +388,15 @@ async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -
             Beside::Nothing => {}
             Beside::Replay => {
                 client.replays += 1;
-                if client.replays < 6 {
+                if client.replays < replays {
                     abort(&dev, client.replays).await.with_context(context)?;
                 }
             }
             Beside::Swap => client.swaps += 1,
         }
     }
-    eprintln!("{interrupted} of {KILLS} kills interrupted something");
-    ensure!(interrupted >= KILLS / 5, "seed {seed}: the kills came too late to disturb anything");
 
-    // The eighth swap undid; end with the second version.
+    // The last swap undid; end with the second version.
     swap(&dev, client.swaps).await?;
     let positions = settled(&dev).await?;
     assert_eq!(positions.iter().sum::<u64>(), all as u64, "seed {seed}");

@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    dev::{Dev, PATIENCE},
+    dev::Dev,
+    patience::PATIENCE,
     platform::Platform as _,
     views::{self, after},
 };

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
-    dev::PATIENCE,
     docker::{self, Broker},
     foreign::{
         Counted, counted_by_kafka, counted_by_view, event, expect_view, producer, send, stream,
         view,
     },
+    patience::PATIENCE,
     platform::Platform,
 };
 use rdkafka::{
@@ -32,7 +32,7 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
             .await?;
         let host = broker.bootstrap_host();
         let produced = tokio::task::spawn_blocking(move || -> Result<()> {
-            let wait = Duration::from_secs(20);
+            let wait = PATIENCE;
             let mut config = ClientConfig::new();
             config.set("bootstrap.servers", host).set("partitioner", "murmur2_random");
             let plain: BaseProducer = config.create()?;
@@ -67,18 +67,11 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
         assert_eq!(events, 30 * 5 + 20 * 40, "a third of the transactions was aborted");
         expect_view(&cluster, "paid", &expected).await?;
         // The end of every partition is a marker, and the shards are behind it: they have caught up.
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let shards = cluster.shards().await?;
-            if shards.iter().all(|shard| shard.position == shard.log_end) && shards.len() == 4 {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "shards do not reach the last stable offset: {shards:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        cluster
+            .wait_shards("the shards are at the last stable offset", |shards| {
+                shards.len() == 4 && shards.iter().all(|shard| shard.position == shard.log_end)
+            })
+            .await?;
         cluster.terminate().await
     })
     .await
@@ -96,8 +89,8 @@ fn events(counted: &Counted) -> i64 {
     counted.values().map(|(events, _)| events).sum()
 }
 
-/// Waits until compaction has left fewer than so many records, and ends it. What Kafka's own consumer counts then.
-/// `one_more` writes a record: a segment is compacted once another has begun.
+/// Waits until compaction has left fewer than so many records, and ends it. Returns what Kafka's own consumer counts
+/// then. `one_more` writes a record: a segment is compacted once another has begun.
 async fn compacted(
     broker: &Broker,
     topic: &str,
@@ -116,7 +109,9 @@ async fn compacted(
     let never = "min.compaction.lag.ms=86400000,max.compaction.lag.ms=9223372036854775807";
     let topic_is = ["--alter", "--entity-type", "topics", "--entity-name", topic];
     broker.exec("kafka-configs", &[&topic_is[..], &["--add-config", never]].concat()).await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A compaction that runs ends with the broker, and none begins after it.
+    broker.stop().await?;
+    broker.start_again().await?;
     counted_by_kafka(broker, topic).await
 }
 
@@ -132,14 +127,14 @@ async fn a_compacted_topic_is_counted_as_kafkas_own_consumer_counts_it() -> Resu
                 let (key, value) = event(user, round * users + user);
                 send(&plain, "accounts", &key, &value)?;
             }
-            plain.flush(Duration::from_secs(20))?;
+            plain.flush(PATIENCE)?;
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
         let half = (rounds * users / 2) as i64;
         let expected = compacted(&broker, "accounts", half, || {
             let (key, value) = event(0, 5_000);
             send(&plain, "accounts", &key, &value)?;
-            Ok(plain.flush(Duration::from_secs(20))?)
+            Ok(plain.flush(PATIENCE)?)
         })
         .await?;
 
@@ -163,7 +158,7 @@ async fn a_compacted_topic_of_transactions_is_counted_as_kafkas_own_consumer_cou
         let broker = Broker::start().await?;
         broker.create_topic("ledger", 2, &COMPACT).await?;
         let writer = producer(&broker, Some("ledger"))?;
-        let wait = Duration::from_secs(20);
+        let wait = PATIENCE;
         let (rounds, users) = (24, 50);
         let round = |round: u64, users: u64, abort: bool| -> Result<()> {
             writer.begin_transaction()?;
@@ -231,20 +226,16 @@ async fn other_numbers_of_partitions_are_refused_and_never_split_keys() -> Resul
             let (key, value) = event(number % 5, number);
             send(&plain, "grows", &key, &value)?;
         }
-        plain.flush(Duration::from_secs(20))?;
+        plain.flush(PATIENCE)?;
         let expected = counted_by_kafka(&broker, "grows").await?;
         expect_view(&cluster, "grown", &expected).await?;
 
         broker.exec("kafka-topics", &["--alter", "--topic", "grows", "--partitions", "3"]).await?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let shards = cluster.shards().await?;
-            if shards.iter().any(|shard| shard.error.contains("partitions")) {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "nobody noticed the new partition: {shards:?}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        cluster
+            .wait_shards("a shard names the new partition", |shards| {
+                shards.iter().any(|shard| shard.error.contains("partitions"))
+            })
+            .await?;
         assert_eq!(counted_by_view(&cluster, "grown").await?, expected, "what was counted stays");
         Ok(())
     })

@@ -1,17 +1,15 @@
 //! What foreign clients put into their records: every codec, any headers, values that are empty or missing.
 
-use std::{
-    collections::BTreeSet,
-    ffi::CString,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, ffi::CString, time::Duration};
 
 use anyhow::{Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
-    dev::PATIENCE,
     docker::{self, Broker},
-    foreign::{Counted, counted_by_kafka, event, expect_view, producer, send, stream, view},
+    foreign::{
+        Counted, console, counted_by_kafka, event, expect_view, producer, send, stream, view,
+    },
+    patience::{PATIENCE, eventually, found},
     platform::Platform,
     topics,
 };
@@ -73,7 +71,7 @@ async fn records_of_every_codec_are_counted_side_by_side() -> Result<()> {
                     let (key, value) = foreign.next();
                     send(producer, "mixed", &key, &value)?;
                 }
-                producer.flush(Duration::from_secs(20))?;
+                producer.flush(PATIENCE)?;
             }
         }
         let mut script = String::new();
@@ -225,7 +223,7 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
         send_with_headers(&plain, "traced", "empty", Some(b""), &[trace])?;
         send_with_headers(&plain, "traced", "gone", None, &[trace])?;
         send_with_headers(&plain, "traced", "empty", Some(b""), &[])?;
-        plain.flush(Duration::from_secs(20))?;
+        plain.flush(PATIENCE)?;
         let (key, value) = foreign.next();
         // And by Kafka's own producer.
         let script = format!(
@@ -243,15 +241,11 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
         assert_eq!(number(&written), [1, 5, 1, 0, 1, 1, 0, 2]);
         let by_log = read_by_log(&broker, "traced").await?;
         assert_eq!(by_log, written);
-        let shown = broker
-            .shell(
-                "kafka-console-consumer.sh --bootstrap-server $BOOTSTRAP --topic traced --from-beginning \
-                 --isolation-level read_committed --timeout-ms 4000 --property print.offset=true \
-                 --property print.headers=true --property print.value=false 2>/dev/null || true",
-            )
-            .await?;
-        let shown: Vec<_> = shown
-            .lines()
+        let options = "--property print.offset=true --property print.headers=true \
+                       --property print.value=false";
+        let shown: Vec<_> = console(&broker, "traced", options)
+            .await?
+            .iter()
             .filter_map(|line| line.strip_prefix("Offset:")?.split_once('\t'))
             .map(|(_, headers)| match headers.trim_end() {
                 "NO_HEADERS" => 0,
@@ -265,7 +259,7 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             let (key, value) = foreign.next();
             send_with_headers(&plain, "traced", &key, Some(value.as_bytes()), headers)?;
         }
-        plain.flush(Duration::from_secs(20))?;
+        plain.flush(PATIENCE)?;
         assert_eq!(counted_by_kafka(&broker, "traced").await?, foreign.expected);
         expect_view(&cluster, "traces", &foreign.expected).await?;
         for shard in cluster.shards().await? {
@@ -275,22 +269,19 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
         // What is no event is a dead letter, and says where it was: those with an empty value too, whose own
         // headers say that.
         let request = ListDeadLettersRequest { stream: "traced".into(), ..Default::default() };
-        let deadline = Instant::now() + PATIENCE;
-        let letters = loop {
+        let letters = eventually("there are three dead letters", async || {
             let mut list = cluster.dead_letters().list(request.clone()).await?.into_inner();
             let mut letters = BTreeSet::new();
             while let Some(letter) = list.message().await? {
-                ensure!(
-                    letters.insert((letter.offset, letter.stage, letter.key.unwrap_or_default().to_vec())),
-                    "a dead letter is there twice"
-                );
+                let key = letter.key.unwrap_or_default().to_vec();
+                let new = letters.insert((letter.offset, letter.stage, key));
+                ensure!(new, "a dead letter is there twice");
             }
-            if letters.len() >= 3 || Instant::now() > deadline {
-                break letters;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
-        let letter = |offset: u64, key: &str| (offset, "decode".to_owned(), key.as_bytes().to_vec());
+            Ok(found(letters, |letters| letters.len() >= 3))
+        })
+        .await?;
+        let letter =
+            |offset: u64, key: &str| (offset, "decode".to_owned(), key.as_bytes().to_vec());
         assert_eq!(letters, [letter(4, "empty"), letter(5, "gone"), letter(6, "empty")].into());
         cluster.terminate().await
     })

@@ -6,7 +6,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,9 +14,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     cluster::Cluster,
-    dev::{self, PATIENCE},
+    dev,
     docker::{self, Broker, Kind, Options, Service},
     flights,
+    patience::{PATIENCE, eventually, found},
     platform::Platform,
     topics,
 };
@@ -39,22 +40,29 @@ async fn a_service_waits_for_its_brokers_and_says_so_once() -> Result<()> {
         ] {
             services.push(Service::launch(kind, name, &broker, Options::new()).await?);
         }
-        // Long enough for a flood.
-        tokio::time::sleep(Duration::from_secs(12)).await;
+        let complaints =
+            |log: &str| log.lines().filter(|line| line.contains("cannot be reached")).count();
         for service in &services {
             let kind = service.kind();
-            ensure!(
-                service.exit_code().await?.is_none(),
-                "{kind:?} ended:\n{}",
-                service.log().await?
-            );
-            let (alive, _) = service.get("/healthz").await?;
-            let (ready, why) = service.get("/readyz").await?;
-            assert_eq!((alive, ready), (200, 503), "{kind:?}: {why}");
-            let log = service.log().await?;
-            let complaints = log.lines().filter(|line| line.contains("cannot be reached")).count();
-            ensure!((1..=3).contains(&complaints), "{kind:?} complains {complaints} times:\n{log}");
+            let said =
+                eventually(&format!("{kind:?} says that its brokers are away"), async || {
+                    let said = (service.get("/healthz").await, service.get("/readyz").await);
+                    let log = service.log().await?;
+                    ensure!(service.exit_code().await?.is_none(), "{kind:?} ended:\n{log}");
+                    Ok(found((said, log), |((alive, ready), log)| {
+                        matches!((alive, ready), (Ok((200, _)), Ok((503, _))))
+                            && complaints(log) > 0
+                    }))
+                });
+            let (_, log) = said.await?;
             ensure!(log.contains(&address), "{kind:?} does not name {address}:\n{log}");
+        }
+        // A flood would come now.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        for service in &services {
+            let (kind, log) = (service.kind(), service.log().await?);
+            let complaints = complaints(&log);
+            ensure!(complaints <= 3, "{kind:?} complains {complaints} times:\n{log}");
         }
         broker.start_again().await?;
         for service in &services {
@@ -95,16 +103,7 @@ async fn a_second_coordinator_stands_by_and_takes_over() -> Result<()> {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 1, 1).await?;
         let second = cluster.another_coordinator(&broker).await?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Ok((503, why)) = second.get("/readyz").await
-                && why.contains("standing by")
-            {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "{:?}", second.get("/readyz").await);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        stands_by(&second).await?;
         let stream = flights::definition("stream.sql")?;
         let refused =
             OnlyCoordinator(&second).apply("early", &[&stream]).await.expect_err("it stands by");
@@ -117,12 +116,19 @@ async fn a_second_coordinator_stands_by_and_takes_over() -> Result<()> {
         let applied = OnlyCoordinator(&second).apply("second", &[&stream, &v1]).await?;
         assert_eq!(applied.changes.len(), 2);
         // The first comes back, and stands by now.
-        cluster.coordinator.start_again().await.ok();
-        let (_, why) = cluster.coordinator.get("/readyz").await?;
-        ensure!(why.contains("standing by"), "{why}");
-        Ok(())
+        cluster.coordinator.launch_again().await?;
+        stands_by(&cluster.coordinator).await
     })
     .await
+}
+
+/// Waits until a coordinator says that another one leads.
+async fn stands_by(coordinator: &Service) -> Result<()> {
+    let stands_by = async || {
+        let said = coordinator.get("/readyz").await;
+        Ok(found(said, |said| matches!(said, Ok((503, why)) if why.contains("standing by"))))
+    };
+    eventually("the coordinator stands by", stands_by).await?.map(drop)
 }
 
 struct OnlyCoordinator<'a>(&'a Service);
@@ -210,15 +216,18 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
 async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_acknowledged()
 -> Result<()> {
     const CLIENTS: usize = 64;
+    /// Longer than appends are tried. Nothing but the end of the outage could make a longer one shorter.
     const OUTAGE: Duration = Duration::from_secs(40);
     docker::test(async {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 0, 0).await?;
         cluster.apply("notes", &[NOTES]).await?;
         let over = Arc::new(AtomicBool::new(false));
+        let (accepted, rejected) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
             let (mut ingest, over) = (cluster.ingest(), over.clone());
+            let (accepted, rejected) = (accepted.clone(), rejected.clone());
             clients.spawn(async move {
                 let mut told = Vec::new();
                 for request in 0.. {
@@ -232,33 +241,44 @@ async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_ackn
                         events: events.iter().map(|event| event.clone().into()).collect(),
                     };
                     let answer = ingest.append(asked).await?.into_inner();
+                    accepted.fetch_add(usize::try_from(answer.accepted)?, Ordering::Relaxed);
+                    rejected.fetch_add(usize::try_from(answer.rejected)?, Ordering::Relaxed);
                     told.extend(events.into_iter().zip(answer.results));
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 anyhow::Ok(told)
             });
         }
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        let more_than = async |count: &AtomicUsize, known: usize, what: &str| {
+            let counted = async || Ok(found(count.load(Ordering::Relaxed), |now| *now > known));
+            eventually(what, counted).await
+        };
+        more_than(&accepted, 0, "events are accepted").await?;
         broker.freeze().await?;
         let (frozen, mut waits) = (Instant::now(), false);
-        while frozen.elapsed() < OUTAGE {
-            let second = Duration::from_secs(1);
+        // The broker goes on only after these answers: one that waits for the broker never comes.
+        while frozen.elapsed() < OUTAGE || !waits || rejected.load(Ordering::Relaxed) == 0 {
             let at = frozen.elapsed();
-            let alive = tokio::time::timeout(second, cluster.ingest.get("/healthz")).await;
-            let alive =
-                alive.with_context(|| format!("no answer after {at:?} without a broker"))?;
-            ensure!(alive?.0 == 200);
-            let ready = tokio::time::timeout(second, cluster.ingest.get("/readyz")).await;
-            let ready =
-                ready.with_context(|| format!("no answer after {at:?} without a broker"))?;
-            waits |= ready?.0 == 503;
+            ensure!(at < PATIENCE, "ready {}, {rejected:?} rejected after {at:?}", !waits);
+            for path in ["/healthz", "/readyz"] {
+                let said = tokio::time::timeout(PATIENCE, cluster.ingest.get(path)).await;
+                let said = said.with_context(|| format!("no answer of {path} without a broker"))?;
+                match (path, said?) {
+                    ("/readyz", (code, _)) => waits |= code == 503,
+                    (_, (code, why)) => ensure!(code == 200, "{path}: {why}"),
+                }
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        ensure!(waits, "it was ready all the time");
         broker.thaw().await?;
         cluster.ingest.wait_ready().await?;
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = accepted.load(Ordering::Relaxed);
+        more_than(&accepted, before, "events are accepted again").await?;
         over.store(true, Ordering::Relaxed);
+        let mut answers = Vec::new();
+        while let Some(told) = clients.join_next().await {
+            answers.extend(told??);
+        }
         let mut stored = BTreeMap::new();
         let mut times = HashMap::new();
         for record in topics::read(&broker, "notes").await? {
@@ -266,30 +286,21 @@ async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_ackn
             *times.entry(value.clone()).or_insert(0) += 1;
             stored.insert((record.partition, record.offset), value);
         }
-        let (mut accepted, mut rejected) = (0, 0);
-        while let Some(told) = clients.join_next().await {
-            for (event, result) in told?? {
-                let here = times.get(&event).copied().unwrap_or(0);
-                ensure!(here <= 1, "an event was stored {here} times");
-                match result.outcome.context("an outcome")? {
-                    Outcome::Accepted(place) => {
-                        let found = stored.get(&(place.partition, place.offset));
-                        ensure!(
-                            found == Some(&event),
-                            "an event that was acknowledged is not there"
-                        );
-                        accepted += 1;
-                    }
-                    Outcome::Rejected(why) => {
-                        ensure!(why.retryable, "{}", why.reason);
-                        let not_stored = why.reason.starts_with("not stored");
-                        ensure!(!not_stored || here == 0, "stored nevertheless: {}", why.reason);
-                        rejected += 1;
-                    }
+        for (event, result) in answers {
+            let here = times.get(&event).copied().unwrap_or(0);
+            ensure!(here <= 1, "an event was stored {here} times");
+            match result.outcome.context("an outcome")? {
+                Outcome::Accepted(place) => {
+                    let found = stored.get(&(place.partition, place.offset));
+                    ensure!(found == Some(&event), "an event that was acknowledged is not there");
+                }
+                Outcome::Rejected(why) => {
+                    ensure!(why.retryable, "{}", why.reason);
+                    let not_stored = why.reason.starts_with("not stored");
+                    ensure!(!not_stored || here == 0, "stored nevertheless: {}", why.reason);
                 }
             }
         }
-        ensure!(accepted > 0 && rejected > 0, "{accepted} accepted, {rejected} rejected");
         cluster.terminate().await
     })
     .await

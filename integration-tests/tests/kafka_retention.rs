@@ -1,15 +1,14 @@
 //! Records that go while somebody still has to read them: a replay which they overtake stops and says why.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
-    cluster::{Cluster, QUOTAS_AT_ONCE, reader, throttle},
-    dev::PATIENCE,
+    cluster::{Cluster, SMALL_STEPS},
     docker::{self, Broker},
-    foreign::{Counted, counted_by_kafka, event, expect_view, producer, send, stream, view},
+    failpoints::{Failpoints, point},
+    foreign::{Counted, event, expect_view, producer, send, stream, view},
+    patience::{PATIENCE, eventually, found},
     platform::Platform,
-    replays,
+    replays, topics,
 };
 use headwater_proto::control::v1::{ApplyRequest, DefinitionFile, Phase, Replay};
 use rdkafka::{
@@ -34,7 +33,7 @@ async fn dry_run(cluster: &Cluster, sql: &[&str]) -> Result<Vec<String>> {
 }
 
 /// A topic of one partition in many small batches and segments, a view of it that has read it all, and a replay of
-/// that view which has read some of it, by a quota, and will not have read the rest for long.
+/// that view which stands still after its first records, with far more to come than a consumer holds ahead.
 struct Overtaken {
     cluster: Cluster,
     broker: Broker,
@@ -44,20 +43,20 @@ struct Overtaken {
     replay: String,
 }
 
+/// What a processor's consumer may have fetched before anybody reads it: 16 MiB, and as much again on its way.
+const HELD_AHEAD: u64 = 32 << 20;
+/// Length of a record.
+const LENGTH: u64 = 4 << 10;
+
 impl Overtaken {
     async fn start(topic: &'static str, settings: &[(&str, &str)]) -> Result<Self> {
-        let broker = Broker::start_with(&[QUOTAS_AT_ONCE]).await?;
+        let broker = Broker::start().await?;
         broker.create_topic(topic, 1, settings).await?;
-        let cluster = Cluster::start(&broker, 1, 1).await?;
+        let small =
+            [&SMALL_STEPS[..], &[("HEADWATER_KAFKA__READ_AHEAD_BYTES", "1048576")]].concat();
+        let cluster = Cluster::start_with(&broker, 1, 1, &small).await?;
         let (definition, live) = (stream(topic, topic, 1), view("counts", topic, "amount"));
         cluster.apply("create", &[&definition, &live]).await?;
-        // Another generation that says the same: it has the second reader, with which new owners look for what former
-        // ones said, so that the third is for the replay alone.
-        let same = view("counts", topic, "amount + 1 - 1");
-        let replay = replays::start(&cluster, "same", &[&definition, &same]).await?;
-        replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
-        replays::promote(&cluster, &replay, "promote").await?;
-        replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
         let mut this = Self {
             cluster,
             broker,
@@ -66,44 +65,57 @@ impl Overtaken {
             expected: Counted::new(),
             replay: String::new(),
         };
-        this.write(4_000).await?;
-        assert_eq!(counted_by_kafka(&this.broker, topic).await?, this.expected);
+        this.write(2 * HELD_AHEAD / LENGTH).await?;
         expect_view(&this.cluster, "counts", &this.expected).await?;
 
-        let third = [reader("processor-1", 2)];
-        throttle(&this.broker, &third, Some(4_000)).await?;
+        this.points().set(point::REPLAY)?;
         let changed = view("counts", topic, "amount + 1");
         this.replay = replays::start(&this.cluster, "overtaken", &[&definition, &changed]).await?;
-        replays::until(&this.cluster, &this.replay, |state| {
-            replays::in_the_middle(state) && state.records_total == this.written
+        this.points().reached(point::REPLAY).await?;
+        topics::replay_until(&this.broker, &this.replay, |replay| {
+            replays::in_the_middle(replay) && replay.records_total == this.written
         })
         .await?;
         Ok(this)
     }
 
+    fn points(&self) -> &Failpoints {
+        self.cluster.pairs[0].processor.failpoints()
+    }
+
     async fn write(&mut self, events: u64) -> Result<()> {
         let plain = producer(&self.broker, None)?;
+        // The stream has no such column.
+        let pad = format!(",\"pad\":\"{}\"}}", "x".repeat(usize::try_from(LENGTH)?));
         for number in self.written..self.written + events {
             let (key, value) = event(number % 9, number);
-            send(&plain, self.topic, &key, &value)?;
-            if number % 100 == 99 {
-                plain.flush(Duration::from_secs(20))?;
+            send(&plain, self.topic, &key, &value.replace('}', &pad))?;
+            if number % 20 == 19 {
+                plain.flush(PATIENCE)?;
             }
             let (events, total) = self.expected.entry(key).or_default();
             *events += 1;
             *total += number as i64;
         }
-        plain.flush(Duration::from_secs(20))?;
+        plain.flush(PATIENCE)?;
         self.written += events;
         Ok(())
     }
 
-    /// Where the replay is, as long as that is known.
-    async fn position(&self) -> Result<Option<u64>> {
+    /// Where the replay stands.
+    async fn position(&self) -> Result<u64> {
         let generation = replays::get(&self.cluster, &self.replay).await?.new_generation;
         let shards = self.cluster.shards().await?;
         let shard = shards.into_iter().find(|shard| shard.generation == generation);
-        Ok(shard.map(|shard| shard.position))
+        Ok(shard.context("it has said nothing")?.position)
+    }
+
+    /// The position behind all that the consumer of the replay may have fetched.
+    async fn beyond(&self) -> Result<u64> {
+        let (position, end) = (self.position().await?, self.ends().await?.1);
+        let beyond = position + HELD_AHEAD / LENGTH;
+        ensure!(0 < position && beyond < end, "it stands at {position}, not far before {end}");
+        Ok(beyond)
     }
 
     /// Where the topic begins and ends.
@@ -112,14 +124,16 @@ impl Overtaken {
         let ask = move || -> Result<(u64, u64)> {
             let client: BaseConsumer =
                 ClientConfig::new().set("bootstrap.servers", bootstrap).create()?;
-            let (start, end) = client.fetch_watermarks(topic, 0, Duration::from_secs(10))?;
+            let (start, end) = client.fetch_watermarks(topic, 0, PATIENCE)?;
             Ok((u64::try_from(start)?, u64::try_from(end)?))
         };
         tokio::task::spawn_blocking(ask).await?
     }
 
-    /// The replay has said why it cannot go on, live goes on, and a new plan says what is no longer there.
+    /// The replay goes on to what is gone and says why it cannot go on; live goes on, and a new plan says what is no
+    /// longer there.
     async fn stops_and_live_goes_on(mut self) -> Result<()> {
+        self.points().release(point::REPLAY)?;
         let wanted = |state: &Replay| state.phase() == Phase::Failed;
         let failed = replays::until(&self.cluster, &self.replay, wanted).await?;
         ensure!(
@@ -146,14 +160,8 @@ impl Overtaken {
 async fn a_running_replay_whose_next_records_are_deleted_stops_and_live_goes_on() -> Result<()> {
     docker::test(async {
         let overtaken = Overtaken::start("clicks", &[]).await?;
-        let processor = &overtaken.cluster.pairs[0].processor;
-        // It stands still in the middle, and finds what comes next gone.
-        processor.freeze().await?;
-        let before = overtaken.ends().await?.1 * 3 / 4;
-        let position = overtaken.position().await?.context("it has said nothing")?;
-        ensure!(0 < position && position < before, "it is at {position}, not in the middle");
+        let before = overtaken.beyond().await?;
         trim(&overtaken.broker, "clicks", before).await?;
-        processor.thaw().await?;
         overtaken.stops_and_live_goes_on().await
     })
     .await
@@ -175,19 +183,12 @@ async fn a_running_replay_that_the_brokers_own_retention_overtakes_stops_and_liv
             "retention.bytes=20000",
         ];
         overtaken.broker.exec("kafka-configs", &alter).await?;
-        // The broker removes whole segments when it comes to it, while the replay is read on slowly.
-        let deadline = Instant::now() + PATIENCE;
-        let mut position = None;
-        loop {
-            let start = overtaken.ends().await?.0;
-            // Once it has failed, that is not known any more.
-            position = overtaken.position().await?.or(position);
-            if position.is_some_and(|at| 0 < at && at < start) {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "at {position:?} it is not overtaken by {start}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        // The broker removes whole segments when it comes to it.
+        let beyond = overtaken.beyond().await?;
+        eventually(&format!("the topic begins behind {beyond}"), async || {
+            Ok(found(overtaken.ends().await?, |(start, _)| *start >= beyond))
+        })
+        .await?;
         overtaken.stops_and_live_goes_on().await
     })
     .await

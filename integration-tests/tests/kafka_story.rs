@@ -1,18 +1,14 @@
 //! The story on a real broker: four services in containers, two processors, two query services, a foreign
 //! client beside our own ingest; and Kafka's own tool sees how far each generation is.
 
-use std::{
-    fmt::Write as _,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     cluster::{self, Cluster},
-    dev::PATIENCE,
     docker::{self, Broker},
     flights::{self, Flight, punctuality},
+    patience::{Found, eventually, found},
     platform::Platform,
     story,
     views::{self, after},
@@ -73,19 +69,14 @@ async fn the_story_is_told_by_containers_on_a_real_broker() -> Result<()> {
         let foreign = a_month_later(&flights[..600])?;
         produce_with_a_foreign_client(&broker, &foreign).await?;
         let expected = punctuality(flights.iter().chain(&foreign), 2);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
+        eventually("what a foreign client wrote is counted as the file says", async || {
             let answer = views::punctuality(&*cluster, Freshness::default()).await?;
-            if answer.rows == expected {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "what a foreign client wrote is not counted as the file says: {:?}",
-                answer.provenance
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            Ok(match answer.rows == expected {
+                true => Found::Yes(()),
+                false => Found::NotYet(format!("{:?}", answer.provenance)),
+            })
+        })
+        .await?;
 
         // Both generations have caught up, and Kafka's own tool says so.
         let catalog = cluster.catalog().get_catalog(GetCatalogRequest {}).await?.into_inner();
@@ -97,19 +88,18 @@ async fn the_story_is_told_by_containers_on_a_real_broker() -> Result<()> {
         for info in running {
             let id = &info.generation.as_ref().context("a generation")?.id;
             let group = format!("headwater.{id}");
-            let deadline = Instant::now() + PATIENCE;
-            loop {
-                let lag = cluster::lag(&broker, &group).await?;
-                // Keys of three airports go to three of the four partitions.
-                let total: u64 = lag.iter().map(|(_, _, end, _)| end).sum();
-                let caught_up = lag.iter().all(|(_, position, end, lag)| {
-                    (*lag == Some(0) && *position == Some(*end)) || (*end == 0)
-                });
-                if caught_up && total == flights.len() as u64 + foreign.len() as u64 {
-                    break;
-                }
-                ensure!(Instant::now() < deadline, "group {group} lags: {lag:?}");
-            }
+            let records = flights.len() as u64 + foreign.len() as u64;
+            eventually(&format!("group {group} has no lag"), async || {
+                Ok(found(cluster::lag(&broker, &group).await?, |lag| {
+                    // Keys of three airports go to three of the four partitions.
+                    let total: u64 = lag.iter().map(|(_, _, end, _)| end).sum();
+                    let caught_up = lag.iter().all(|(_, position, end, lag)| {
+                        (*lag == Some(0) && *position == Some(*end)) || (*end == 0)
+                    });
+                    caught_up && total == records
+                }))
+            })
+            .await?;
             seen += 1;
         }
         assert_eq!(seen, 2, "one generation serves, and one is retained");

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use headwater_integration_tests::docker::{self, shared_broker};
+use headwater_integration_tests::{
+    docker::{self, shared_broker},
+    patience::PATIENCE,
+};
 use headwater_log::{BatchBuilder, Log, Reader};
 use headwater_log_kafka::{KafkaConfig, KafkaLog};
 use headwater_types::{Name, Offset, PartitionId};
@@ -11,7 +14,6 @@ use headwater_types::{Name, Offset, PartitionId};
 const PART: PartitionId = PartitionId(0);
 /// The records are from 1970.
 const KEEP: &[(&str, &str)] = &[("retention.ms", "-1")];
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A log that may hold little ahead of its readers.
 fn log(bootstrap: String) -> Result<Arc<KafkaLog>> {

@@ -6,6 +6,7 @@ use std::{fs, path::Path, process::Output};
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
     dev::{self, Dev},
+    patience::{Found, eventually},
     platform::Platform as _,
     views::{self, after},
 };
@@ -107,17 +108,17 @@ async fn an_event_from_the_far_future_is_a_dead_letter_with_its_bytes() -> Resul
         limit: 1,
         ..ListDeadLettersRequest::default()
     };
-    let deadline = std::time::Instant::now() + dev::PATIENCE;
-    loop {
+    let letter = eventually("there is a dead letter", async || {
         let mut letters = dev.dead_letters().list(request.clone()).await?.into_inner();
-        if let Some(letter) = letters.message().await? {
-            assert_eq!((letter.stage.as_str(), letter.value.as_ref()), ("time", future.as_slice()));
-            assert!(letter.reason.contains("ts"), "{}", letter.reason);
-            return Ok(());
-        }
-        ensure!(std::time::Instant::now() < deadline, "there is no dead letter");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        Ok(match letters.message().await? {
+            Some(letter) => Found::Yes(letter),
+            None => Found::NotYet("there is none".into()),
+        })
+    })
+    .await?;
+    assert_eq!((letter.stage.as_str(), letter.value.as_ref()), ("time", future.as_slice()));
+    assert!(letter.reason.contains("ts"), "{}", letter.reason);
+    Ok(())
 }
 
 #[tokio::test]

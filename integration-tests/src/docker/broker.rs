@@ -24,12 +24,11 @@ use super::{
     ports::free_port,
     spawn, unique,
 };
+use crate::patience::PATIENCE;
 
 /// The port of the listener for other containers; the one for the host has the same number on both sides.
 const INTERNAL: u16 = 19_092;
 const HOST: u16 = 9_092;
-
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What the image runs, and where it keeps secrets.
 const RUN: &str = "/etc/kafka/docker/run";

@@ -9,9 +9,7 @@ use testcontainers::{
 };
 
 use super::{LABEL, docker, docker_now, keep_log, log_of, our_label, spawn, unique};
-
-/// Long enough for a busy machine: only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::patience::PATIENCE;
 
 /// A network of containers; removed with the last of its users.
 #[derive(Clone, Debug)]
@@ -129,14 +127,6 @@ impl Container {
 
     pub(super) async fn thaw(&self) -> Result<()> {
         docker(&["unpause", &self.name]).await.map(drop)
-    }
-
-    /// Gives it so many percent of one core from now on; without a number, all that there is.
-    pub(super) async fn slow(&self, percent: Option<u32>) -> Result<()> {
-        // In microseconds of every tenth of a second.
-        let quota = percent.map_or(-1, |percent| i64::from(percent) * 1000);
-        let quota = format!("--cpu-quota={quota}");
-        docker(&["update", "--cpu-period=100000", &quota, &self.name]).await.map(drop)
     }
 
     /// `None` while it runs.

@@ -16,6 +16,7 @@ use super::{
     ports::free_port,
     spawn, unique,
 };
+use crate::patience::PATIENCE;
 
 const PORT: u16 = 8_080;
 /// Buckets are directories here.
@@ -24,8 +25,6 @@ const DATA: &str = "/data";
 /// What opens it. Nobody may show the second, and nobody has to show the first.
 pub const KEY_ID: &str = "headwater-checkpoints-id";
 pub const SECRET: &str = "a-secret-that-nobody-shows";
-
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running store. Its objects live as long as this value, through every stop and start.
 pub struct ObjectStore {

@@ -21,6 +21,10 @@ use super::{
     ports::free_port,
     spawn, unique,
 };
+use crate::{
+    failpoints::{self, Failpoints},
+    patience::PATIENCE,
+};
 
 /// Inside every container, as the images expose them.
 const GRPC: u16 = 7400;
@@ -31,7 +35,8 @@ const DATA: &str = "/var/lib/headwater";
 const SCRATCH: &str = "/var/lib/headwater-query";
 const CHECKPOINTS: &str = "/var/lib/headwater-checkpoints";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the directory of its failpoints is mounted.
+const FAILPOINTS: &str = "/tmp/headwater-failpoints";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -111,6 +116,7 @@ pub struct Service {
     grpc: SocketAddr,
     http: SocketAddr,
     channel: Channel,
+    failpoints: Failpoints,
     // What it uses must outlive the container: fields are dropped in this order.
     _volumes: Vec<Volume>,
     _network: Network,
@@ -132,12 +138,16 @@ impl Service {
         let (grpc, http) = (local(free_port()?), local(free_port()?));
         let bootstrap = options.bootstrap.unwrap_or_else(|| broker.bootstrap_network());
         let mut volumes = Vec::new();
+        let failpoints = Failpoints::new()?;
+        let points = failpoints.directory().to_str().context("a path that is no text")?;
 
         let mut request = GenericImage::new(image.as_str(), TAG)
             .with_mapped_port(grpc.port(), GRPC.tcp())
             .with_mapped_port(http.port(), HTTP.tcp())
             .with_readonly_rootfs(true)
             .with_mount(Mount::tmpfs_mount("/tmp"))
+            .with_mount(Mount::bind_mount(points, FAILPOINTS))
+            .with_env_var(failpoints::VARIABLE, FAILPOINTS)
             .with_cap_drop("ALL")
             .with_security_opt("no-new-privileges:true")
             .with_env_var("HEADWATER_KAFKA__BOOTSTRAP_SERVERS", bootstrap)
@@ -182,7 +192,16 @@ impl Service {
         let container = Container::start(&container_name, broker.network(), request).await?;
         let channel = Endpoint::from_shared(format!("http://{grpc}"))?.connect_lazy();
         let network = broker.network().clone();
-        Ok(Self { container, kind, grpc, http, channel, _volumes: volumes, _network: network })
+        Ok(Self {
+            container,
+            kind,
+            grpc,
+            http,
+            channel,
+            failpoints,
+            _volumes: volumes,
+            _network: network,
+        })
     }
 
     /// Waits until it says that it serves.
@@ -214,6 +233,11 @@ impl Service {
 
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Where this service, and no other, can be made to stand still.
+    pub fn failpoints(&self) -> &Failpoints {
+        &self.failpoints
     }
 
     /// Its gRPC on this machine; the same after every start.
@@ -288,12 +312,6 @@ impl Service {
         self.container.thaw().await
     }
 
-    /// Gives it so many percent of one core from now on, so that what it does can be seen under way; without a
-    /// number, all that there is.
-    pub async fn slow(&self, percent: Option<u32>) -> Result<()> {
-        self.container.slow(percent).await
-    }
-
     /// SIGTERM, and SIGKILL after the deadline; the exit code, which is 137 after SIGKILL.
     pub async fn stop(&self, deadline: Duration) -> Result<i64> {
         self.container.stop(deadline).await
@@ -302,8 +320,13 @@ impl Service {
     /// Starts it after [`Service::stop`] or [`Service::kill`], with the same addresses and directories, and waits until
     /// it is ready.
     pub async fn start_again(&self) -> Result<()> {
-        self.container.start_again().await?;
+        self.launch_again().await?;
         self.wait_ready().await
+    }
+
+    /// As [`Service::start_again`], without waiting.
+    pub async fn launch_again(&self) -> Result<()> {
+        self.container.start_again().await
     }
 
     /// `None` while it runs.
