@@ -1,5 +1,5 @@
-//! The four services in containers, on a real broker: as `docker-compose.yml` runs them, with as many
-//! processors as a test wants, each with a query service beside it.
+//! The four services in containers, on a real broker: as `docker-compose.yml` runs them, with as
+//! many processors as a test wants, each with a query service beside it.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ pub struct Cluster {
     pub ingest: Service,
     pub coordinator: Service,
     pub pairs: Vec<Pair>,
-    /// Of every service.
+    /// Every service has these.
     options: Options,
 }
 
-/// Settings under which a shard reads, commits and says where it is in small steps, so that it can stand still in
-/// the middle of a replay.
+/// Settings under which a shard reads, commits and says where it is in small steps, so that it can
+/// stand still in the middle of a replay.
 pub const SMALL_STEPS: [(&str, &str); 3] = [
     ("HEADWATER_PROCESSOR__READ_BYTES", "8 KiB"),
     ("HEADWATER_PROCESSOR__COMMIT_BYTES", "1 B"),
@@ -51,8 +51,8 @@ pub fn quick(settings: &[(&str, &str)]) -> Options {
 }
 
 impl Cluster {
-    /// Starts `processors` processors, the first `queries` of them with a query service, and waits until all
-    /// are ready.
+    /// Starts `processors` processors, the first `queries` of them with a query service, and waits
+    /// until all are ready.
     pub async fn start(broker: &Broker, processors: usize, queries: usize) -> Result<Self> {
         Self::start_with(broker, processors, queries, &[]).await
     }
@@ -105,7 +105,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a second coordinator beside the first, without waiting: it is not ready while the first leads.
+    /// Starts a second coordinator beside the first, without waiting: it is not ready while the
+    /// first leads.
     pub async fn another_coordinator(&self, broker: &Broker) -> Result<Service> {
         Service::launch(Kind::Coordinator, "coordinator-2", broker, self.options.clone()).await
     }
@@ -123,7 +124,7 @@ impl Cluster {
         pairs.chain([&self.ingest, &self.coordinator])
     }
 
-    /// What every shard said last.
+    /// The last status of every shard.
     pub async fn shards(&self) -> Result<Vec<ShardStatus>> {
         Ok(self.catalog().get_catalog(GetCatalogRequest {}).await?.into_inner().shards)
     }
@@ -172,14 +173,15 @@ impl Platform for Cluster {
         self.coordinator.channel()
     }
 
-    /// Of the first that there is.
+    /// The first query service that there is.
     fn query_channel(&self) -> Channel {
         let query = self.pairs.iter().find_map(|pair| pair.query.as_ref());
         query.unwrap_or(&self.ingest).channel()
     }
 }
 
-/// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end, lag.
+/// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end,
+/// lag.
 pub async fn lag(
     broker: &Broker,
     group: &str,

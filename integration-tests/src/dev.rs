@@ -31,7 +31,8 @@ pub fn binary() -> &'static Path {
         let directory =
             test.ancestors().nth(2).expect("cargo puts tests into target/<profile>/deps");
         if let Some(cargo) = std::env::var_os("CARGO") {
-            // The whole workspace, so that shared dependencies keep the features they were built with.
+            // The whole workspace, so that shared dependencies keep the features they were built
+            // with.
             let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
             let mut build = Command::new(cargo);
             build.args([
@@ -190,8 +191,8 @@ impl Dev {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// One HTTP/1.1 exchange: the status and the body. A server that answers before it has read all of the
-    /// body is understood.
+    /// One HTTP/1.1 exchange: the status and the body. A server that answers before it has read all
+    /// of the body is understood.
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -245,7 +246,8 @@ pub fn free_address() -> Result<SocketAddr> {
 
 #[allow(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
 fn signal(pid: i32, signal: i32) -> Result<()> {
-    // SAFETY: kill() takes no pointers; the child has not been waited for, so the number is still its own.
+    // SAFETY: kill() takes no pointers; the child has not been waited for, so the number is still
+    // its own.
     ensure!(unsafe { libc::kill(pid, signal) } == 0, "kill: {}", std::io::Error::last_os_error());
     Ok(())
 }

@@ -2,20 +2,20 @@
 //!
 //! | type | |
 //! | --- | --- |
-//! | [`Broker`] | Kafka on a network of its own, reachable from there and from the host; [`shared_broker`] for tests that leave it in peace |
+//! | [`Broker`] | Kafka on a network of its own; tests that only use it share [`shared_broker`] |
 //! | [`Secured`] | a [`Broker`] that wants TLS or a login, or both; [`shared_secured`] |
-//! | [`Service`] | one of Headwater's services beside a broker, as unprivileged as `docker-compose.yml` runs it |
-//! | [`ObjectStore`] | a store that speaks S3, on a broker's network |
+//! | [`Service`] | one of Headwater's services beside a broker, without any privilege |
+//! | [`ObjectStore`] | an S3-compatible store on a broker's network |
 //! | [`Volume`] | a directory that outlives a container, or that several share |
 //!
-//! A test wraps its body in [`test`], which skips it where there is no engine and shows the logs of its containers
-//! when it fails.
+//! A test wraps its body in [`test`], which skips it where there is no engine and shows the logs of
+//! its containers when it fails.
 //!
 //! # Nothing is left behind
 //!
-//! What a test started is removed when its value is dropped. What a dead process left is removed by a child of it
-//! that waits for its end, and, should that have died too, by the next process that uses this module: everything
-//! carries a label with the number of the process that made it.
+//! A container is removed when its value is dropped. Containers of a dead process are removed by
+//! a child of it that waits for its end, and, should that have died too, by the next process that
+//! uses this module: everything carries a label with the number of the process that made it.
 
 use std::{
     collections::BTreeSet,
@@ -49,7 +49,7 @@ const KAFKA: (&str, &str) = ("apache/kafka", "4.1.1");
 const STORE: (&str, &str) = ("andrewgaul/s3proxy", "s3proxy-2.6.0");
 const TAG: &str = "dev";
 
-/// What docker calls by this name is removed, whatever state it is in. `$1` is a filter.
+/// Removes containers, networks and volumes in any state. `$1` is a filter of docker.
 const REMOVE: &str = r#"
 docker ps --all --quiet --filter "$1" | xargs -r docker rm --force --volumes
 docker network ls --quiet --filter "$1" | xargs -r docker network rm
@@ -63,7 +63,8 @@ tokio::task_local! {
 
 /// Runs a test that needs containers.
 ///
-/// Where no engine answers it says so in one line and passes; with `HEADWATER_REQUIRE_DOCKER=1` it fails.
+/// Where no engine answers it says so in one line and passes; with `HEADWATER_REQUIRE_DOCKER=1` it
+/// fails.
 ///
 /// # Errors
 ///
@@ -85,7 +86,8 @@ pub async fn test(body: impl Future<Output = Result<()>>) -> Result<()> {
     .await
 }
 
-/// Keeps the end of a container's log for whoever wants to know why a test failed; prints it where that is certain.
+/// Keeps the end of a container's log for whoever wants to know why a test failed; prints it where
+/// that is certain.
 fn keep_log(name: &str, since: &str) {
     let failing = std::thread::panicking();
     if !failing && KEPT.try_with(|_| ()).is_err() {
@@ -219,10 +221,11 @@ fn is_alive(pid: i32) -> bool {
     unsafe { libc::kill(pid, 0) == 0 }
 }
 
-/// Starts a child that waits for the end of this process, however it comes, and then removes what it left.
+/// Starts a child that waits for the end of this process, however it comes, and then removes what
+/// it left.
 ///
-/// It has a group of its own, so that what ends the tests does not end it, and none of their descriptors, so that
-/// nobody waits for it.
+/// It has a group of its own, so that what ends the tests does not end it, and none of their
+/// descriptors, so that nobody waits for it.
 fn leave_nothing() -> Result<()> {
     let mut command = Command::new("sh");
     // The pipe closes with this process.

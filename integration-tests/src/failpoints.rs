@@ -1,4 +1,5 @@
-//! The directory by which a test makes one process stand still at a named point (`headwater_service::failpoint`).
+//! The directory by which a test makes one process stand still at a named point
+//! (`headwater_service::failpoint`).
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Flights on their way through ingest while things break: each sent once, what was said of it remembered, and
-//! that checked against the topic.
+//! Flights on their way through ingest while things break: each sent once, what was said of it
+//! remembered, and that checked against the topic.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +18,7 @@ use crate::{docker::Broker, flights::Flight, patience::PATIENCE, topics};
 
 const BATCH: usize = 100;
 
-/// What became of one event.
+/// The fate of one event, as ingest told it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
     Accepted {
@@ -30,8 +30,8 @@ pub enum Told {
     Unknown,
 }
 
-/// A client that sends flights in their order, one batch after the other, as far as it is allowed to. So events
-/// are on their way exactly when a test wants them to be, on any machine.
+/// A client that sends flights in their order, one batch after the other, as far as it is allowed
+/// to. So events are on their way exactly when a test wants them to be, on any machine.
 pub struct Feeder {
     allowed: watch::Sender<usize>,
     told: watch::Receiver<Vec<Told>>,
@@ -74,7 +74,7 @@ impl Feeder {
         Ok(())
     }
 
-    /// What was said of each flight that was sent.
+    /// The fate of each flight that was sent, in order.
     pub fn told(&self) -> Vec<Told> {
         self.told.borrow().clone()
     }
@@ -147,7 +147,7 @@ fn told(outcome: Option<Outcome>) -> Result<Told> {
     }
 }
 
-/// What a client sees of a server that is away, or went away while it answered.
+/// Whether a client gets this status from a server that is away, or went away while it answered.
 pub fn is_passing(status: &tonic::Status) -> bool {
     [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded]
         .contains(&status.code())

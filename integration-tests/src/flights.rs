@@ -1,5 +1,5 @@
-//! The departures of `examples/flights`, and what the views over them must say: computed from the file
-//! by plain loops, without a line of Headwater.
+//! The departures of `examples/flights`, and what the views over them must say: computed from the
+//! file by plain loops, without a line of Headwater.
 
 use std::{
     collections::BTreeMap,
@@ -93,7 +93,8 @@ fn murmur2(data: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// The flights whose records lie before these positions, given in file order and all appended in it.
+/// The flights whose records lie before these positions, given in file order and all appended in
+/// it.
 pub fn before<'a>(flights: &'a [Flight], positions: &[u64]) -> Vec<&'a Flight> {
     let mut left = positions.to_vec();
     let mut taken = Vec::new();

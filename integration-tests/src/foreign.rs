@@ -1,4 +1,5 @@
-//! Topics that other people's clients write: payments by user, as JSON, and what a view of them must say.
+//! Topics that other people's clients write: payments by user, as JSON, and what a view of them
+//! must say.
 
 use std::{
     collections::BTreeMap,
@@ -49,7 +50,7 @@ pub fn event(user: u64, number: u64) -> (String, String) {
     (user, value)
 }
 
-/// Of a moment in November 2023, which is where the tests live.
+/// Only for moments in November 2023, which is when the events of the tests happen.
 fn rfc3339(millis: i64) -> String {
     let since = millis - 1_698_796_800_000; // 2023-11-01T00:00:00Z
     let (days, rest) = (since / 86_400_000, since % 86_400_000);
@@ -84,11 +85,12 @@ pub fn send(producer: &BaseProducer, topic: &str, key: &str, value: &str) -> Res
 /// Events and total by user.
 pub type Counted = BTreeMap<String, (i64, i64)>;
 
-/// The lines that Kafka's own consumer prints for the committed records of a topic, one for each. `options` are
-/// further ones of its command line.
+/// The lines that Kafka's own consumer prints for the committed records of a topic, one for each.
+/// `options` are further ones of its command line.
 ///
-/// The tool ends after some time without a record. A machine may be so slow that this is before its first record,
-/// so it is asked again, with more time, until it has printed as many lines as librdkafka reads records.
+/// The tool ends after some time without a record. A machine may be so slow that this is before its
+/// first record, so it is asked again, with more time, until it has printed as many lines as
+/// librdkafka reads records.
 pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<String>> {
     let there = topics::read(broker, topic).await?.len();
     let deadline = Instant::now() + PATIENCE;
@@ -109,7 +111,7 @@ pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<
     }
 }
 
-/// What Kafka's own consumer reads of a topic when it reads committed records only.
+/// Counts by user what Kafka's own consumer reads of a topic, committed records only.
 pub async fn counted_by_kafka(broker: &Broker, topic: &str) -> Result<Counted> {
     let mut counted = Counted::new();
     for line in console(broker, topic, "").await?.iter().filter(|line| line.starts_with('{')) {

@@ -1,4 +1,5 @@
-//! The log library on this machine as somebody who logs in: what the services do with it, and what it says.
+//! The log library on this machine as somebody who logs in: what the services do with it, and what
+//! it says.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -27,14 +28,14 @@ pub fn log_as(address: &str, settings: &[(&str, &str)]) -> KafkaConfig {
     }
 }
 
-/// By a name and a password.
+/// A log that logs in by a name and a password.
 pub fn user(address: &str, mechanism: &str, user: &str, password: &str) -> KafkaConfig {
     let login =
         [("sasl.mechanism", mechanism), ("sasl.username", user), ("sasl.password", password)];
     log_as(address, &login)
 }
 
-/// By a token, which `client` gets for its secret.
+/// A log that logs in by a token, which `client` gets for its secret.
 pub fn token(address: &str, endpoint: &str, client: &str, secret: &str) -> KafkaConfig {
     log_as(
         address,
@@ -61,7 +62,7 @@ pub fn one_record(value: &str) -> Result<EncodedBatch> {
     batch.build().context("a batch")
 }
 
-/// What a group has assigned.
+/// The partitions that a group has assigned.
 #[derive(Default)]
 struct Assigned(Mutex<Vec<PartitionId>>);
 

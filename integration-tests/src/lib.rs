@@ -1,27 +1,29 @@
 //! Headwater from outside: the real binaries, their gRPC, their files, their exit codes.
 //!
 //! ```text
-//!  a test in one process                        a test with containers (docker::test)
+//!  a test in one process               a test with containers (docker::test)
 //!
-//!  test ── gRPC, HTTP ──> headwater dev         test ── gRPC, HTTP ──> ingest ───────┐
-//!    │                    (child process:         │ │                  coordinator ──┼──> kafka ──> s3proxy
-//!    │                     all four services,     │ │                  processor-1 ──┤   (Broker)  (ObjectStore)
-//!    │                     embedded log)          │ │                     │ volume   │
-//!    │                        │                   │ │                  query-1 ──────┘
-//!    └── failpoints, SIGKILL ─┘                   │ └── failpoints, docker kill, docker pause
-//!                                                 └── librdkafka and Kafka's tools: what lies in the topics
+//!  test ─ gRPC, HTTP ─> headwater dev  test ─ gRPC, HTTP ─> ingest ───────┐
+//!   │                   (a child:       │ │                 coordinator ──┼─> kafka    s3proxy
+//!   │                   all services,   │ │                 processor-1 ──┤  (Broker) (Object-
+//!   │                   embedded log)   │ │                   │ volume    │            Store)
+//!   │                      │            │ │                 query-1 ──────┘
+//!   └─ failpoints, kill ───┘            │ └─ failpoints, docker kill, docker pause
+//!                                       └─ librdkafka, Kafka's tools: what lies in the topics
 //! ```
 //!
-//! A test starts a [`dev::Dev`] or a [`cluster::Cluster`]; both are a [`platform::Platform`], which gives a client for
-//! each service. What is started ends with its value, also when a test fails.
+//! A test starts a [`dev::Dev`] or a [`cluster::Cluster`]; both are a [`platform::Platform`], which
+//! gives a client for each service. What is started ends with its value, also when a test fails.
 //!
 //! # No test depends on the speed of a machine
 //!
-//! A test that interrupts something makes it stand still at a point ([`failpoints`]) or holds the replay before a phase
-//! (`hold_before`), sees in the topics that it stands there ([`topics::replay_until`]), and only then kills. Events
-//! flow when the test says so ([`feed::Feeder`]). A test waits for what must come in the end ([`patience::eventually`])
-//! and never for a time after which something must have come. It may watch for some seconds that something does *not*
-//! happen, a flood of messages for example: a slow machine cannot make that fail. docs/testing.md has the layers.
+//! A test that interrupts something makes it stand still at a point ([`failpoints`]) or holds the
+//! replay before a phase (`hold_before`), sees in the topics that it stands there
+//! ([`topics::replay_until`]), and only then kills. Events flow when the test says so
+//! ([`feed::Feeder`]). A test waits for what must come in the end ([`patience::eventually`]) and
+//! never for a time after which something must have come. It may watch for some seconds that
+//! something does *not* happen, a flood of messages for example: a slow machine cannot make that
+//! fail. docs/testing.md has the layers.
 //!
 //! # Which file to open
 //!
@@ -34,8 +36,8 @@
 //! | a process that stands still at a named point | [`failpoints`] |
 //! | waiting | [`patience`] |
 //! | flights on their way through ingest, and what was said of each | [`feed`] |
-//! | the departures of `examples/flights`, and what the views over them must say, computed without Headwater | [`flights`] |
-//! | answers of the query service as plain values, and the laws that every one of them must keep | [`views`] |
+//! | the flights, and the rows that views of them must have, computed without Headwater | [`flights`] |
+//! | answers of the query service as plain values, and the laws that they must keep | [`views`] |
 //! | replays from their start to their end | [`replays`] |
 //! | the demonstration's story, every number checked | [`story`] |
 //! | what lies in topics, read past every service | [`topics`] |

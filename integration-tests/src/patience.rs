@@ -1,4 +1,5 @@
-//! How tests wait: for something that must come in the end, never for a time after which it must have come.
+//! How tests wait: for something that must come in the end, never for a time after which it must
+//! have come.
 
 use std::time::{Duration, Instant};
 

@@ -75,8 +75,8 @@ pub fn in_the_middle(replay: &Replay) -> bool {
         && replay.records_done < replay.records_total / 2
 }
 
-/// Applies definitions that change a view; the replay which that starts. The request has an id, so a coordinator
-/// that went away is asked again.
+/// Applies definitions that change a view; the replay which that starts. The request has an id, so
+/// a coordinator that went away is asked again.
 pub async fn start(platform: &impl Platform, id: &str, sql: &[&str]) -> Result<String> {
     start_held(platform, id, sql, HoldBefore::Unspecified).await
 }

@@ -1,6 +1,7 @@
-//! What Headwater is for, end to end: a view goes live, its definition is corrected while events flow,
-//! history is replayed beside it, the two are compared, the new one is swapped in, and swapped back.
-//! Every number is compared with a computation over the file that knows nothing of Headwater.
+//! The purpose of Headwater, end to end: a view goes live, its definition is corrected while events
+//! flow, history is replayed beside it, the two are compared, the new one is swapped in, and
+//! swapped back. Every number is compared with a computation over the file that knows nothing of
+//! Headwater.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ use crate::{
     views::{self, Reader, after},
 };
 
-/// Tells it on an empty platform, and leaves the view with its second definition in force. Returns a token for
-/// all events.
+/// Tells it on an empty platform, and leaves the view with its second definition in force. Returns
+/// a token for all events.
 ///
 /// # Errors
 ///
@@ -55,7 +56,7 @@ pub async fn tell<P: Platform + Send + Sync + 'static>(platform: &Arc<P>) -> Res
     check_places(&flights, &feeder.told())?;
     let token = feeder.token()?;
     expect_all(&**platform, &flights, 2, &token).await?;
-    // What arrived after the swap is not lost by undo.
+    // Undo loses no event that came after the swap.
     undo(&**platform, &replay, "undo at the end").await?;
     expect_all(&**platform, &flights, 1, &token).await?;
     promote(&**platform, &replay, "promote at the end").await?;
@@ -191,8 +192,9 @@ async fn check_tallies(platform: &impl Platform) -> Result<()> {
     Ok(())
 }
 
-/// A client that reads the view over and over. Each answer must be, row by row, what the flights before exactly
-/// the offsets that it names make, in the version of the one generation that it names.
+/// A client that reads the view over and over. Each answer must be, row by row, what the flights
+/// before exactly the offsets that it names make, in the version of the one generation that it
+/// names.
 struct Onlooker {
     stop: watch::Sender<bool>,
     version: watch::Receiver<u32>,

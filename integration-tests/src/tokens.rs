@@ -1,5 +1,5 @@
-//! An endpoint that issues tokens to whoever knows a client's secret (OAuth's client credentials), as an identity
-//! provider does. Its tokens are not signed.
+//! An endpoint that issues tokens to whoever knows a client's secret (OAuth's client credentials),
+//! as an identity provider does. Its tokens are not signed.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use headwater_types::{Clock as _, SystemClock};
 
-/// What it issues, and to whom.
+/// The token that the endpoint issues, and the client that gets it.
 #[derive(Clone, Debug)]
 pub struct Grant {
     pub client: String,

@@ -1,4 +1,5 @@
-//! What lies in topics, read past every service: from the first record to the last, with librdkafka alone.
+//! What lies in topics, read past every service: from the first record to the last, with librdkafka
+//! alone.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +59,8 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
     let partitions = metadata.topics().first().context("no topic")?.partitions().len();
     ensure!(partitions > 0, "there is no topic {topic}");
     let mut all = TopicPartitionList::new();
-    // To be read yet: the present ends. Somebody may go on writing, so that nothing is the last record for long.
+    // To be read yet: the present ends. Somebody may go on writing, so that nothing is the last
+    // record for long.
     let mut left = BTreeMap::new();
     for partition in 0..i32::try_from(partitions)? {
         all.add_partition_offset(topic, partition, rdkafka::Offset::Beginning)?;
@@ -125,7 +127,7 @@ pub async fn replay_until(
     .await
 }
 
-/// What was said of shards, in order.
+/// All statuses of shards, in order.
 pub async fn statuses(broker: &Broker) -> Result<Vec<ShardStatus>> {
     let records = read(broker, STATUS_TOPIC).await?.into_iter();
     let of_shards = records

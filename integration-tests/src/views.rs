@@ -128,7 +128,7 @@ pub async fn count(platform: &impl Platform, statement: &str, freshness: Freshne
     }
 }
 
-/// What a reader has seen so far, and must never see taken back.
+/// The answers that a reader has seen so far: none of it may be taken back.
 #[derive(Debug, Default)]
 pub struct Reader {
     positions: Vec<u64>,
@@ -138,8 +138,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Checks an answer against the earlier ones: time and epochs do not run backwards, and an epoch
-    /// belongs to one generation.
+    /// Checks an answer against the earlier ones: time and epochs do not run backwards, and an
+    /// epoch belongs to one generation.
     pub fn take(&mut self, answer: &Answer) -> Result<()> {
         let positions = answer.positions();
         if self.positions.is_empty() {

@@ -1,5 +1,6 @@
-//! The store of checkpoints on a server that speaks S3: shards move by it, replays are compared by it, and when it is
-//! away, hangs, refuses or was never made, that is said once and in clear words, and no shard that can go on stops.
+//! The store of checkpoints on a server that speaks S3: shards move by it, replays are compared by
+//! it, and when it is away, hangs, refuses or was never made, that is said once and in clear words,
+//! and no shard that can go on stops.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,7 +27,7 @@ const URL: &str = "s3://headwater/some/where";
 
 type Settings = Vec<(&'static str, &'static str)>;
 
-/// What a service needs to use the store, as it would be set for Amazon's.
+/// The settings with which a service uses the store, as for Amazon's S3.
 fn settings(store: &ObjectStore, secret: &'static str) -> Settings {
     vec![
         ("HEADWATER_CHECKPOINTS__URL", URL),
@@ -202,7 +203,8 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         assert_eq!(trimmed.values().sum::<u64>(), first.len() as u64);
         trim(&broker, &trimmed).await?;
 
-        // In the middle of the rest, one that has shards with state dies; the other has never had them.
+        // In the middle of the rest, one that has shards with state dies; the other has never had
+        // them.
         let (third, last) = second.split_at(second.len() / 2);
         append(&cluster, third, &mut token).await?;
         let owned = |name: &str| {
@@ -228,7 +230,8 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
             );
         }
 
-        // It comes back, and shards are handed over to it; of each one checkpoint stays, of where it is.
+        // It comes back, and shards are handed over to it; of each one checkpoint stays, of where
+        // it is.
         cluster.pairs[victim].processor.start_again().await?;
         let back = ["processor-1", "processor-2"][victim];
         cluster
@@ -332,7 +335,8 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         expect_rows(&cluster, &flights, 1, &token).await?;
         wait_stored(&cluster, &store).await?;
 
-        // Closed to one of two: that one says what is wrong, and the other goes on with all shards when it is gone.
+        // Closed to one of two: that one says what is wrong, and the other goes on with all shards
+        // when it is gone.
         let wrong = "not-the-secret-and-not-shown-either";
         let with = |secret: &str| {
             let quick = [
@@ -380,7 +384,8 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
     .await
 }
 
-/// What the server does that a store in memory does not: lists in pages, removes a thousand at a time, refuses.
+/// A server does what a store in memory does not: it lists in pages, removes a thousand at a
+/// time, refuses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_files_than_a_page_and_files_of_many_parts_come_back_are_taken_over_and_go()
 -> Result<()> {

@@ -1,5 +1,5 @@
-//! The containers that the other tests stand on: a broker answers inside and outside, keeps its data through whatever
-//! happens to it, and is gone afterwards.
+//! The containers that the other tests stand on: a broker answers inside and outside, keeps its
+//! data through whatever happens to it, and is gone afterwards.
 
 use std::{
     process::Command,
@@ -142,7 +142,8 @@ async fn a_service_that_refuses_its_settings_is_seen_to_end_with_its_code_and_it
     docker::test(async {
         let broker = shared_broker().await?;
         let data = Volume::create("data").await?;
-        // A name that does not exist; and two settings of different sections that do not go together.
+        // A name that does not exist; and two settings of different sections that do not go
+        // together.
         for (name, value, named) in [
             ("HEADWATER_SERVER__LISTNE", "1", "HEADWATER_SERVER__LISTNE"),
             ("HEADWATER_PROCESSOR__SESSION_GUARD", "5s", "processor.session-guard is 5s"),

@@ -1,14 +1,16 @@
-//! `kill -9` of `headwater dev`, twenty times, at random moments of ingest, replay and swap. What was
-//! acknowledged is in the view exactly once, and the view ends as in a run that nobody disturbed.
+//! `kill -9` of `headwater dev`, twenty times, at random moments of ingest, replay and swap. What
+//! was acknowledged is in the view exactly once, and the view ends as in a run that nobody
+//! disturbed.
 //!
-//! A kill comes while a request, a replay or a swap stands still at a failpoint, so that it interrupts that on any
-//! machine; or some milliseconds after a batch was sent. Which point, which batch and how long after is the seed's
-//! choice.
-//! `HEADWATER_KILLS` asks for more kills than twenty.
+//! A kill comes while a request, a replay or a swap stands still at a failpoint, so that it
+//! interrupts that on any machine; or some milliseconds after a batch was sent. Which point, which
+//! batch and how long after is the seed's choice. `HEADWATER_KILLS` asks for more kills than
+//! twenty.
 //!
-//! Events carry no id, so a client that gets no answer must find out what of its batch is in the log
-//! before it sends the rest again. It has one batch on the way at a time, and the log keeps a partition's
-//! order; so once everything in the log is processed, the view's position says it exactly.
+//! Events carry no id, so a client that gets no answer must find out what of its batch is in the
+//! log before it sends the rest again. It has one batch on the way at a time, and the log keeps a
+//! partition's order; so once everything in the log is processed, the view's position says it
+//! exactly.
 
 use std::{path::Path, time::Duration};
 
@@ -42,7 +44,7 @@ const SMALL_STEPS: &str = "[processor]\nread-bytes = \"8 KiB\"\ncommit-bytes = \
 
 const BATCH: usize = 50;
 
-/// What goes on beside ingest when the kill comes.
+/// The work beside ingest when the kill comes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Beside {
     Nothing,
@@ -52,7 +54,8 @@ enum Beside {
     Swap,
 }
 
-/// The share of each among the kills. The replays come before the swaps, of which there is an even number.
+/// The share of each among the kills. The replays come before the swaps, of which there is an even
+/// number.
 const ROUND: [(Beside, usize); 3] = [(Beside::Nothing, 6), (Beside::Replay, 6), (Beside::Swap, 8)];
 
 impl Beside {
@@ -92,7 +95,7 @@ impl Moment {
     }
 }
 
-/// What the client knows.
+/// The client, and what it knows of the log.
 struct Client {
     flights: Vec<Flight>,
     /// The next flight that was never sent.
@@ -105,7 +108,8 @@ struct Client {
     replays: usize,
     swaps: usize,
     reader: Reader,
-    /// How many batches are sent before the one beside which the server is killed, and how long after its start.
+    /// How many batches are sent before the one beside which the server is killed, and how long
+    /// after its start.
     kill_in: Option<(usize, Duration)>,
 }
 
@@ -315,7 +319,7 @@ async fn interrupt(
     outcome
 }
 
-/// What goes on beside each kill, in order.
+/// The work beside each kill, in order.
 fn rounds() -> Vec<Beside> {
     let kills = kills();
     let of = |(beside, share): (Beside, usize)| {
@@ -381,7 +385,7 @@ async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -
             .with_context(|| format!("seed {seed}, after kill {round}"))?;
         let context = || format!("seed {seed}, after kill {round} beside {beside:?}");
         client.recover(&dev).await.with_context(context)?;
-        // What was asked for is done, by the same requests.
+        // The same requests again finish what was asked for.
         work(&mut client, &dev, beside, until).await.with_context(context)?;
         client.check(&dev).await.with_context(context)?;
         match beside {

@@ -1,5 +1,5 @@
-//! A full disk: what was acknowledged stays, what is refused says so, and when there is room again the
-//! same process goes on.
+//! A full disk: what was acknowledged stays, what is refused says so, and when there is room again
+//! the same process goes on.
 
 use std::{
     fs,
@@ -111,7 +111,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged_and_is_survived() -> Re
     assert!(refusal.contains("disk is full") && refusal.contains("retry"), "{refusal}");
     assert!(acknowledged > 0);
     assert!(!dev.has_ended(), "{}", dev.said());
-    // What is there can still be asked for.
+    // Queries still work.
     views::count(&dev, "SELECT sum(notes) FROM totals", Freshness::default()).await?;
 
     fs::remove_file(&ballast)?;
@@ -134,7 +134,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged_and_is_survived() -> Re
         after(std::slice::from_ref(&last.token)),
     )
     .await?;
-    // What was refused may have reached the disk in the end; what was acknowledged must have.
+    // A refused batch may be on the disk in the end; an acknowledged one must be.
     let stored = u64::try_from(count)?;
     assert!(stored >= acknowledged, "{stored} events in the view, {acknowledged} acknowledged");
     assert!(stored <= attempts * 1_000, "{stored}");

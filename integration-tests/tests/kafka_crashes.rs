@@ -1,9 +1,9 @@
-//! Processes and brokers killed at any moment: nothing that was acknowledged is missing, nothing is counted
-//! twice, and every shard ends as if nothing had happened.
+//! Processes and brokers killed at any moment: nothing that was acknowledged is missing, nothing is
+//! counted twice, and every shard ends as if nothing had happened.
 //!
-//! What shall be interrupted stands still at a failpoint or is held before a phase; the test sees in the topics
-//! that it stands there, and only then kills the process or the broker. No pace and no quota decides what is
-//! interrupted. A client sends events exactly when the test allows it to.
+//! A test makes a phase stand still at a failpoint or has it held before the next one; it sees
+//! in the topics that it stands there, and only then kills the process or the broker. No pace and
+//! no quota decides what is interrupted. A client sends events exactly when the test allows it to.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ async fn promote(platform: &impl Platform, replay: &str, id: &str) -> Result<()>
     replays::wait_for(platform, replay, &[Phase::Retain]).await.map(drop)
 }
 
-/// What this processor said last.
+/// The last statuses of this processor.
 fn of<'a>(processor: &str, shards: &'a [ShardStatus]) -> impl Iterator<Item = &'a ShardStatus> {
     shards.iter().filter(move |shard| shard.processor == processor)
 }
@@ -168,8 +168,8 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         let all: Vec<&Flight> = flights.iter().collect();
         expect_rows(&cluster, &all, 2, &token).await?;
 
-        // Every processor ends in good order, and what they hold is compared with what one process makes of the
-        // log that nobody disturbs.
+        // Every processor ends in good order, and what they hold is compared with what one process
+        // makes of the log that nobody disturbs.
         for pair in &cluster.pairs {
             if pair.processor.exit_code().await?.is_none() {
                 ensure!(
@@ -211,8 +211,8 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
     .await
 }
 
-/// A broker beneath a replay that stands still. What it lets go on, and what a client sends meanwhile, meets a broker
-/// that is dead.
+/// A broker beneath a replay that stands still. What it lets go on, and what a client sends
+/// meanwhile, meets a broker that is dead.
 struct Outages<'a> {
     broker: &'a Broker,
     cluster: &'a Cluster,
@@ -221,8 +221,8 @@ struct Outages<'a> {
 }
 
 impl Outages<'_> {
-    /// Waits until something stands at the point and the topics show it; kills the broker, lets go, and brings the
-    /// broker back.
+    /// Waits until something stands at the point and the topics show it; kills the broker, lets go,
+    /// and brings the broker back.
     async fn strike(
         &mut self,
         service: &Service,
@@ -319,14 +319,16 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
     .await
 }
 
-/// A coordinator that is killed while a replay stands still, and the next one, which finds it in the topics.
+/// A coordinator that is killed while a replay stands still, and the next one, which finds it in
+/// the topics.
 struct Coordinators<'a> {
     broker: &'a Broker,
     cluster: &'a Cluster,
 }
 
 impl Coordinators<'_> {
-    /// Waits until the topics show the replay as wanted, kills the coordinator and starts the next one.
+    /// Waits until the topics show the replay as wanted, kills the coordinator and starts the next
+    /// one.
     async fn replace(&self, replay: &str, stands: impl Fn(&Replay) -> bool) -> Result<()> {
         topics::replay_until(self.broker, replay, &stands).await?;
         self.cluster.coordinator.kill().await?;
@@ -335,7 +337,8 @@ impl Coordinators<'_> {
         self.cluster.coordinator.start_again().await
     }
 
-    /// As [`Coordinators::replace`], once something stands at the point, which is released before the next one starts.
+    /// As [`Coordinators::replace`], once something stands at the point, which is released before
+    /// the next one starts.
     async fn replace_at(
         &self,
         service: &Service,
@@ -422,7 +425,8 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
         expect_rows(&cluster, &all, 1, &token).await?;
 
-        // RETAIN: the way back is still open. And COMMIT of that, when all has been said and nothing is written yet.
+        // RETAIN: the way back is still open. And COMMIT of that, when all has been said and
+        // nothing is written yet.
         coordinators.replace(&replay, is(Phase::Retain)).await?;
         coordinator.failpoints().set(point::SWAP)?;
         replays::undo(&cluster, "punctuality", "undo").await?;
@@ -497,7 +501,8 @@ async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_go
         let flights = Arc::new(flights::read()?);
         let quarter = flights.len() / 4;
         let mut feeder = Feeder::start(cluster.ingest_channel(), flights.clone());
-        // A foreign client writes records that cannot be processed: each must become one dead letter.
+        // A foreign client writes records that cannot be processed: each must become one dead
+        // letter.
         let bad = async |from: usize| -> Result<()> {
             let mut lines = String::new();
             for number in from..from + 40 {
@@ -567,8 +572,8 @@ async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_go
         let answer = views::punctuality(&cluster, Freshness::default()).await?;
         assert_eq!(answer.version(), 1);
 
-        // Nobody hears of a former owner once the next one has said something: neither of where the shard is, nor
-        // of what could not be processed.
+        // Nobody hears of a former owner once the next one has said something: neither of where the
+        // shard is, nor of what could not be processed.
         let mut epochs: BTreeMap<_, Vec<u64>> = BTreeMap::new();
         for status in topics::statuses(&broker).await? {
             let said = epochs.entry((status.generation.clone(), status.partition)).or_default();

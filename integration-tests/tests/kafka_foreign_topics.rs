@@ -66,7 +66,8 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
         let events: i64 = expected.values().map(|(events, _)| events).sum();
         assert_eq!(events, 30 * 5 + 20 * 40, "a third of the transactions was aborted");
         expect_view(&cluster, "paid", &expected).await?;
-        // The end of every partition is a marker, and the shards are behind it: they have caught up.
+        // The end of every partition is a marker, and the shards are behind it: they have caught
+        // up.
         cluster
             .wait_shards("the shards are at the last stable offset", |shards| {
                 shards.len() == 4 && shards.iter().all(|shard| shard.position == shard.log_end)
@@ -89,8 +90,9 @@ fn events(counted: &Counted) -> i64 {
     counted.values().map(|(events, _)| events).sum()
 }
 
-/// Waits until compaction has left fewer than so many records, and ends it. Returns what Kafka's own consumer counts
-/// then. `one_more` writes a record: a segment is compacted once another has begun.
+/// Waits until compaction has left fewer than so many records, and ends it. Returns what Kafka's
+/// own consumer counts then. `one_more` writes a record: a segment is compacted once another has
+/// begun.
 async fn compacted(
     broker: &Broker,
     topic: &str,

@@ -1,4 +1,5 @@
-//! What foreign clients put into their records: every codec, any headers, values that are empty or missing.
+//! What foreign clients put into their records: every codec, any headers, values that are empty or
+//! missing.
 
 use std::{collections::BTreeSet, ffi::CString, time::Duration};
 
@@ -26,7 +27,7 @@ use rdkafka::{
     producer::{BaseProducer, Producer},
 };
 
-/// What foreign clients write, and what a view must say of it.
+/// Events of foreign clients, and the counts that a view of them must have.
 struct Foreign {
     number: u64,
     expected: Counted,
@@ -54,8 +55,8 @@ async fn records_of_every_codec_are_counted_side_by_side() -> Result<()> {
             .apply("mixed", &[&stream("mixed", "mixed", 2), &view("blend", "mixed", "amount")])
             .await?;
         let mut foreign = Foreign { number: 0, expected: Counted::new() };
-        // By librdkafka, and by Kafka's own producer, which compresses with other libraries and frames snappy in its
-        // own way.
+        // By librdkafka, and by Kafka's own producer, which compresses with other libraries and
+        // frames snappy in its own way.
         let producers = CODECS.map(|codec| {
             let mut config = ClientConfig::new();
             config
@@ -163,7 +164,7 @@ fn send_with_headers(
     Ok(())
 }
 
-/// What the log's own reader hands out of a partition of a topic: offset, value and headers.
+/// Reads partition 0 of a topic with the log's own reader: offset, value and headers.
 async fn read_by_log(broker: &Broker, topic: &str) -> Result<Vec<topics::Record>> {
     let bootstrap_servers = broker.bootstrap_host();
     let topic = Name::new(topic)?;
@@ -254,7 +255,8 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             .collect();
         assert_eq!(shown, number(&written));
 
-        // A name that is no text, in a record of its own: it is an event all the same, and so is what follows.
+        // A name that is no text, in a record of its own: it is an event all the same, and so is
+        // what follows.
         for headers in [&[(&b"caf\xe9"[..], Some(&b"latin 1"[..])), trace][..], &[trace]] {
             let (key, value) = foreign.next();
             send_with_headers(&plain, "traced", &key, Some(value.as_bytes()), headers)?;
@@ -266,8 +268,8 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             ensure!(shard.error.is_empty(), "{shard:?}");
         }
 
-        // What is no event is a dead letter, and says where it was: those with an empty value too, whose own
-        // headers say that.
+        // What is no event is a dead letter, and says where it was: those with an empty value too,
+        // whose own headers say that.
         let request = ListDeadLettersRequest { stream: "traced".into(), ..Default::default() };
         let letters = eventually("there are three dead letters", async || {
             let mut list = cluster.dead_letters().list(request.clone()).await?.into_inner();

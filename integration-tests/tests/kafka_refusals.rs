@@ -1,5 +1,5 @@
-//! Wrong settings, brokers that are away, topics that would lose what they are for, a second coordinator: clear
-//! words, and nothing lost.
+//! Wrong settings, brokers that are away, topics that would lose what they are for, a second
+//! coordinator: clear words, and nothing lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -216,7 +216,8 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
 async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_acknowledged()
 -> Result<()> {
     const CLIENTS: usize = 64;
-    /// Longer than appends are tried. Nothing but the end of the outage could make a longer one shorter.
+    /// Longer than appends are tried. Nothing but the end of the outage could make a longer one
+    /// shorter.
     const OUTAGE: Duration = Duration::from_secs(40);
     docker::test(async {
         let broker = Broker::start().await?;

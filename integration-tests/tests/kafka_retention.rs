@@ -1,4 +1,5 @@
-//! Records that go while somebody still has to read them: a replay which they overtake stops and says why.
+//! Records that go while somebody still has to read them: a replay which they overtake stops and
+//! says why.
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
@@ -32,8 +33,9 @@ async fn dry_run(cluster: &Cluster, sql: &[&str]) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A topic of one partition in many small batches and segments, a view of it that has read it all, and a replay of
-/// that view which stands still after its first records, with far more to come than a consumer holds ahead.
+/// A topic of one partition in many small batches and segments, a view of it that has read it all,
+/// and a replay of that view which stands still after its first records, with far more to come than
+/// a consumer holds ahead.
 struct Overtaken {
     cluster: Cluster,
     broker: Broker,
@@ -43,7 +45,8 @@ struct Overtaken {
     replay: String,
 }
 
-/// What a processor's consumer may have fetched before anybody reads it: 16 MiB, and as much again on its way.
+/// What a processor's consumer may have fetched before anybody reads it: 16 MiB, and as much again
+/// on its way.
 const HELD_AHEAD: u64 = 32 << 20;
 /// Length of a record.
 const LENGTH: u64 = 4 << 10;
@@ -130,8 +133,8 @@ impl Overtaken {
         tokio::task::spawn_blocking(ask).await?
     }
 
-    /// The replay goes on to what is gone and says why it cannot go on; live goes on, and a new plan says what is no
-    /// longer there.
+    /// The replay goes on to what is gone and says why it cannot go on; live goes on, and a new
+    /// plan says what is no longer there.
     async fn stops_and_live_goes_on(mut self) -> Result<()> {
         self.points().release(point::REPLAY)?;
         let wanted = |state: &Replay| state.phase() == Phase::Failed;

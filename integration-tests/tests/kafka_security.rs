@@ -1,5 +1,5 @@
-//! TLS and logins against a broker that wants them: every way that works, what is said of those that do not, and
-//! that nobody ever sees a secret.
+//! TLS and logins against a broker that wants them: every way that works, what is said of those
+//! that do not, and that nobody ever sees a secret.
 
 use std::{
     collections::BTreeMap,
@@ -327,7 +327,7 @@ async fn each_refusal_names_address_user_and_remedy() -> Result<()> {
             ensure!(told.len() <= 2, "{parts:?} was said over and over: {told:#?}");
             ensure!(!format!("{told:?}").contains(MARK), "a secret: {told:#?}");
         }
-        // What is put right where tokens are issued is enough.
+        // A correction at the endpoint is enough: the log tries again.
         good.change(|grant| grant.secret = WRONG.into());
         let (_, told, ..) = waiting.last().context("the last case")?;
         wait_told(told, Result::is_ok).await?;

@@ -1,5 +1,5 @@
-//! The story on a real broker: four services in containers, two processors, two query services, a foreign
-//! client beside our own ingest; and Kafka's own tool sees how far each generation is.
+//! The story on a real broker: four services in containers, two processors, two query services, a
+//! foreign client beside our own ingest; and Kafka's own tool sees how far each generation is.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -15,8 +15,8 @@ use headwater_integration_tests::{
 };
 use headwater_proto::{control::v1::GetCatalogRequest, query::v1::Freshness};
 
-/// Produces flights with Kafka's own console producer, which knows nothing of Headwater: keys as Kafka spreads
-/// them, no headers.
+/// Produces flights with Kafka's own console producer, which knows nothing of Headwater: keys as
+/// Kafka spreads them, no headers.
 async fn produce_with_a_foreign_client(broker: &Broker, flights: &[Flight]) -> Result<()> {
     for some in flights.chunks(200) {
         let mut lines = String::new();

@@ -55,7 +55,7 @@ async fn a_limit_that_a_topic_is_given_later_is_learnt_from_the_brokers_refusal(
         let topic = Name::new("limited-later")?;
         broker.create_topic(topic.as_str(), 1, &[]).await?;
         let log = KafkaLog::connect(&config(broker.bootstrap_host()), "test")?;
-        // What lz4 cannot shorten.
+        // Bytes that lz4 cannot shorten.
         let large: Vec<u8> =
             (0..5000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mixed = || batch(&[b"a", &large, b"b"]);

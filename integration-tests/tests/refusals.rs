@@ -1,5 +1,5 @@
-//! Bad input, and a process that must not start: each is refused with an error that names the field or
-//! the file and says what to do; nothing panics, and what was good in the same request goes on.
+//! Bad input, and a process that must not start: each is refused with an error that names the field
+//! or the file and says what to do; nothing panics, and what was good in the same request goes on.
 
 use std::{fs, path::Path, process::Output};
 
@@ -227,7 +227,7 @@ async fn a_second_process_on_the_same_directory_is_refused_and_the_first_goes_on
     let answer = append(&dev, &[&good(1)]).await?;
     assert_eq!(views::count(&dev, "SELECT count(*) FROM spend", after(&[answer.token])).await?, 1);
 
-    // What it acknowledged is there for the next process, after an orderly end.
+    // After an orderly end the next process has all that was acknowledged.
     dev.terminate().await?;
     let dev = Dev::start(&data).await?;
     assert_eq!(views::count(&dev, "SELECT sum(orders) FROM spend", Freshness::default()).await?, 1);

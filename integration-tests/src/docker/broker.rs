@@ -26,16 +26,17 @@ use super::{
 };
 use crate::patience::PATIENCE;
 
-/// The port of the listener for other containers; the one for the host has the same number on both sides.
+/// The port of the listener for other containers; the one for the host has the same number on both
+/// sides.
 const INTERNAL: u16 = 19_092;
 const HOST: u16 = 9_092;
 
-/// What the image runs, and where it keeps secrets.
+/// The program that the image runs, and its directory of secrets.
 const RUN: &str = "/etc/kafka/docker/run";
 pub(super) const SECRETS: &str = "/etc/kafka/secrets";
 
-/// What tests want that nobody else does: one broker is enough for everything, groups form at once, sessions end
-/// soon, and the end of a segment and its removal can be waited for.
+/// What tests want that nobody else does: one broker is enough for everything, groups form at once,
+/// sessions end soon, and the end of a segment and its removal can be waited for.
 const SETTINGS: &[(&str, &str)] = &[
     ("KAFKA_PROCESS_ROLES", "broker,controller"),
     ("KAFKA_NODE_ID", "1"),
@@ -71,23 +72,24 @@ pub(super) struct Listener {
     pub(super) on_host: bool,
 }
 
-/// What one broker has beside what all have.
+/// Additions of one broker to what every broker has.
 #[derive(Default)]
 pub(super) struct Extras {
     pub(super) listeners: Vec<Listener>,
     /// In the image's form.
     pub(super) settings: Vec<(String, String)>,
-    /// What a shell does before it starts the broker; `$NAME` is the broker's name on its network.
+    /// A shell runs this before it starts the broker; `$NAME` is the broker's name on its network.
     pub(super) before: Option<String>,
     /// Mounted where the image has a directory for secrets that belongs to its user.
     pub(super) secrets: Option<Volume>,
 }
 
-/// A running Kafka, alone on its network. Its data lives as long as this value, through every stop and start.
+/// A running Kafka, alone on its network. Its data lives as long as this value, through every stop
+/// and start.
 pub struct Broker {
     container: Container,
     network: Network,
-    /// By the listener's name.
+    /// The key is the listener's name.
     addresses: BTreeMap<&'static str, String>,
 }
 
@@ -97,7 +99,8 @@ impl Broker {
         Self::start_with(&[]).await
     }
 
-    /// As [`Broker::start`], with further settings in the image's form: `("KAFKA_MESSAGE_MAX_BYTES", "1000")`.
+    /// As [`Broker::start`], with further settings in the image's form:
+    /// `("KAFKA_MESSAGE_MAX_BYTES", "1000")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
         let settings = settings.iter().map(|&(key, value)| (key.into(), value.into())).collect();
         Self::start_beside(&Extras { settings, ..Extras::default() }).await
@@ -202,14 +205,15 @@ impl Broker {
         self.container.kill().await
     }
 
-    /// Starts it after [`Broker::stop`] or [`Broker::kill`], at the same addresses and with the same data, and waits
-    /// until it answers.
+    /// Starts it after [`Broker::stop`] or [`Broker::kill`], at the same addresses and with the
+    /// same data, and waits until it answers.
     pub async fn start_again(&self) -> Result<()> {
         self.container.start_again().await?;
         self.wait_answering().await
     }
 
-    /// Stops every process of it where it is, until [`Broker::thaw`]; connections stay open and nobody answers.
+    /// Stops every process of it where it is, until [`Broker::thaw`]; connections stay open and
+    /// nobody answers.
     pub async fn freeze(&self) -> Result<()> {
         self.container.freeze().await
     }
@@ -218,7 +222,8 @@ impl Broker {
         self.container.thaw().await
     }
 
-    /// Runs one of Kafka's own tools in the container, `kafka-topics` for example, against this broker; its stdout.
+    /// Runs one of Kafka's own tools in the container, `kafka-topics` for example, against this
+    /// broker; its stdout.
     pub async fn exec(&self, tool: &str, arguments: &[&str]) -> Result<String> {
         let mut command = vec![
             format!("/opt/kafka/bin/{tool}.sh"),
@@ -229,7 +234,8 @@ impl Broker {
         self.container.exec(command, TOOL).await
     }
 
-    /// Runs a shell in the container; its stdout. `$BOOTSTRAP` is the broker's address, and Kafka's tools are found.
+    /// Runs a shell in the container; its stdout. `$BOOTSTRAP` is the broker's address, and Kafka's
+    /// tools are found.
     pub async fn shell(&self, script: &str) -> Result<String> {
         let script = format!(
             "set -euo pipefail; export PATH=\"$PATH:/opt/kafka/bin\" BOOTSTRAP={}; {script}",
@@ -260,8 +266,8 @@ impl Broker {
         self.container.log().await
     }
 
-    /// Waits until a client is told of a broker: the port alone answers for a container that is still starting, and
-    /// a broker is not named before it may serve.
+    /// Waits until a client is told of a broker: the port alone answers for a container that is
+    /// still starting, and a broker is not named before it may serve.
     async fn wait_answering(&self) -> Result<()> {
         let client: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", self.bootstrap_host())
@@ -321,7 +327,8 @@ pub struct SharedBroker {
     since: String,
 }
 
-/// Starts it for the first that asks. Topics and groups of one test must have names that no other test uses.
+/// Starts it for the first that asks. Topics and groups of one test must have names that no other
+/// test uses.
 pub async fn shared_broker() -> Result<SharedBroker> {
     static SHARED: tokio::sync::OnceCell<Broker> = tokio::sync::OnceCell::const_new();
     shared(SHARED.get_or_try_init(Broker::start).await?).await

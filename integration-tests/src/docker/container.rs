@@ -1,4 +1,4 @@
-//! What a broker and a service have in common.
+//! A container, and the networks and volumes that containers use.
 
 use std::{sync::Arc, time::Duration};
 
@@ -62,8 +62,8 @@ impl Volume {
     }
 }
 
-/// A container, also when it does not run. Dropping it removes it, and what it said is kept for the failure of
-/// its test.
+/// A container, also when it does not run. Dropping it removes it, and what it said is kept for the
+/// failure of its test.
 pub(super) struct Container {
     name: String,
     // An option for `drop` only.
@@ -119,8 +119,8 @@ impl Container {
         docker(&["start", &self.name]).await.map(drop)
     }
 
-    /// Stops every process of it in the middle of whatever it does, until [`Self::thaw`]. The kernel keeps its
-    /// connections open.
+    /// Stops every process of it in the middle of whatever it does, until [`Self::thaw`]. The
+    /// kernel keeps its connections open.
     pub(super) async fn freeze(&self) -> Result<()> {
         docker(&["pause", &self.name]).await.map(drop)
     }

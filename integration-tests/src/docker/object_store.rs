@@ -1,4 +1,5 @@
-//! An object store in a container: S3Proxy, which speaks S3, checks signatures, and keeps objects as files.
+//! An object store in a container: S3Proxy, which speaks S3, checks signatures, and keeps objects
+//! as files.
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,7 +23,7 @@ const PORT: u16 = 8_080;
 /// Buckets are directories here.
 const DATA: &str = "/data";
 
-/// What opens it. Nobody may show the second, and nobody has to show the first.
+/// The credentials of the store. No log and no setting that is printed may show the secret.
 pub const KEY_ID: &str = "headwater-checkpoints-id";
 pub const SECRET: &str = "a-secret-that-nobody-shows";
 
@@ -82,8 +83,8 @@ impl ObjectStore {
         self.container.kill().await
     }
 
-    /// Starts it after [`ObjectStore::kill`], at the same addresses and with the same objects, and waits until it
-    /// answers.
+    /// Starts it after [`ObjectStore::kill`], at the same addresses and with the same objects, and
+    /// waits until it answers.
     pub async fn start_again(&self) -> Result<()> {
         self.container.start_again().await?;
         self.wait_answering().await

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// Below the range from which systems choose ports for outgoing connections: while a container is down, its port
-/// must not be taken by a client that, of all things, tries to connect to it.
+/// Below the range from which systems choose ports for outgoing connections: while a container is
+/// down, its port must not be taken by a client that, of all things, tries to connect to it.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 

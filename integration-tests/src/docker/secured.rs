@@ -16,11 +16,11 @@ const TOKENS: &str = "TOKENS";
 /// For containers: SCRAM-SHA-512 over TLS.
 const SECURE: &str = "SECURE";
 
-/// What keeps the keys of this one broker to itself: they never leave its container.
+/// The password of the keys of this one broker; they never leave its container.
 const KEYSTORE_PASSWORD: &str = "the-keys-of-a-test";
 
-/// A [`Broker`] with further listeners, each of which wants a login. The listeners without one are still there, for
-/// the broker itself and for Kafka's tools.
+/// A [`Broker`] with further listeners, each of which wants a login. The listeners without one are
+/// still there, for the broker itself and for Kafka's tools.
 ///
 /// Only those may do something whose rights were granted, and `masters`, who may do everything.
 pub struct Secured {
@@ -29,8 +29,8 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// Starts one. `plain` are the users that PLAIN knows, with their passwords; those of SCRAM come and go with
-    /// [`Secured::user`]. A token must have the scope `kafka`.
+    /// Starts one. `plain` are the users that PLAIN knows, with their passwords; those of SCRAM
+    /// come and go with [`Secured::user`]. A token must have the scope `kafka`.
     pub async fn start(plain: &[(&str, &str)], masters: &[&str]) -> Result<Self> {
         let secrets = Volume::create("secrets").await?;
         let listener = |name, protocol, port, on_host| Listener { name, protocol, port, on_host };
@@ -55,7 +55,8 @@ impl Secured {
             ("LISTENER_NAME_SECURE_SSL_KEYSTORE_PASSWORD", KEYSTORE_PASSWORD),
             ("LISTENER_NAME_SECURE_SSL_KEY_PASSWORD", KEYSTORE_PASSWORD),
             ("LISTENER_NAME_TOKENS_SASL_ENABLED_MECHANISMS", "OAUTHBEARER"),
-            // Tokens are looked at, and their signatures are not: what is tested is how we come by one.
+            // Tokens are looked at, and their signatures are not: what is tested is how we come by
+            // one.
             (
                 "LISTENER_NAME_TOKENS_OAUTHBEARER_SASL_JAAS_CONFIG",
                 "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
@@ -90,7 +91,8 @@ impl Secured {
         self.broker.address(TOKENS)
     }
 
-    /// Where containers log in by SCRAM-SHA-512 over TLS. The certificate is made out to this name and to no other.
+    /// Where containers log in by SCRAM-SHA-512 over TLS. The certificate is made out to this name
+    /// and to no other.
     pub fn secure(&self) -> String {
         self.broker.address(SECURE)
     }
@@ -104,7 +106,8 @@ impl Secured {
         Ok(format!("{ip}:{port}"))
     }
 
-    /// A directory with `ca.pem`, by which the broker's certificate is trusted, and `other.pem`, by which it is not.
+    /// A directory with `ca.pem`, by which the broker's certificate is trusted, and `other.pem`, by
+    /// which it is not.
     pub fn authorities(&self) -> &Volume {
         &self.secrets
     }
@@ -161,7 +164,8 @@ impl Deref for SharedSecured {
 /// Where the keys are, in the container.
 const KEYS: &str = "/tmp/keys";
 
-/// An authority, the broker's key with a certificate of it, and an authority that has nothing to do with them.
+/// An authority, the broker's key with a certificate of it, and an authority that has nothing to do
+/// with them.
 fn make_keys() -> String {
     format!(
         r#"

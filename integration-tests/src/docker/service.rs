@@ -57,7 +57,7 @@ impl Kind {
     }
 }
 
-/// What differs between services of one kind.
+/// The differences between services of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     settings: Vec<(String, String)>,
@@ -79,8 +79,8 @@ impl Options {
         self
     }
 
-    /// A processor's own directory, which the query beside it reads. Without one it gets a directory that goes
-    /// with its container.
+    /// A processor's own directory, which the query beside it reads. Without one it gets a
+    /// directory that goes with its container.
     #[must_use]
     pub fn data(mut self, volume: &Volume) -> Self {
         self.data = Some(volume.clone());
@@ -109,7 +109,8 @@ impl Options {
     }
 }
 
-/// A service beside a broker: its root file system is read-only, it has no privileges and the image's user.
+/// A service beside a broker: its root file system is read-only, it has no privileges and the
+/// image's user.
 pub struct Service {
     container: Container,
     kind: Kind,
@@ -117,7 +118,7 @@ pub struct Service {
     http: SocketAddr,
     channel: Channel,
     failpoints: Failpoints,
-    // What it uses must outlive the container: fields are dropped in this order.
+    // Fields are dropped in this order: volumes and network must outlive the container.
     _volumes: Vec<Volume>,
     _network: Network,
 }
@@ -317,8 +318,8 @@ impl Service {
         self.container.stop(deadline).await
     }
 
-    /// Starts it after [`Service::stop`] or [`Service::kill`], with the same addresses and directories, and waits until
-    /// it is ready.
+    /// Starts it after [`Service::stop`] or [`Service::kill`], with the same addresses and
+    /// directories, and waits until it is ready.
     pub async fn start_again(&self) -> Result<()> {
         self.launch_again().await?;
         self.wait_ready().await

@@ -202,8 +202,7 @@ impl Case<'_> {
         })
     }
 
-    /// The step into a phase, unless its operator wants the replay held before it: then the record of
-    /// that, once.
+    /// The step into a phase; if the replay is to be held before it, the record of that, once.
     fn enter(
         &self,
         phase: HoldBefore,

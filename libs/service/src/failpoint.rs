@@ -1,8 +1,8 @@
 //! Named points at which a test makes a process stand still, in builds with debug assertions only.
 //!
-//! A test must not hope to kill a process in the middle of something: it makes the process stand there,
-//! sees that it does, and kills it. `HEADWATER_FAILPOINTS_DIR` names a directory that the process shares
-//! with the test, also across containers:
+//! A test must not hope to kill a process in the middle of something: it makes the process stand
+//! there, sees that it does, and kills it. `HEADWATER_FAILPOINTS_DIR` names a directory that the
+//! process shares with the test, also across containers:
 //!
 //! | the test | the process |
 //! | --- | --- |
@@ -10,9 +10,9 @@
 //! | waits for `NAME.reached` | copies `NAME` to `NAME.reached` when it stands there |
 //! | removes `NAME` | goes on |
 //!
-//! Without the variable a point costs one comparison. In a release build [`stands`] is a constant, a point
-//! is nothing, and the variable is refused like any other that is no setting. Points lie where a round or a
-//! step begins, never on the path of a record:
+//! Without the variable a point costs one comparison. In a release build [`stands`] is a constant,
+//! a point is nothing, and the variable is refused like any other that is no setting. Points lie
+//! where a round or a step begins, never on the path of a record:
 //!
 //! | point | what stands still |
 //! | --- | --- |
@@ -23,19 +23,19 @@
 //! | `coordinator.swap` | the coordinator before it writes the record that is the swap |
 //! | `ingest.append` | a request whose events are accepted and not yet given to the log |
 //!
-//! The crate `fail` was looked at first. Its points are configured inside the process, by a variable at its
-//! start or by calls of the same process, so that a test outside a container can neither see that a point is
-//! reached nor release it; and a point blocks its thread, while a shard here goes on to report and to keep
-//! its lease. What is left of it is smaller than the dependency.
+//! The crate `fail` was looked at first. Its points are configured inside the process, by a
+//! variable at its start or by calls of the same process, so that a test outside a container can
+//! neither see that a point is reached nor release it; and a point blocks its thread, while a shard
+//! here goes on to report and to keep its lease. What is left of it is smaller than the dependency.
 
 use std::time::Duration;
 
 /// How long a caller that stands still waits before it asks again.
 pub const PAUSE: Duration = Duration::from_millis(10);
 
-/// Whether the caller has to stand still at this point for now. `applies` says whether the caller is what
-/// the point is about; it is asked only where a test has set the point. A caller that stands still asks
-/// again soon, until it may go on.
+/// Whether the caller has to stand still at this point for now. `applies` says whether the caller
+/// is what the point is about; it is asked only where a test has set the point. A caller that
+/// stands still asks again soon, until it may go on.
 #[cfg(debug_assertions)]
 pub fn stands(point: &str, applies: impl FnOnce() -> bool) -> bool {
     use std::{path::PathBuf, sync::OnceLock};
@@ -78,8 +78,8 @@ mod points {
             return false;
         }
         let reached = directory.join(format!("{point}.reached"));
-        // A point that is set anew has another content, so that nobody takes what was said of the last one
-        // for this one.
+        // A point that is set anew has another content, so that nobody takes what was said of the
+        // last one for this one.
         if fs::read(&reached).ok().as_ref() != Some(&set) {
             tracing::info!(point, "standing still at a failpoint");
             if let Err(error) = fs::write(&reached, &set) {

@@ -28,8 +28,8 @@ fn board(position: u64, checkpoint: Option<&str>) -> StatusBoard {
     board
 }
 
-/// A replay that is held before this phase, as far as the coordinator comes by itself, and what the shards
-/// say then.
+/// A replay that is held before this phase, as far as the coordinator comes by itself, and what the
+/// shards say then.
 fn held(before: HoldBefore, promote: bool) -> (ControlState, StatusBoard) {
     let mut state = folded([
         stream_declared(),

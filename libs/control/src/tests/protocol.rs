@@ -99,7 +99,7 @@ proptest! {
             take(&mut world, step);
         }
         world.settle();
-        // A replay that is held stands before the phase that was named, and goes on when it is resumed.
+        // A held replay stands before the phase that was named, and goes on when it is resumed.
         for replay in world.truth.replays().values().filter(|replay| replay.held_before().is_some()) {
             let stands = match hold {
                 HoldBefore::Unspecified => false,

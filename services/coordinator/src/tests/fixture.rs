@@ -16,7 +16,7 @@ use headwater_log::{BatchBuilder, Log, MemoryLog};
 use headwater_proto::{
     control::v1::{
         AbortRequest, ApplyRequest, ApplyResponse, DefinitionFile, GetReplayRequest, Phase,
-        PromoteRequest, Replay, ReplayOptions, UndoRequest,
+        PromoteRequest, Replay, ReplayOptions, ResumeRequest, UndoRequest,
         catalog_service_server::CatalogService as _, replay_service_server::ReplayService as _,
     },
     status::v1::{Checkpoint, ShardStatus},
@@ -161,6 +161,12 @@ impl Cluster {
         Ok(self.replays().promote(Request::new(request)).await?.into_inner())
     }
 
+    pub(super) async fn resume(&mut self, replay: &str, id: &str) -> Result<Replay, Status> {
+        let (replay, reason, request_id) = (replay.into(), "go on".into(), id.into());
+        let request = ResumeRequest { replay, reason, request_id };
+        Ok(self.replays().resume(Request::new(request)).await?.into_inner())
+    }
+
     pub(super) async fn abort(&mut self, replay: &str) -> Result<Replay, Status> {
         let (replay, reason, request_id) = (replay.into(), "not this".into(), self.request_id());
         Ok(self
@@ -211,15 +217,24 @@ impl Cluster {
 
     /// Lets the processor work until the replay is in this phase.
     pub(super) async fn until(&mut self, replay: &str, phase: Phase) -> Replay {
+        self.until_it(replay, |found| found.phase() == phase).await
+    }
+
+    /// Lets the processor work until the replay is as wanted.
+    pub(super) async fn until_it(
+        &mut self,
+        replay: &str,
+        wanted: impl Fn(&Replay) -> bool,
+    ) -> Replay {
         for _ in 0..200 {
             let found = self.replay(replay).await;
-            if found.phase() == phase {
+            if wanted(&found) {
                 return found;
             }
             self.processor.step().await;
             self.quiet().await;
         }
-        panic!("{:?} never came: {:?}", phase, self.replay(replay).await);
+        panic!("it does not come to what is waited for: {:?}", self.replay(replay).await);
     }
 }
 

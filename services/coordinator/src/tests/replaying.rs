@@ -3,8 +3,8 @@ use headwater_control::{CONTROL_TOPIC, Role};
 use headwater_proto::{
     common::v1::{Value, value::Kind},
     control::v1::{
-        ControlRecord, GetReplayRequest, ListReplaysRequest, Phase, Replay, ReplayOptions, Verdict,
-        replay_service_server::ReplayService as _,
+        ControlRecord, GetReplayRequest, HoldBefore, ListReplaysRequest, Phase, Replay,
+        ReplayOptions, Verdict, replay_service_server::ReplayService as _,
     },
 };
 use headwater_types::{Name, Offset, PartitionId};
@@ -214,6 +214,113 @@ async fn thresholds_decide_and_a_pass_promotes_by_itself_if_told_to() {
             cluster.until("spend", Phase::Retain).await;
         }
     }
+}
+
+/// A cluster, and a replay of its view `spend` as it is held before a phase.
+async fn held(before: HoldBefore, promote: bool) -> (Cluster, Replay) {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    let options = ReplayOptions {
+        promote,
+        max_changed: Some(1.0),
+        max_only_old: Some(1.0),
+        hold_before: before.into(),
+        ..ReplayOptions::default()
+    };
+    cluster.apply_with(&[PAID], options).await.unwrap();
+    let held = cluster.until_it("spend", |replay| replay.held_before() == before).await;
+    (cluster, held)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_replay_waits_for_its_resume_also_beneath_another_coordinator() {
+    for (before, stands_in) in [
+        (HoldBefore::Align, Phase::Replay),
+        (HoldBefore::Diff, Phase::Align),
+        (HoldBefore::Commit, Phase::Hold),
+    ] {
+        let (mut cluster, held) = held(before, true).await;
+        assert_eq!(
+            (held.phase(), held.waiting_for.as_str()),
+            (stands_in, "a person: resume or abort")
+        );
+        // A watch ends there: a person must decide.
+        let request = GetReplayRequest { replay: "spend".into() };
+        let watch = cluster.replays().watch(Request::new(request)).await.unwrap().into_inner();
+        let last = watch.map(Result::unwrap).collect::<Vec<_>>().await.pop().unwrap();
+        assert_eq!(last.held_before(), before);
+        for _ in 0..10 {
+            cluster.processor.step().await;
+            cluster.quiet().await;
+        }
+        cluster.restart().await;
+        cluster.quiet().await;
+        let still = cluster.replay("spend").await;
+        assert_eq!((still.phase(), still.held_before()), (stands_in, before));
+
+        let resumed = cluster.resume("spend", "once").await.unwrap();
+        assert_eq!(resumed.held_before(), HoldBefore::Unspecified);
+        let records = kinds(&cluster).await.len();
+        cluster.resume("spend", "once").await.unwrap();
+        cluster.resume("spend", "another request").await.unwrap();
+        let again =
+            kinds(&cluster).await.into_iter().filter(|kind| kind == "ReplayResumed").count();
+        assert_eq!(again, 1, "{before:?}: it is resumed once; there were {records} records");
+        cluster.until("spend", Phase::Retain).await;
+        assert_eq!(kinds(&cluster).await.iter().filter(|kind| *kind == "ReplayHeld").count(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promote_by_hand_is_held_before_commit_and_swaps_when_it_is_resumed() {
+    let mut cluster = Cluster::new().await;
+    cluster.apply(&[ORDERS, ALL]).await.unwrap();
+    cluster.ingest(&MIXED).await;
+    let hold_before = HoldBefore::Commit.into();
+    let options = ReplayOptions { hold_before, ..ReplayOptions::default() };
+    cluster.apply_with(&[PAID], options).await.unwrap();
+    let early = cluster.resume("spend", "too early").await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition);
+    assert!(early.message().contains("not held yet before COMMIT"), "{}", early.message());
+    let waits = cluster.until("spend", Phase::Hold).await;
+    assert_eq!(waits.held_before(), HoldBefore::Unspecified, "nobody has promoted it");
+
+    let held = cluster.promote("spend", false).await.unwrap();
+    assert_eq!((held.phase(), held.held_before()), (Phase::Hold, HoldBefore::Commit));
+    assert_eq!(held.reason, "looks right");
+    let again = cluster.promote("spend", false).await.unwrap();
+    assert_eq!(again.held_before(), HoldBefore::Commit, "it is asked for once");
+    assert_eq!(cluster.coordinator.office.state().views()["spend"].epoch.0, 1);
+
+    let resumed = cluster.resume("spend", "go").await.unwrap();
+    assert_eq!((resumed.phase(), resumed.reason.as_str()), (Phase::Commit, "looks right"));
+    cluster.until("spend", Phase::Retain).await;
+    // An undo and another promote are no business of the hold.
+    cluster.undo("spend").await.unwrap();
+    cluster.until("spend", Phase::Undone).await;
+    cluster.promote("spend", false).await.unwrap();
+    cluster.until("spend", Phase::Retain).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_replay_can_be_aborted_and_what_is_not_held_says_so() {
+    for before in [HoldBefore::Align, HoldBefore::Diff, HoldBefore::Commit] {
+        let (mut cluster, _) = held(before, true).await;
+        cluster.abort("spend").await.unwrap();
+        let aborted = cluster.until("spend", Phase::Aborted).await;
+        assert_eq!(aborted.held_before(), HoldBefore::Unspecified);
+        let over = cluster.resume("spend", "after the end").await.unwrap_err();
+        assert!(over.message().contains("it is over (phase ABORTED)"), "{}", over.message());
+        assert_eq!(cluster.coordinator.office.state().views()["spend"].epoch.0, 1);
+    }
+    let mut cluster = replaying().await;
+    let never = cluster.resume("spend", "never held").await.unwrap_err();
+    assert!(never.message().contains("started without --hold-before"), "{}", never.message());
+    let unknown = ReplayOptions { hold_before: 99, ..ReplayOptions::default() };
+    let refused = cluster.apply_with(&[ALL], unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("choose ALIGN, DIFF or COMMIT"), "{}", refused.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]
