@@ -53,13 +53,11 @@ fn held(before: HoldBefore, promote: bool) -> (ControlState, StatusBoard) {
 }
 
 fn kept(before: HoldBefore) -> Event {
-    match held_before("v-1", before) {
-        Event::ReplayHeld(event) if before == HoldBefore::Commit => {
-            let reason = "promoted by itself: the diff passed".into();
-            Event::ReplayHeld(ReplayHeld { reason, ..event })
-        }
-        event => event,
-    }
+    let reason = match before {
+        HoldBefore::Commit => "promoted by itself: the diff passed",
+        HoldBefore::Unspecified | HoldBefore::Align | HoldBefore::Diff => "",
+    };
+    held_for("v-1", before, reason)
 }
 
 fn decided(state: &ControlState, board: &StatusBoard) -> Vec<Event> {
@@ -132,11 +130,7 @@ fn a_promote_by_hand_is_held_before_commit_too_and_keeps_its_reason() {
         .fold(state.position(), &record(swap_requested("v-1", 1, 0, 1, false)))
         .unwrap_err();
     assert!(refused.to_string().contains("is held before COMMIT"), "{refused}");
-    let by_hand = Event::ReplayHeld(ReplayHeld {
-        replay_id: "v-1".into(),
-        before: HoldBefore::Commit.into(),
-        reason: "the numbers are right".into(),
-    });
+    let by_hand = held_for("v-1", HoldBefore::Commit, "the numbers are right");
     let request = ControlRecord { request_id: "r1".into(), ..record(by_hand) };
     state.fold(state.position(), &request).unwrap();
     assert_eq!(state.effects("r1").unwrap(), [Effect::ReplayHeld { replay: "v-1".into() }]);

@@ -89,11 +89,12 @@ pub(crate) fn replay_started_held(
 }
 
 pub(crate) fn held_before(replay: &str, before: HoldBefore) -> Event {
-    Event::ReplayHeld(ReplayHeld {
-        replay_id: replay.into(),
-        before: before.into(),
-        reason: String::new(),
-    })
+    held_for(replay, before, "")
+}
+
+pub(crate) fn held_for(replay: &str, before: HoldBefore, reason: &str) -> Event {
+    let (replay_id, before, reason) = (replay.into(), before.into(), reason.into());
+    Event::ReplayHeld(ReplayHeld { replay_id, before, reason })
 }
 
 pub(crate) fn resumed(replay: &str) -> Event {

@@ -245,14 +245,14 @@ impl World {
             }
             // A promote that is held until somebody resumes it.
             (1, Some(replay), None)
-                if replay.phase == Phase::Hold && !replay.may_enter(HoldBefore::Commit) =>
+                if replay.phase == Phase::Hold
+                    && !replay.may_enter(HoldBefore::Commit)
+                    && replay.held_before().is_none() =>
             {
-                if replay.held_before().is_none() {
-                    self.append(record(held_before(replay.id.as_str(), HoldBefore::Commit)));
-                }
+                self.append(record(held_before(replay.id.as_str(), HoldBefore::Commit)));
             }
             (1, Some(replay), None)
-                if replay.phase == Phase::Hold
+                if (replay.phase == Phase::Hold && replay.may_enter(HoldBefore::Commit))
                     || (replay.phase == Phase::Undone && entry.open_replay.is_none()) =>
             {
                 let (from, to) = (number(entry.serving), number(replay.new));
