@@ -1,5 +1,5 @@
-//! The four services in containers, on a real broker: as `docker-compose.yml` runs them, with as
-//! many processors as a test wants, each with a query service beside it.
+//! The four services in containers, on a real broker, as `docker-compose.yml` runs them. A test
+//! chooses the number of processors, and how many of them have a query service.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub const SMALL_STEPS: [(&str, &str); 3] = [
     ("HEADWATER_PROCESSOR__REPORT_INTERVAL", "50ms"),
 ];
 
-/// Crashes are noticed within two seconds, a pause in time before that, and checkpoints come often.
+/// With these the group notices a crash within two seconds, and checkpoints come often.
 const QUICK: &[(&str, &str)] = &[
     ("HEADWATER_KAFKA__SESSION_TIMEOUT", "2s"),
     ("HEADWATER_PROCESSOR__SESSION_GUARD", "1s"),
@@ -76,7 +76,7 @@ impl Cluster {
     ) -> Result<Self> {
         let checkpoints = Volume::create("checkpoints").await?;
         let options = options.checkpoints(&checkpoints);
-        // The coordinator first: it creates the topics that the others follow.
+        // The coordinator starts first: it creates the topics that the others follow.
         let coordinator =
             Service::start(Kind::Coordinator, "coordinator", broker, options.clone()).await?;
         let ingest = Service::start(Kind::Ingest, "ingest", broker, options.clone()).await?;
@@ -142,7 +142,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until what the shards said last is as wanted.
+    /// Waits until the last statuses of the shards are as wanted.
     pub async fn wait_shards(
         &self,
         what: &str,
@@ -180,8 +180,7 @@ impl Platform for Cluster {
     }
 }
 
-/// What `kafka-consumer-groups --describe` says of a group: partition, committed position, end,
-/// lag.
+/// Asks `kafka-consumer-groups --describe` about a group: partition, committed position, end, lag.
 pub async fn lag(
     broker: &Broker,
     group: &str,

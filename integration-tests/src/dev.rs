@@ -97,10 +97,10 @@ impl Dev {
         Ok(dev)
     }
 
-    /// The command, not yet run.
+    /// The command that starts it.
     pub fn command(data: &Path, grpc: SocketAddr, http: SocketAddr) -> Command {
         let mut command = Command::new(binary());
-        // Settings of whoever runs the tests are none of theirs.
+        // The settings of the person who runs the tests must not reach the tests.
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HEADWATER_"))
         {
@@ -137,7 +137,7 @@ impl Dev {
         .into_owned()
     }
 
-    /// All that it wrote to stderr, over all runs on this directory.
+    /// Its stderr, over all runs on this directory.
     pub fn said(&self) -> String {
         self.said_since(0)
     }
@@ -146,7 +146,7 @@ impl Dev {
         &self.data
     }
 
-    /// Where it can be made to stand still.
+    /// The points at which it can be made to stand still.
     pub fn failpoints(&self) -> &Failpoints {
         &self.failpoints
     }
@@ -159,19 +159,19 @@ impl Dev {
         self.grpc
     }
 
-    /// SIGKILL: nothing is flushed, nobody is told.
+    /// Sends SIGKILL: nothing is flushed, no client is told.
     pub fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// SIGKILL for a server that is being asked something: its clients find out by themselves.
+    /// Sends SIGKILL while clients are connected: they find out by themselves.
     pub fn kill_beside(&self) -> Result<()> {
         signal(i32::try_from(self.child.id())?, libc::SIGKILL)
     }
 
-    /// SIGTERM: it ends in good order, or says why not.
+    /// Sends SIGTERM, and fails unless the server ends in good order.
     pub async fn terminate(mut self) -> Result<()> {
         signal(i32::try_from(self.child.id())?, libc::SIGTERM)?;
         let deadline = Instant::now() + PATIENCE;
@@ -191,8 +191,8 @@ impl Dev {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// One HTTP/1.1 exchange: the status and the body. A server that answers before it has read all
-    /// of the body is understood.
+    /// Sends an HTTP/1.1 request and returns status and body, also when the server answers before
+    /// it has read the whole request.
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -204,7 +204,7 @@ impl Dev {
             head += &format!("Content-Length: {}\r\n", body.len());
         }
         stream.write_all(format!("{head}\r\n").as_bytes())?;
-        // It may have answered and closed already: what it said is what counts.
+        // The server may have answered and closed already; the answer counts.
         let _ = stream.write_all(body);
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer);

@@ -41,7 +41,7 @@ pub use object_store::{KEY_ID, ObjectStore, SECRET};
 pub use secured::{Secured, SharedSecured, shared_secured};
 pub use service::{Kind, Options, Service};
 
-/// On every container, network and volume: the process that made it.
+/// The label of every container, network and volume; its value is the process that made it.
 const LABEL: &str = "headwater.test";
 
 /// The images, as `scripts/images` and `docker-compose.yml` name them.
@@ -68,7 +68,7 @@ tokio::task_local! {
 ///
 /// # Errors
 ///
-/// The body's, after the logs of all its containers.
+/// The error of the body, after the logs of all its containers were printed.
 pub async fn test(body: impl Future<Output = Result<()>>) -> Result<()> {
     if !engine().await? {
         return Ok(());
@@ -86,8 +86,8 @@ pub async fn test(body: impl Future<Output = Result<()>>) -> Result<()> {
     .await
 }
 
-/// Keeps the end of a container's log for whoever wants to know why a test failed; prints it where
-/// that is certain.
+/// Keeps the end of a container's log in case the test fails; prints it at once if the test has
+/// failed.
 fn keep_log(name: &str, since: &str) {
     let failing = std::thread::panicking();
     if !failing && KEPT.try_with(|_| ()).is_err() {
@@ -98,7 +98,7 @@ fn keep_log(name: &str, since: &str) {
     if failing {
         print_log(name, &log);
     } else {
-        // It was there above.
+        // It is there: this was asked above.
         let _ = KEPT.try_with(|kept| lock(kept).push((name.to_owned(), log)));
     }
 }
@@ -130,7 +130,7 @@ async fn engine() -> Result<bool> {
         }
         Err(why) => {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
-            // Not by a macro, whose output is shown only for tests that fail.
+            // The output of a macro would be shown only if the test fails.
             writeln!(
                 std::io::stderr(),
                 "SKIPPED (no Docker engine): {test} ({})",
@@ -147,13 +147,13 @@ async fn needs_image(image: &str) -> Result<()> {
     there.with_context(|| format!("the image {image} is missing: run scripts/images")).map(drop)
 }
 
-/// Runs docker's command line; its stdout.
+/// Runs docker's command line and returns its stdout.
 async fn docker(arguments: &[&str]) -> Result<String> {
     let arguments: Vec<String> = arguments.iter().map(|&it| it.to_owned()).collect();
     spawn(move || docker_now(&arguments)).await
 }
 
-/// On a thread that may wait.
+/// Runs work on a thread that may block.
 async fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await?
 }

@@ -1,5 +1,5 @@
-//! Flights on their way through ingest while things break: each sent once, what was said of it
-//! remembered, and that checked against the topic.
+//! Flights on their way through ingest while things break. Each is sent once; its fate is
+//! remembered and checked against the topic.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,7 +26,7 @@ pub enum Told {
         offset: u64,
     },
     NotStored,
-    /// The log did not say, or the answer got lost.
+    /// The log did not answer, or the answer got lost.
     Unknown,
 }
 
@@ -153,7 +153,7 @@ pub fn is_passing(status: &tonic::Status) -> bool {
         .contains(&status.code())
 }
 
-/// The topic of the flights as librdkafka reads it: JSON by partition and offset.
+/// Reads the topic of the flights with librdkafka: JSON by partition and offset.
 pub async fn dump(broker: &Broker) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
     let records = topics::read(broker, "flights").await?.into_iter();
     let json = |record: topics::Record| {
@@ -162,7 +162,7 @@ pub async fn dump(broker: &Broker) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
     records.map(json).collect()
 }
 
-/// Checks what was said against what is in the topic, and returns the flights that are there.
+/// Checks the fate of each flight against the topic, and returns the flights that are in the topic.
 pub fn check_told<'a>(
     flights: &'a [Flight],
     told: &[Told],

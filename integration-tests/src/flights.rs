@@ -1,5 +1,5 @@
-//! The departures of `examples/flights`, and what the views over them must say: computed from the
-//! file by plain loops, without a line of Headwater.
+//! The departures of `examples/flights`, and the rows that views of them must have: computed from
+//! the file by plain loops, without a line of Headwater.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ const HOUR: i64 = 3_600_000_000;
 /// One departure.
 #[derive(Clone, Debug)]
 pub struct Flight {
-    /// As it stands in the file.
+    /// The line of the file.
     pub json: Vec<u8>,
     pub origin: String,
     /// Microseconds since 1970.
@@ -67,7 +67,7 @@ fn timestamp(text: &str) -> Option<i64> {
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000)
 }
 
-/// Where a flight's record goes: Kafka's default partitioner over its origin.
+/// The partition of a flight's record, by Kafka's default partitioner over its origin.
 pub fn partition(flight: &Flight) -> u32 {
     (murmur2(flight.origin.as_bytes()) & 0x7fff_ffff) % PARTITIONS
 }
@@ -124,7 +124,7 @@ pub struct Punctuality {
 
 pub type View = BTreeMap<Hour, Punctuality>;
 
-/// What `punctuality_v1.sql` must say of these flights, or `punctuality_v2.sql`.
+/// The rows that `punctuality_v1.sql` must have for these flights, or `punctuality_v2.sql`.
 pub fn punctuality<'a>(flights: impl IntoIterator<Item = &'a Flight>, version: u32) -> View {
     let mut hours: BTreeMap<Hour, Vec<&Flight>> = BTreeMap::new();
     for flight in flights {

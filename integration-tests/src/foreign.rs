@@ -1,5 +1,5 @@
-//! Topics that other people's clients write: payments by user, as JSON, and what a view of them
-//! must say.
+//! Topics that other people's clients write: payments by user, as JSON, and the counts that a view
+//! of them must have.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     topics, views,
 };
 
-/// Everything that is settled before the first event of the tests comes at this time.
+/// The time of the first event.
 const T0: i64 = 1_700_000_000_000;
 
 /// A stream of payments over a topic.
@@ -40,7 +40,7 @@ pub fn view(name: &str, stream: &str, amount: &str) -> String {
     )
 }
 
-/// Key and value of a payment. Their times rise with the number, so that nothing is late.
+/// Key and value of a payment. The time rises with the number, so that no event is late.
 pub fn event(user: u64, number: u64) -> (String, String) {
     let user = format!("u{user}");
     let value = format!(
@@ -88,9 +88,8 @@ pub type Counted = BTreeMap<String, (i64, i64)>;
 /// The lines that Kafka's own consumer prints for the committed records of a topic, one for each.
 /// `options` are further ones of its command line.
 ///
-/// The tool ends after some time without a record. A machine may be so slow that this is before its
-/// first record, so it is asked again, with more time, until it has printed as many lines as
-/// librdkafka reads records.
+/// The tool ends after some time without a record, on a slow machine before its first record. So it
+/// runs again, with more time, until it has printed as many lines as librdkafka reads records.
 pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<String>> {
     let there = topics::read(broker, topic).await?.len();
     let deadline = Instant::now() + PATIENCE;

@@ -1,5 +1,5 @@
-//! The log library on this machine as somebody who logs in: what the services do with it, and what
-//! it says.
+//! The log library on this machine, with a login: everything that the services do with a log, and
+//! the messages about brokers that refuse it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -49,7 +49,7 @@ pub fn token(address: &str, endpoint: &str, client: &str, secret: &str) -> Kafka
     )
 }
 
-/// On a thread that may wait.
+/// Runs work on a thread that may block.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -74,7 +74,7 @@ impl Assignee for Assigned {
     fn lost(&self, _: &[PartitionId]) {}
 }
 
-/// Everything that the services do with a log: every kind of client that there is has to log in.
+/// Does everything that the services do with a log: each kind of client has to log in.
 pub fn everything(log: &KafkaLog, name: &str) -> Result<()> {
     let topic = Name::new(format!("ways.{name}"))?;
     headwater_log::block_on(log.create_topic(&topic, TopicSpec::keep(2)))?;
@@ -109,10 +109,10 @@ pub fn everything(log: &KafkaLog, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// All that is said of the brokers.
+/// The messages about the brokers, in order.
 pub type Told = Arc<Mutex<Vec<Result<(), String>>>>;
 
-/// A log, and what it says.
+/// Connects a log, and collects its messages about the brokers.
 pub fn connect(config: &KafkaConfig) -> Result<(Arc<KafkaLog>, Told)> {
     let log = KafkaLog::connect(config, "refused")?;
     let told = Told::default();
@@ -121,7 +121,7 @@ pub fn connect(config: &KafkaConfig) -> Result<(Arc<KafkaLog>, Told)> {
     Ok((log, told))
 }
 
-/// Waits until the last that was said is so.
+/// Waits until the last message is as wanted.
 pub async fn wait_told(told: &Told, is: impl Fn(&Result<(), String>) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !told.lock().unwrap_or_else(PoisonError::into_inner).last().is_some_and(&is) {

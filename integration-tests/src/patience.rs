@@ -1,5 +1,4 @@
-//! How tests wait: for something that must come in the end, never for a time after which it must
-//! have come.
+//! Waiting for something that must come in the end.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +7,13 @@ use anyhow::{Result, bail};
 /// Long enough for any machine: only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Between two questions.
+/// The time between two questions.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What one question brought: the answer that is waited for, or what is there instead.
+/// The result of one question.
 pub enum Found<T> {
     Yes(T),
-    /// For the message of a test that fails.
+    /// Not yet, with the present state for the message of a test that fails.
     NotYet(String),
 }
 
@@ -22,7 +21,7 @@ pub enum Found<T> {
 ///
 /// # Errors
 ///
-/// An error of a question at once; [`PATIENCE`] later, what was there last.
+/// A question fails, or [`PATIENCE`] is over; then the error says what the last answer was.
 pub async fn eventually<T>(
     what: &str,
     mut ask: impl AsyncFnMut() -> Result<Found<T>>,
@@ -39,7 +38,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// [`Found`] by a condition on what is there.
+/// Says whether an answer is the one that is waited for.
 pub fn found<T: std::fmt::Debug>(there: T, wanted: impl FnOnce(&T) -> bool) -> Found<T> {
     match wanted(&there) {
         true => Found::Yes(there),

@@ -1,4 +1,4 @@
-//! An endpoint that issues tokens to whoever knows a client's secret (OAuth's client credentials),
+//! An endpoint that issues tokens to clients that know their secret (OAuth's client credentials),
 //! as an identity provider does. Its tokens are not signed.
 
 use std::{
@@ -51,7 +51,7 @@ impl TokenEndpoint {
                 if served.stop.load(Ordering::Relaxed) {
                     break;
                 }
-                // One that goes away in the middle is its own affair.
+                // A client may go away in the middle.
                 let _ = stream.map_err(anyhow::Error::from).and_then(|it| served.answer(&it));
             }
         });
@@ -62,12 +62,12 @@ impl TokenEndpoint {
         &self.url
     }
 
-    /// How many tokens it has issued.
+    /// The number of tokens that it has issued.
     pub fn issued(&self) -> usize {
         self.shared.issued.load(Ordering::Relaxed)
     }
 
-    /// From now on it issues this.
+    /// Changes the tokens that it issues from now on.
     pub fn change(&self, change: impl FnOnce(&mut Grant)) {
         change(&mut self.shared.grant.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -76,7 +76,7 @@ impl TokenEndpoint {
 impl Drop for TokenEndpoint {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // So that it sees that.
+        // A connection wakes the endpoint, so that it sees that.
         let address = self.url.trim_start_matches("http://").trim_end_matches("/token");
         let _ = TcpStream::connect(address);
     }

@@ -1,4 +1,4 @@
-//! What lies in topics, read past every service: from the first record to the last, with librdkafka
+//! The records of topics, read past every service: from the first to the last, with librdkafka
 //! alone.
 
 use std::{
@@ -59,8 +59,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
     let partitions = metadata.topics().first().context("no topic")?.partitions().len();
     ensure!(partitions > 0, "there is no topic {topic}");
     let mut all = TopicPartitionList::new();
-    // To be read yet: the present ends. Somebody may go on writing, so that nothing is the last
-    // record for long.
+    // The ends as they are now. A writer may go on, so that no record stays the last one.
     let mut left = BTreeMap::new();
     for partition in 0..i32::try_from(partitions)? {
         all.add_partition_offset(topic, partition, rdkafka::Offset::Beginning)?;
@@ -88,7 +87,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
                 });
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(left.remove(&partition)),
-            // It reconnects by itself.
+            // The client reconnects by itself.
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
             )))

@@ -14,7 +14,7 @@ use crate::{
     platform::Platform,
 };
 
-/// A view as one answer had it.
+/// The rows of one answer, and where they come from.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub rows: View,
@@ -37,7 +37,7 @@ impl Answer {
     }
 }
 
-/// How fresh an answer must be.
+/// Asks for an answer that has all events of these tokens.
 pub fn after(tokens: &[String]) -> Freshness {
     Freshness { after: tokens.to_vec(), timeout_ms: 120_000, ..Freshness::default() }
 }

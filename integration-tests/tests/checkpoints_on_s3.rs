@@ -1,6 +1,6 @@
-//! The store of checkpoints on a server that speaks S3: shards move by it, replays are compared by
-//! it, and when it is away, hangs, refuses or was never made, that is said once and in clear words,
-//! and no shard that can go on stops.
+//! The store of checkpoints on an S3-compatible server. Shards move by it and replays are compared
+//! by it. When it is away, hangs, refuses or has no bucket, the processor says so once, with the
+//! remedy, and no shard stops that can go on.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -62,7 +62,7 @@ async fn append(platform: &impl Platform, flights: &[Flight], token: &mut Token)
     Ok(())
 }
 
-/// Waits until the view says what the file says.
+/// Waits until the view has the rows that the file makes.
 async fn expect_rows(
     platform: &impl Platform,
     flights: &[Flight],
@@ -108,7 +108,7 @@ async fn stored(store: &ObjectStore) -> Result<BTreeMap<(String, u32), Vec<u64>>
     Ok(found)
 }
 
-/// Waits until the store has one checkpoint of every shard that has state: the one of where it is.
+/// Waits until the store has exactly one checkpoint of every shard with state, at its position.
 async fn wait_stored(cluster: &Cluster, store: &ObjectStore) -> Result<Vec<ShardStatus>> {
     eventually("the store has a checkpoint of where every shard is, and no other", async || {
         let shards = cluster.shards().await?;
@@ -148,7 +148,7 @@ fn lines<'a>(log: &'a str, text: &str) -> Vec<&'a str> {
     log.lines().filter(|line| line.contains(text)).collect()
 }
 
-/// Neither what a service says nor its settings show what opens the store.
+/// Neither the log of a service nor its printed settings show the credentials of the store.
 async fn expect_discretion(service: &Service, binary: &str) -> Result<()> {
     let settings = service.exec(&[binary, "--print-config"]).await?;
     ensure!(settings.contains(URL), "{settings}");
@@ -195,7 +195,7 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         cluster.replays().promote(promote).await?;
         replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
 
-        // Nobody can compute them again: the log has only what comes after the checkpoints.
+        // The shards cannot be computed again: the log has only the records behind the checkpoints.
         let shards = wait_stored(&cluster, &store).await?;
         assert_eq!(shards.len(), 2 * flights::PARTITIONS as usize, "both generations");
         let trimmed: BTreeMap<_, _> =
@@ -203,8 +203,8 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         assert_eq!(trimmed.values().sum::<u64>(), first.len() as u64);
         trim(&broker, &trimmed).await?;
 
-        // In the middle of the rest, one that has shards with state dies; the other has never had
-        // them.
+        // While the rest comes, a processor that has shards with state dies. The other processor
+        // has never had these shards.
         let (third, last) = second.split_at(second.len() / 2);
         append(&cluster, third, &mut token).await?;
         let owned = |name: &str| {
@@ -230,8 +230,8 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
             );
         }
 
-        // It comes back, and shards are handed over to it; of each one checkpoint stays, of where
-        // it is.
+        // The processor comes back and gets shards. One checkpoint of each shard stays, at its
+        // position.
         cluster.pairs[victim].processor.start_again().await?;
         let back = ["processor-1", "processor-2"][victim];
         cluster
@@ -282,14 +282,14 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         let log = processor.log().await?;
         let stopped = lines(&log, "shard stopped");
         assert_eq!(stopped.len(), flights::PARTITIONS as usize, "{stopped:#?}");
-        // And once each why the process was not ready.
+        // The process says once for each shard why it is not ready.
         let said = lines(&log, forgotten);
         ensure!(said.len() <= 2 * flights::PARTITIONS as usize, "{said:#?}");
         append(&cluster, quarters[0], &mut token).await?;
         expect_rows(&cluster, upto(1), 1, &token).await?;
         wait_stored(&cluster, &store).await?;
 
-        // Away: shards go on, and one that is opened meanwhile goes on with what its disk has.
+        // The store is away: shards go on, and a shard that is opened goes on from the local disk.
         store.kill().await?;
         append(&cluster, quarters[1], &mut token).await?;
         expect_rows(&cluster, upto(2), 1, &token).await?;
@@ -313,7 +313,7 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         let log = processor.log().await?;
         ensure!(!lines(&log, "using the copy on this disk").is_empty(), "{log}");
 
-        // Back: checkpoints are stored again.
+        // The store is back: checkpoints are stored again.
         store.start_again().await?;
         wait_stored(&cluster, &store).await?;
         let back = async || {
@@ -324,7 +324,7 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         };
         eventually("the processor says that the store is back", back).await?;
 
-        // Hung: a processor still ends in time, and its disk has everything.
+        // The store hangs: a processor still ends by itself, and its disk has everything.
         store.freeze().await?;
         append(&cluster, quarters[3], &mut token).await?;
         expect_rows(&cluster, upto(4), 1, &token).await?;
@@ -335,8 +335,8 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         expect_rows(&cluster, &flights, 1, &token).await?;
         wait_stored(&cluster, &store).await?;
 
-        // Closed to one of two: that one says what is wrong, and the other goes on with all shards
-        // when it is gone.
+        // The store refuses one of two processors. That one says what is wrong; when it is gone,
+        // the other goes on with all shards.
         let wrong = "not-the-secret-and-not-shown-either";
         let with = |secret: &str| {
             let quick = [
@@ -368,7 +368,7 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         .await?;
         expect_rows(&cluster, &flights, 1, &token).await?;
 
-        // Half of the credentials: it does not even start.
+        // A process that has only half of the credentials does not start.
         for (kind, name) in [(Kind::Processor, "processor-3"), (Kind::Coordinator, "coordinator-2")]
         {
             let half = Service::launch(kind, name, &broker, with("")).await?;

@@ -1,5 +1,5 @@
-//! The containers that the other tests stand on: a broker answers inside and outside, keeps its
-//! data through whatever happens to it, and is gone afterwards.
+//! The containers of all tests: a broker answers inside and outside its network, keeps its data
+//! through every stop, kill and freeze, and is gone afterwards.
 
 use std::{
     process::Command,
@@ -18,7 +18,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext},
 };
 
-/// Where the outcome of a write arrives.
+/// Receives the outcome of a write.
 struct Outcome(Sender<Result<i64, KafkaError>>);
 
 impl ClientContext for Outcome {}
@@ -142,8 +142,7 @@ async fn a_service_that_refuses_its_settings_is_seen_to_end_with_its_code_and_it
     docker::test(async {
         let broker = shared_broker().await?;
         let data = Volume::create("data").await?;
-        // A name that does not exist; and two settings of different sections that do not go
-        // together.
+        // One setting does not exist; another contradicts a setting of another section.
         for (name, value, named) in [
             ("HEADWATER_SERVER__LISTNE", "1", "HEADWATER_SERVER__LISTNE"),
             ("HEADWATER_PROCESSOR__SESSION_GUARD", "5s", "processor.session-guard is 5s"),
@@ -161,7 +160,7 @@ async fn a_service_that_refuses_its_settings_is_seen_to_end_with_its_code_and_it
 
 #[test]
 fn nothing_is_left_when_the_values_are_dropped_also_of_a_frozen_broker() -> Result<()> {
-    // A process of its own, so that the other tests' containers are not in the way.
+    // The test runs in a process of its own, which has no containers of other tests.
     if std::env::var_os("CONTAINERS_ALONE").is_none() {
         let status = Command::new(std::env::current_exe()?)
             .args([

@@ -1,6 +1,5 @@
-//! `kill -9` of `headwater dev`, twenty times, at random moments of ingest, replay and swap. What
-//! was acknowledged is in the view exactly once, and the view ends as in a run that nobody
-//! disturbed.
+//! `kill -9` of `headwater dev`, twenty times, at random moments of ingest, replay and swap. Each
+//! acknowledged event is in the view exactly once, and the view ends as in a run without kills.
 //!
 //! A kill comes while a request, a replay or a swap stands still at a failpoint, so that it
 //! interrupts that on any machine; or some milliseconds after a batch was sent. Which point, which
@@ -59,7 +58,7 @@ enum Beside {
 const ROUND: [(Beside, usize); 3] = [(Beside::Nothing, 6), (Beside::Replay, 6), (Beside::Swap, 8)];
 
 impl Beside {
-    /// Where it can stand still.
+    /// The points at which it can stand still.
     fn points(self) -> &'static [&'static str] {
         match self {
             Self::Nothing => &[point::APPEND],
@@ -69,7 +68,7 @@ impl Beside {
     }
 }
 
-/// When the kill comes, and how long after that moment.
+/// The moment of a kill.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     at: At,
@@ -180,7 +179,8 @@ impl Client {
         Ok(())
     }
 
-    /// After a crash: finds what of the batch on the way is in the log, and sends the rest.
+    /// Finds, after a crash, which events of the batch on the way are in the log, and sends the
+    /// rest.
     async fn recover(&mut self, dev: &Dev) -> Result<()> {
         let positions = settled(dev).await?;
         let mut found: Vec<u64> = Vec::new();
@@ -400,7 +400,7 @@ async fn twenty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() -
         }
     }
 
-    // The last swap undid; end with the second version.
+    // The last swap was an undo: promote once more, to end with the second version.
     swap(&dev, client.swaps).await?;
     let positions = settled(&dev).await?;
     assert_eq!(positions.iter().sum::<u64>(), all as u64, "seed {seed}");

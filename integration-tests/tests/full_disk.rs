@@ -1,5 +1,5 @@
-//! A full disk: what was acknowledged stays, what is refused says so, and when there is room again
-//! the same process goes on.
+//! A full disk: acknowledged events stay, ingest refuses with the reason, and when there is room
+//! again the same process goes on.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ const VIEW: &str = "CREATE MATERIALIZED VIEW totals WITH (retention = 'forever')
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    /// `None` where this user may not mount.
+    /// Returns `None` where this user may not mount.
     fn mount(path: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(path).ok()?;
         let options = format!("size={size}");
@@ -44,7 +44,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Lazily: a child that is being killed may still hold files.
+        // A lazy umount: a child that is being killed may still hold files.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -63,7 +63,7 @@ fn batch(first: u64) -> AppendRequest {
     }
 }
 
-/// Appends a batch: stored as a whole, or the reason why not.
+/// Appends a batch, which is stored as a whole, or returns the reason why not.
 async fn append(dev: &Dev, number: u64) -> Result<Result<AppendResponse, String>> {
     let mut client = dev.ingest();
     let append = tokio::time::timeout(PATIENCE, client.append(batch(number * 1_000)));
@@ -140,7 +140,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged_and_is_survived() -> Re
     assert!(stored <= attempts * 1_000, "{stored}");
     assert_eq!(stored % 1_000, 0, "a batch is there as a whole or not at all");
 
-    // And the next process finds the same.
+    // The next process finds the same.
     dev.kill();
     let data = dev.data().to_owned();
     drop(dev);

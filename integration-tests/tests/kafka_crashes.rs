@@ -111,7 +111,7 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         let share = |percent: usize| flights.len() * percent / 100;
         let mut feeder = Feeder::start(cluster.ingest_channel(), flights.clone());
 
-        // In the middle of ingest: it has processed something, and more comes before it is back.
+        // A processor is killed in the middle of ingest: more events come before it is back.
         feeder.send(share(15)).await?;
         cluster
             .wait_shards("both processors have shards with flights", |shards| {
@@ -127,7 +127,7 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         feeder.send(share(25)).await?;
         cluster.pairs[0].processor.start_again().await?;
 
-        // In the middle of a replay; this one stays away, and a third comes.
+        // The other one is killed in the middle of a replay. It stays away, and a third one comes.
         feeder.send(share(45)).await?;
         cluster.wait_processed(&feeder.token()?).await?;
         let second = &cluster.pairs[1].processor;
@@ -168,8 +168,8 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         let all: Vec<&Flight> = flights.iter().collect();
         expect_rows(&cluster, &all, 2, &token).await?;
 
-        // Every processor ends in good order, and what they hold is compared with what one process
-        // makes of the log that nobody disturbs.
+        // Every processor ends in good order. Their shards are compared with those of one processor
+        // that reads the same log undisturbed.
         for pair in &cluster.pairs {
             if pair.processor.exit_code().await?.is_none() {
                 ensure!(
@@ -211,8 +211,8 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
     .await
 }
 
-/// A broker beneath a replay that stands still. What it lets go on, and what a client sends
-/// meanwhile, meets a broker that is dead.
+/// Kills the broker while a replay stands still. The replay goes on, and a client sends, while the
+/// broker is dead.
 struct Outages<'a> {
     broker: &'a Broker,
     cluster: &'a Cluster,
@@ -261,13 +261,14 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
         let mut outages =
             Outages { broker: &broker, cluster: &cluster, feeder: &feeder, number: 0 };
 
-        // During a replay.
+        // The broker is killed during a replay.
         processor.failpoints().set(point::REPLAY)?;
         let replay = replays::start(&cluster, "correct", &[&stream, &v2]).await?;
         outages.strike(processor, point::REPLAY, &replay, replays::in_the_middle).await?;
         replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
 
-        // During the swap: while it waits for the processor, and before it is written.
+        // It is killed during the swap: while that waits for the processor, and before it is
+        // written.
         let commits = |state: &Replay| state.phase() == Phase::Commit;
         processor.failpoints().set(point::MUTE)?;
         coordinator.failpoints().set(point::SWAP)?;
@@ -276,7 +277,7 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
         outages.strike(coordinator, point::SWAP, &replay, commits).await?;
         replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
 
-        // While two generations are aligned, and while they are compared.
+        // It is killed while two generations are aligned, and while they are compared.
         processor.failpoints().set(point::ALIGN)?;
         coordinator.failpoints().set(point::DIFF)?;
         let replay = replays::start(&cluster, "back", &[&stream, &v1]).await?;
@@ -288,7 +289,8 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
         promote(&cluster, &replay, "promote back").await?;
         let number = outages.number;
 
-        // During ingest: events that were accepted go to a broker that is dead, and are given up.
+        // It is killed during ingest: events that were checked go to a dead broker, and are given
+        // up.
         let sent = feeder.sent();
         cluster.ingest.failpoints().set(point::APPEND)?;
         feeder.allow(sent + 1_000);
@@ -319,8 +321,8 @@ async fn the_broker_is_killed_during_ingest_replay_and_swap_and_nothing_is_lost_
     .await
 }
 
-/// A coordinator that is killed while a replay stands still, and the next one, which finds it in
-/// the topics.
+/// Replaces the coordinator while a replay stands still. The next one finds the replay in the
+/// topics.
 struct Coordinators<'a> {
     broker: &'a Broker,
     cluster: &'a Cluster,
@@ -372,7 +374,7 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         cluster.wait_processed(&feeder.token()?).await?;
         let is = |phase: Phase| move |state: &Replay| state.phase() == phase;
 
-        // REPLAY, then HOLD: nothing is to be done before a person decides, who asks the next one.
+        // The coordinator is killed in REPLAY and in HOLD. A person asks the next one to promote.
         processor.failpoints().set(point::REPLAY)?;
         let replay = replays::start(&cluster, "first", &[&stream, &v2]).await?;
         let middle = replays::in_the_middle;
@@ -383,7 +385,7 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         let some: Vec<&Flight> = flights[..most].iter().collect();
         expect_rows(&cluster, &some, 2, &feeder.token()?).await?;
 
-        // ALIGN and DIFF. Events go on to come.
+        // It is killed in ALIGN and in DIFF, while events come.
         feeder.allow(flights.len());
         processor.failpoints().set(point::ALIGN)?;
         coordinator.failpoints().set(point::DIFF)?;
@@ -416,7 +418,7 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         let (all, token) = (flights.iter().collect::<Vec<_>>(), feeder.token()?);
         expect_rows(&cluster, &all, 2, &token).await?;
 
-        // COMMIT: the swap waits for the processor, and is not written yet.
+        // It is killed in COMMIT, while the swap waits for the processor.
         let replay = replays::start(&cluster, "third", &[&stream, &v1]).await?;
         replays::wait_for(&cluster, &replay, &[Phase::Hold]).await?;
         processor.failpoints().set(point::MUTE)?;
@@ -425,8 +427,8 @@ async fn the_coordinator_is_killed_at_each_phase_and_the_next_one_finishes() -> 
         replays::wait_for(&cluster, &replay, &[Phase::Retain]).await?;
         expect_rows(&cluster, &all, 1, &token).await?;
 
-        // RETAIN: the way back is still open. And COMMIT of that, when all has been said and
-        // nothing is written yet.
+        // It is killed in RETAIN: undo is still possible. It is killed before it writes the undo,
+        // when every shard has answered.
         coordinators.replace(&replay, is(Phase::Retain)).await?;
         coordinator.failpoints().set(point::SWAP)?;
         replays::undo(&cluster, "punctuality", "undo").await?;
@@ -465,7 +467,7 @@ async fn a_replay_that_an_operator_holds_stays_held_when_the_coordinator_is_kill
             let id = before.as_str_name();
             let replay = replays::start_held(&cluster, id, &[&stream, &v2], before).await?;
             coordinators.replace(&replay, is_held(before, phase)).await?;
-            // Once, however often it is asked.
+            // The same request again does nothing.
             let resumed = replays::resume(&cluster, &replay, &format!("resume {id}")).await?;
             let again = replays::resume(&cluster, &replay, &format!("resume {id}")).await?;
             assert_eq!(resumed.replay_id, again.replay_id);
@@ -528,7 +530,7 @@ async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_go
         cluster.pairs[0].processor.freeze().await?;
         feeder.send(2 * quarter).await?;
         bad(40).await?;
-        // The other one has everything now.
+        // The other processor takes over.
         let taken = cluster
             .wait_shards("processor-2 has every shard", |shards| {
                 of("processor-2", shards).count() == shards.len()
@@ -572,8 +574,8 @@ async fn a_processor_that_was_stopped_past_its_session_writes_nothing_when_it_go
         let answer = views::punctuality(&cluster, Freshness::default()).await?;
         assert_eq!(answer.version(), 1);
 
-        // Nobody hears of a former owner once the next one has said something: neither of where the
-        // shard is, nor of what could not be processed.
+        // Once the next owner of a shard has written, its former owner writes neither a status nor
+        // a dead letter.
         let mut epochs: BTreeMap<_, Vec<u64>> = BTreeMap::new();
         for status in topics::statuses(&broker).await? {
             let said = epochs.entry((status.generation.clone(), status.partition)).or_default();

@@ -78,7 +78,7 @@ async fn transactions_are_counted_as_kafkas_own_consumer_counts_them() -> Result
     .await
 }
 
-/// Under which a topic is compacted while a test waits.
+/// Settings with which a topic is compacted within seconds.
 const COMPACT: [(&str, &str); 4] = [
     ("cleanup.policy", "compact"),
     ("segment.ms", "200"),
@@ -179,7 +179,7 @@ async fn a_compacted_topic_of_transactions_is_counted_as_kafkas_own_consumer_cou
         };
         writer.init_transactions(wait)?;
         for number in 0..rounds {
-            // The last that is known of a key is aborted too.
+            // The newest record of a key may be an aborted one.
             round(number, users, number % 3 == 2)?;
             tokio::time::sleep(Duration::from_millis(60)).await;
         }

@@ -1,5 +1,4 @@
-//! What foreign clients put into their records: every codec, any headers, values that are empty or
-//! missing.
+//! Records of foreign clients: every codec, any headers, values that are empty or missing.
 
 use std::{collections::BTreeSet, ffi::CString, time::Duration};
 
@@ -55,7 +54,7 @@ async fn records_of_every_codec_are_counted_side_by_side() -> Result<()> {
             .apply("mixed", &[&stream("mixed", "mixed", 2), &view("blend", "mixed", "amount")])
             .await?;
         let mut foreign = Foreign { number: 0, expected: Counted::new() };
-        // By librdkafka, and by Kafka's own producer, which compresses with other libraries and
+        // librdkafka writes, and Kafka's own producer, which compresses with other libraries and
         // frames snappy in its own way.
         let producers = CODECS.map(|codec| {
             let mut config = ClientConfig::new();
@@ -89,7 +88,7 @@ async fn records_of_every_codec_are_counted_side_by_side() -> Result<()> {
         }
         broker.shell(&script).await?;
 
-        // The broker keeps what it was given.
+        // The broker stores the batches as they were sent.
         let stored = broker
             .shell("kafka-dump-log.sh --files /var/lib/kafka/data/mixed-0/00000000000000000000.log")
             .await?;
@@ -220,13 +219,13 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             let (key, value) = foreign.next();
             send_with_headers(&plain, "traced", &key, Some(value.as_bytes()), headers)?;
         }
-        // Not an event: an empty value, and none at all. Each has headers.
+        // A record with an empty value or none is no event. Some of them have headers.
         send_with_headers(&plain, "traced", "empty", Some(b""), &[trace])?;
         send_with_headers(&plain, "traced", "gone", None, &[trace])?;
         send_with_headers(&plain, "traced", "empty", Some(b""), &[])?;
         plain.flush(PATIENCE)?;
         let (key, value) = foreign.next();
-        // And by Kafka's own producer.
+        // Kafka's own producer writes one, too.
         let script = format!(
             "kafka-console-producer.sh --bootstrap-server $BOOTSTRAP --topic traced \
              --property parse.headers=true --property parse.key=true --property 'key.separator=|' \
@@ -255,8 +254,7 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             .collect();
         assert_eq!(shown, number(&written));
 
-        // A name that is no text, in a record of its own: it is an event all the same, and so is
-        // what follows.
+        // A record with a name that is no text is an event all the same, and so is the next record.
         for headers in [&[(&b"caf\xe9"[..], Some(&b"latin 1"[..])), trace][..], &[trace]] {
             let (key, value) = foreign.next();
             send_with_headers(&plain, "traced", &key, Some(value.as_bytes()), headers)?;
@@ -268,8 +266,7 @@ async fn a_foreign_client_may_put_any_headers_on_its_records_and_have_no_value_f
             ensure!(shard.error.is_empty(), "{shard:?}");
         }
 
-        // What is no event is a dead letter, and says where it was: those with an empty value too,
-        // whose own headers say that.
+        // Each record that is no event is a dead letter, and the letter says where the record was.
         let request = ListDeadLettersRequest { stream: "traced".into(), ..Default::default() };
         let letters = eventually("there are three dead letters", async || {
             let mut list = cluster.dead_letters().list(request.clone()).await?.into_inner();

@@ -1,5 +1,5 @@
-//! Wrong settings, brokers that are away, topics that would lose what they are for, a second
-//! coordinator: clear words, and nothing lost.
+//! Wrong settings, brokers that are away, topics of ours that would delete records, a second
+//! coordinator: each is refused in clear words, and nothing is lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -115,7 +115,7 @@ async fn a_second_coordinator_stands_by_and_takes_over() -> Result<()> {
         let v1 = flights::definition("punctuality_v1.sql")?;
         let applied = OnlyCoordinator(&second).apply("second", &[&stream, &v1]).await?;
         assert_eq!(applied.changes.len(), 2);
-        // The first comes back, and stands by now.
+        // The first coordinator comes back, and stands by now.
         cluster.coordinator.launch_again().await?;
         stands_by(&cluster.coordinator).await
     })
@@ -167,7 +167,7 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
     docker::test(async {
         let broker = Broker::start().await?;
         let cluster = Cluster::start(&broker, 0, 0).await?;
-        // Its owner lets it take less than brokers usually do.
+        // The owner of this topic allows shorter records than the broker does.
         broker.create_topic("narrow", 2, &[("max.message.bytes", "100000")]).await?;
         let narrow = NOTES.replace("notes", "narrow");
         cluster.apply("both", &[NOTES, &narrow]).await?;
@@ -176,7 +176,7 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
             ("narrow", [99_000, 101_000, 10], "limit of 100000"),
         ] {
             let mut events = vec![note("a", good), note("a", bad), note("a", small)];
-            // Together far more than one batch may have.
+            // All of them are far more than one batch may have.
             events.extend((0..2000).map(|n| note("a", 200 + n)));
             let request = AppendRequest {
                 stream: stream.into(),
@@ -216,8 +216,7 @@ async fn an_event_over_the_brokers_limit_is_refused_alone() -> Result<()> {
 async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_acknowledged()
 -> Result<()> {
     const CLIENTS: usize = 64;
-    /// Longer than appends are tried. Nothing but the end of the outage could make a longer one
-    /// shorter.
+    /// The outage is longer than an append is tried.
     const OUTAGE: Duration = Duration::from_secs(40);
     docker::test(async {
         let broker = Broker::start().await?;
@@ -257,7 +256,8 @@ async fn ingest_answers_while_its_broker_does_not_and_loses_nothing_that_it_ackn
         more_than(&accepted, 0, "events are accepted").await?;
         broker.freeze().await?;
         let (frozen, mut waits) = (Instant::now(), false);
-        // The broker goes on only after these answers: one that waits for the broker never comes.
+        // The broker goes on only after these answers: an answer that waited for it would never
+        // come.
         while frozen.elapsed() < OUTAGE || !waits || rejected.load(Ordering::Relaxed) == 0 {
             let at = frozen.elapsed();
             ensure!(at < PATIENCE, "ready {}, {rejected:?} rejected after {at:?}", !waits);

@@ -1,5 +1,4 @@
-//! Records that go while somebody still has to read them: a replay which they overtake stops and
-//! says why.
+//! Records that are deleted before a replay has read them: the replay stops and says why.
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
@@ -45,8 +44,8 @@ struct Overtaken {
     replay: String,
 }
 
-/// What a processor's consumer may have fetched before anybody reads it: 16 MiB, and as much again
-/// on its way.
+/// A processor's consumer fetches at most so many bytes ahead: 16 MiB, and as much again on the
+/// way.
 const HELD_AHEAD: u64 = 32 << 20;
 /// Length of a record.
 const LENGTH: u64 = 4 << 10;
@@ -105,7 +104,7 @@ impl Overtaken {
         Ok(())
     }
 
-    /// Where the replay stands.
+    /// The position of the replay.
     async fn position(&self) -> Result<u64> {
         let generation = replays::get(&self.cluster, &self.replay).await?.new_generation;
         let shards = self.cluster.shards().await?;
@@ -121,7 +120,7 @@ impl Overtaken {
         Ok(beyond)
     }
 
-    /// Where the topic begins and ends.
+    /// The beginning and the end of the topic.
     async fn ends(&self) -> Result<(u64, u64)> {
         let (bootstrap, topic) = (self.broker.bootstrap_host(), self.topic);
         let ask = move || -> Result<(u64, u64)> {
@@ -133,8 +132,8 @@ impl Overtaken {
         tokio::task::spawn_blocking(ask).await?
     }
 
-    /// The replay goes on to what is gone and says why it cannot go on; live goes on, and a new
-    /// plan says what is no longer there.
+    /// Releases the replay, which then finds its next records gone and says why it stops. Live goes
+    /// on, and a new plan warns of the records that are gone.
     async fn stops_and_live_goes_on(mut self) -> Result<()> {
         self.points().release(point::REPLAY)?;
         let wanted = |state: &Replay| state.phase() == Phase::Failed;
@@ -186,7 +185,7 @@ async fn a_running_replay_that_the_brokers_own_retention_overtakes_stops_and_liv
             "retention.bytes=20000",
         ];
         overtaken.broker.exec("kafka-configs", &alter).await?;
-        // The broker removes whole segments when it comes to it.
+        // The broker removes whole segments, at a time of its own.
         let beyond = overtaken.beyond().await?;
         eventually(&format!("the topic begins behind {beyond}"), async || {
             Ok(found(overtaken.ends().await?, |(start, _)| *start >= beyond))

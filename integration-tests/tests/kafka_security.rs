@@ -1,5 +1,5 @@
-//! TLS and logins against a broker that wants them: every way that works, what is said of those
-//! that do not, and that nobody ever sees a secret.
+//! TLS and logins against a broker that wants them: every way that works, the message of each that
+//! does not, and no secret in any message.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use headwater_log_kafka::KafkaLog;
 use headwater_proto::ingest::v1::AppendRequest;
 use headwater_types::{Name, Offset, PartitionId};
 
-/// In every secret here, so that none of them can hide.
+/// A part of every secret here, by which a secret in a message is found.
 const MARK: &str = "open-sesame";
 const SECRET: &str = "open-sesame-1";
 const WRONG: &str = "open-sesame-2";
@@ -34,7 +34,7 @@ const WRONG: &str = "open-sesame-2";
 const TLS: &str = "/etc/headwater/tls";
 
 async fn broker() -> Result<SharedSecured> {
-    // `guest` may come in, and has no rights.
+    // `guest` may log in, and has no rights.
     let plain = [("alice", SECRET), ("guest", SECRET)];
     shared_secured(&plain, &["alice", "former", "future", "late", "scram", "issued"]).await
 }
@@ -65,7 +65,7 @@ async fn a_view_is_right_on_a_broker_that_wants_scram_and_tls() -> Result<()> {
     docker::test(async {
         let broker = broker().await?;
         broker.user("headwater", SECRET).await?;
-        // As docs/kafka-security.md says, and no more.
+        // Exactly the rights that docs/kafka-security.md names.
         let topics = ["Read", "Write", "Describe", "DescribeConfigs", "Create"];
         for (what, pattern, operations) in [
             (["--topic", "headwater."], "prefixed", &topics[..]),
@@ -238,14 +238,15 @@ async fn reading_writing_and_membership_log_in_by_plain_scram_and_tokens() -> Re
             .await?;
         }
 
-        // A token does not last, and the broker ends what came with it: it is fetched anew in time.
+        // A token expires, and the broker then closes the connection: the log must fetch one in
+        // time.
         let config = token(&broker.tokens(), endpoint.url(), "issued", SECRET);
         let before = endpoint.issued();
         ensure!(before > 0, "the tokens came from nowhere");
         blocking(move || {
             let log = KafkaLog::connect(&config, "token")?;
             let topic = Name::new("ways.token")?;
-            // Three clients, each of which fetches a second one.
+            // Each of three clients fetches a second token.
             let deadline = Instant::now() + PATIENCE;
             while endpoint.issued() < before + 6 {
                 ensure!(Instant::now() < deadline, "tokens are not fetched anew");
@@ -320,7 +321,7 @@ async fn each_refusal_names_address_user_and_remedy() -> Result<()> {
                 .await
                 .with_context(|| format!("{address} {parts:?}"))?;
         }
-        // A flood would come now, or what would hide what was said.
+        // A flood would come now, or a message that hides the earlier one.
         tokio::time::sleep(Duration::from_secs(12)).await;
         for (_, told, _, parts) in &waiting {
             let told = told.lock().unwrap().clone();
@@ -341,7 +342,7 @@ async fn each_refusal_names_address_user_and_remedy() -> Result<()> {
     .await
 }
 
-/// Something that takes a right.
+/// An operation that takes a right.
 type Step = fn(&KafkaLog, &Name) -> Result<(), Error>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -380,7 +381,7 @@ async fn each_right_that_is_missing_is_named() -> Result<()> {
                 blocking(move || {
                     let deadline = Instant::now() + PATIENCE;
                     loop {
-                        // Rights take a moment to be known; so does that we have none at all.
+                        // A change of rights takes a moment until the broker applies it.
                         let outcome = attempt(&log, &topic);
                         if expected(&outcome) {
                             return Ok(outcome);
@@ -411,7 +412,7 @@ async fn each_right_that_is_missing_is_named() -> Result<()> {
     .await
 }
 
-/// The blocks of the page about security, in the form of a file.
+/// The examples of the page about security, by mechanism.
 fn examples() -> Result<BTreeMap<String, String>> {
     let page = std::fs::read_to_string(dev::repository("docs/kafka-security.md"))?;
     let mut examples = BTreeMap::new();

@@ -58,13 +58,13 @@ async fn the_story_is_told_by_containers_on_a_real_broker() -> Result<()> {
             answer.provenance
         );
         assert_eq!(answer.provenance.served_by, "query-1");
-        // The other one gives the same answer.
+        // The other query service gives the same answer.
         let other = Other(&cluster);
         let same = views::punctuality(&other, after(std::slice::from_ref(&token))).await?;
         assert_eq!(same.rows, answer.rows);
         assert_eq!(same.provenance.served_by, "query-2");
 
-        // A foreign client, while everything runs.
+        // A foreign client writes while everything runs.
         let flights = flights::read()?;
         let foreign = a_month_later(&flights[..600])?;
         produce_with_a_foreign_client(&broker, &foreign).await?;

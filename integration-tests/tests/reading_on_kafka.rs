@@ -68,7 +68,7 @@ async fn a_reader_at_its_end_hears_of_news_while_another_leaves_lying_what_it_ha
             );
             let mut idle = headwater_log::block_on(log.reader(&left_lying, PART, Offset::ZERO))?;
             assert_eq!(first(&mut *idle)?, Offset(0));
-            // As much as may be held is held by now, and nobody asks for it.
+            // The log holds as much as it may for a reader that does not ask for it.
             assert!(reader.read(1 << 20, Duration::from_secs(2))?.is_none(), "it is at its end");
             Ok((log, reader, idle))
         })
@@ -91,7 +91,7 @@ async fn a_reader_gets_nothing_that_was_fetched_for_the_one_before_it() -> Resul
         append(&log, &topic, 60_000, b"a record").await?;
         tokio::task::spawn_blocking(move || -> Result<()> {
             for round in 0..60 {
-                // The first goes while the consumer has its hands full.
+                // The first reader goes while the consumer still delivers to it.
                 let mut ahead = headwater_log::block_on(log.reader(
                     &topic,
                     PART,

@@ -73,7 +73,7 @@ async fn a_bad_event_is_rejected_with_its_field_and_the_rest_of_its_batch_is_acc
         let Some(Outcome::Rejected(rejected)) = &answer.results[250].outcome else {
             panic!("{shown}: accepted")
         };
-        // Bytes that are no UTF-8 may be laid at the door of the column or of the whole event.
+        // Bytes that are no UTF-8 may be a fault of the column or of the whole event.
         if event.is_ascii() {
             assert_eq!(rejected.field, field, "{shown}: {}", rejected.reason);
         }
@@ -155,7 +155,7 @@ async fn requests_that_cannot_be_taken_say_why() -> Result<()> {
     assert_eq!(status, 413, "{body}");
     assert!(body.contains("ingest.max-request"), "{body}");
 
-    // And over gRPC, where the library refuses it.
+    // gRPC's library refuses it, too.
     let huge =
         AppendRequest { stream: "orders".into(), events: vec![vec![b' '; 100 << 20].into()] };
     let error = dev.ingest().append(huge).await.unwrap_err();

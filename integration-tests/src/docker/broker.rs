@@ -35,8 +35,8 @@ const HOST: u16 = 9_092;
 const RUN: &str = "/etc/kafka/docker/run";
 pub(super) const SECRETS: &str = "/etc/kafka/secrets";
 
-/// What tests want that nobody else does: one broker is enough for everything, groups form at once,
-/// sessions end soon, and the end of a segment and its removal can be waited for.
+/// Settings for tests: one broker is enough for everything, groups form at once, sessions end soon,
+/// and segments end and are removed soon.
 const SETTINGS: &[(&str, &str)] = &[
     ("KAFKA_PROCESS_ROLES", "broker,controller"),
     ("KAFKA_NODE_ID", "1"),
@@ -64,9 +64,9 @@ const SETTINGS: &[(&str, &str)] = &[
 /// A listener beside those that every broker here has.
 pub(super) struct Listener {
     pub(super) name: &'static str,
-    /// Such as `SASL_SSL`.
+    /// `SASL_SSL` for example.
     pub(super) protocol: &'static str,
-    /// Inside the container.
+    /// The port inside the container.
     pub(super) port: u16,
     /// Whether its clients are on this machine; else they are on the broker's network.
     pub(super) on_host: bool,
@@ -76,7 +76,7 @@ pub(super) struct Listener {
 #[derive(Default)]
 pub(super) struct Extras {
     pub(super) listeners: Vec<Listener>,
-    /// In the image's form.
+    /// Variables in the image's form.
     pub(super) settings: Vec<(String, String)>,
     /// A shell runs this before it starts the broker; `$NAME` is the broker's name on its network.
     pub(super) before: Option<String>,
@@ -200,7 +200,7 @@ impl Broker {
         self.container.stop(Duration::from_secs(30)).await.map(drop)
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub async fn kill(&self) -> Result<()> {
         self.container.kill().await
     }
@@ -223,7 +223,7 @@ impl Broker {
     }
 
     /// Runs one of Kafka's own tools in the container, `kafka-topics` for example, against this
-    /// broker; its stdout.
+    /// broker, and returns its stdout.
     pub async fn exec(&self, tool: &str, arguments: &[&str]) -> Result<String> {
         let mut command = vec![
             format!("/opt/kafka/bin/{tool}.sh"),
@@ -234,8 +234,8 @@ impl Broker {
         self.container.exec(command, TOOL).await
     }
 
-    /// Runs a shell in the container; its stdout. `$BOOTSTRAP` is the broker's address, and Kafka's
-    /// tools are found.
+    /// Runs a shell in the container and returns its stdout. `$BOOTSTRAP` is the broker's address,
+    /// and Kafka's tools are in the path.
     pub async fn shell(&self, script: &str) -> Result<String> {
         let script = format!(
             "set -euo pipefail; export PATH=\"$PATH:/opt/kafka/bin\" BOOTSTRAP={}; {script}",
@@ -261,13 +261,13 @@ impl Broker {
         self.exec("kafka-topics", &arguments).await.map(drop)
     }
 
-    /// All that it said, over all its runs.
+    /// Its log, over all its runs.
     pub async fn log(&self) -> Result<String> {
         self.container.log().await
     }
 
-    /// Waits until a client is told of a broker: the port alone answers for a container that is
-    /// still starting, and a broker is not named before it may serve.
+    /// Waits until the metadata name a broker. The port alone answers while the container still
+    /// starts; a broker is named once it may serve.
     async fn wait_answering(&self) -> Result<()> {
         let client: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", self.bootstrap_host())
@@ -285,7 +285,7 @@ impl Broker {
                 }
             }
         });
-        // A broker that has ended is not waited for.
+        // Waiting for a broker that has ended would be in vain.
         let ended = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -311,7 +311,7 @@ impl Broker {
     }
 }
 
-/// Kafka's tools live for a second: they need neither the broker's memory nor the better compiler.
+/// Kafka's tools run for a second: they need little memory and only the fast compiler.
 const TOOL: &[(&str, &str)] = &[("KAFKA_HEAP_OPTS", "-Xmx256m -XX:TieredStopAtLevel=1")];
 
 fn is_port_taken(error: &anyhow::Error) -> bool {
@@ -327,8 +327,8 @@ pub struct SharedBroker {
     since: String,
 }
 
-/// Starts it for the first that asks. Topics and groups of one test must have names that no other
-/// test uses.
+/// Starts it for the first test that asks. Topics and groups of a test must have names that no
+/// other test uses.
 pub async fn shared_broker() -> Result<SharedBroker> {
     static SHARED: tokio::sync::OnceCell<Broker> = tokio::sync::OnceCell::const_new();
     shared(SHARED.get_or_try_init(Broker::start).await?).await

@@ -62,11 +62,10 @@ impl Volume {
     }
 }
 
-/// A container, also when it does not run. Dropping it removes it, and what it said is kept for the
-/// failure of its test.
+/// A container, running or not. Dropping it removes it; its log is kept in case the test fails.
 pub(super) struct Container {
     name: String,
-    // An option for `drop` only.
+    // It is `None` only while it is dropped.
     inner: Option<ContainerAsync<GenericImage>>,
 }
 
@@ -97,7 +96,7 @@ impl Container {
         &self.name
     }
 
-    /// SIGKILL: nothing is flushed, nobody is told.
+    /// Sends SIGKILL: nothing is flushed, no client is told.
     pub(super) async fn kill(&self) -> Result<()> {
         docker(&["kill", &self.name]).await?;
         self.ended().await
@@ -107,7 +106,7 @@ impl Container {
         docker(&["kill", "--signal", signal, &self.name]).await.map(drop)
     }
 
-    /// SIGTERM, and SIGKILL after the deadline; the exit code, which is 137 after SIGKILL.
+    /// Sends SIGTERM, and SIGKILL after the deadline. Returns the exit code, 137 after SIGKILL.
     pub(super) async fn stop(&self, deadline: Duration) -> Result<i64> {
         let seconds = deadline.as_secs().to_string();
         docker(&["stop", "-t", &seconds, &self.name]).await?;
@@ -119,8 +118,8 @@ impl Container {
         docker(&["start", &self.name]).await.map(drop)
     }
 
-    /// Stops every process of it in the middle of whatever it does, until [`Self::thaw`]. The
-    /// kernel keeps its connections open.
+    /// Stops every process of it at once, until [`Self::thaw`]. The kernel keeps its connections
+    /// open.
     pub(super) async fn freeze(&self) -> Result<()> {
         docker(&["pause", &self.name]).await.map(drop)
     }
@@ -142,13 +141,13 @@ impl Container {
         docker(&["wait", &self.name]).await.map(drop)
     }
 
-    /// All that it said, over all its runs.
+    /// Its log, over all its runs.
     pub(super) async fn log(&self) -> Result<String> {
         let name = self.name.clone();
         spawn(move || log_of(&name, &[])).await
     }
 
-    /// Runs a command in it; its stdout.
+    /// Runs a command in it and returns its stdout.
     pub(super) async fn exec(
         &self,
         command: Vec<String>,
@@ -174,7 +173,7 @@ impl Drop for Container {
     fn drop(&mut self) {
         keep_log(&self.name, "0");
         if tokio::runtime::Handle::try_current().is_err() {
-            // It is removed by way of a runtime; without one, when the process ends.
+            // Removing it takes a runtime; without one it is removed when the process ends.
             std::mem::forget(self.inner.take());
         }
     }

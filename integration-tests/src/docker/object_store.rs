@@ -1,5 +1,5 @@
-//! An object store in a container: S3Proxy, which speaks S3, checks signatures, and keeps objects
-//! as files.
+//! An S3-compatible store in a container: S3Proxy, which checks signatures and keeps objects as
+//! files.
 
 use std::{
     io::{Read as _, Write as _},
@@ -46,7 +46,7 @@ impl ObjectStore {
             .with_env_var("S3PROXY_AUTHORIZATION", "aws-v2-or-v4")
             .with_env_var("S3PROXY_IDENTITY", KEY_ID)
             .with_env_var("S3PROXY_CREDENTIAL", SECRET)
-            // A checksum is one, where many objects are removed at once.
+            // The checksum of a request that removes many objects is such a header.
             .with_env_var("S3PROXY_IGNORE_UNKNOWN_HEADERS", "true")
             .with_env_var("S3PROXY_JAVA_OPTS", "-Xms64m -Xmx256m -XX:TieredStopAtLevel=1")
             .with_env_var("JCLOUDS_PROVIDER", "filesystem")
@@ -71,14 +71,14 @@ impl ObjectStore {
         self.container.exec(vec!["mkdir".into(), format!("{DATA}/{bucket}")], &[]).await.map(drop)
     }
 
-    /// The keys in a bucket, in order, as they lie on its disk: nothing of Headwater is asked.
+    /// The keys in a bucket, in order, read from its disk without a line of Headwater.
     pub async fn keys(&self, bucket: &str) -> Result<Vec<String>> {
         let script = format!("cd {DATA}/{bucket} && find . -type f -printf '%P\\n' | sort");
         let listed = self.container.exec(vec!["sh".into(), "-c".into(), script], &[]).await?;
         Ok(listed.lines().map(str::to_owned).collect())
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub async fn kill(&self) -> Result<()> {
         self.container.kill().await
     }
@@ -99,12 +99,12 @@ impl ObjectStore {
         self.container.thaw().await
     }
 
-    /// All that it said, over all its runs.
+    /// Its log, over all its runs.
     pub async fn log(&self) -> Result<String> {
         self.container.log().await
     }
 
-    /// Waits until it refuses, for it is not told who asks.
+    /// Waits until it refuses a request without credentials.
     async fn wait_answering(&self) -> Result<()> {
         let (port, deadline) = (self.host_port, Instant::now() + PATIENCE);
         loop {

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// Below the range from which systems choose ports for outgoing connections: while a container is
-/// down, its port must not be taken by a client that, of all things, tries to connect to it.
+/// The range lies below the one from which systems choose ports for outgoing connections: while a
+/// container is down, no client that tries to connect to it may be given its port.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 

@@ -1,4 +1,4 @@
-//! Kafka that wants to know who comes, in the ways that people run it.
+//! Kafka with logins and TLS, in the ways that people run it.
 
 use std::ops::Deref;
 
@@ -9,11 +9,11 @@ use super::{
     container::Volume,
 };
 
-/// For programs on this machine: a login without TLS, PLAIN or SCRAM-SHA-512.
+/// The listener for programs on this machine that log in by PLAIN or SCRAM-SHA-512, without TLS.
 const LOGIN: &str = "LOGIN";
-/// For programs on this machine: a token, without TLS.
+/// The listener for programs on this machine that log in by a token, without TLS.
 const TOKENS: &str = "TOKENS";
-/// For containers: SCRAM-SHA-512 over TLS.
+/// The listener for containers: SCRAM-SHA-512 over TLS.
 const SECURE: &str = "SECURE";
 
 /// The password of the keys of this one broker; they never leave its container.
@@ -22,7 +22,7 @@ const KEYSTORE_PASSWORD: &str = "the-keys-of-a-test";
 /// A [`Broker`] with further listeners, each of which wants a login. The listeners without one are
 /// still there, for the broker itself and for Kafka's tools.
 ///
-/// Only those may do something whose rights were granted, and `masters`, who may do everything.
+/// A user may do what was granted to it; the users in `masters` may do everything.
 pub struct Secured {
     broker: Broker,
     secrets: Volume,
@@ -55,8 +55,7 @@ impl Secured {
             ("LISTENER_NAME_SECURE_SSL_KEYSTORE_PASSWORD", KEYSTORE_PASSWORD),
             ("LISTENER_NAME_SECURE_SSL_KEY_PASSWORD", KEYSTORE_PASSWORD),
             ("LISTENER_NAME_TOKENS_SASL_ENABLED_MECHANISMS", "OAUTHBEARER"),
-            // Tokens are looked at, and their signatures are not: what is tested is how we come by
-            // one.
+            // The broker checks no signature of a token: the tests are about how we get one.
             (
                 "LISTENER_NAME_TOKENS_OAUTHBEARER_SASL_JAAS_CONFIG",
                 "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
@@ -81,18 +80,18 @@ impl Secured {
         Ok(Self { broker: Broker::start_beside(&extras).await?, secrets })
     }
 
-    /// Where programs on this machine log in by PLAIN or SCRAM-SHA-512, without TLS.
+    /// The address for programs on this machine that log in by PLAIN or SCRAM-SHA-512, without TLS.
     pub fn login(&self) -> String {
         self.broker.address(LOGIN)
     }
 
-    /// Where programs on this machine come with a token (OAUTHBEARER), without TLS.
+    /// The address for programs on this machine that log in by a token (OAUTHBEARER), without TLS.
     pub fn tokens(&self) -> String {
         self.broker.address(TOKENS)
     }
 
-    /// Where containers log in by SCRAM-SHA-512 over TLS. The certificate is made out to this name
-    /// and to no other.
+    /// The address for containers, which log in by SCRAM-SHA-512 over TLS. The certificate is made
+    /// out to this name only.
     pub fn secure(&self) -> String {
         self.broker.address(SECURE)
     }
@@ -146,7 +145,7 @@ pub struct SharedSecured {
     _log: SharedBroker,
 }
 
-/// Starts it for the first that asks.
+/// Starts it for the first test that asks.
 pub async fn shared_secured(plain: &[(&str, &str)], masters: &[&str]) -> Result<SharedSecured> {
     static SHARED: tokio::sync::OnceCell<Secured> = tokio::sync::OnceCell::const_new();
     let secured = SHARED.get_or_try_init(|| Secured::start(plain, masters)).await?;
@@ -161,7 +160,7 @@ impl Deref for SharedSecured {
     }
 }
 
-/// Where the keys are, in the container.
+/// The directory of the keys in the container.
 const KEYS: &str = "/tmp/keys";
 
 /// An authority, the broker's key with a certificate of it, and an authority that has nothing to do

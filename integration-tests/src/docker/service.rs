@@ -26,11 +26,11 @@ use crate::{
     patience::PATIENCE,
 };
 
-/// Inside every container, as the images expose them.
+/// The ports inside every container, as the images expose them.
 const GRPC: u16 = 7400;
 const HTTP: u16 = 7401;
 
-/// Where the images have directories that belong to their user.
+/// The directories of the images that belong to their user.
 const DATA: &str = "/var/lib/headwater";
 const SCRATCH: &str = "/var/lib/headwater-query";
 const CHECKPOINTS: &str = "/var/lib/headwater-checkpoints";
@@ -101,7 +101,7 @@ impl Options {
         self
     }
 
-    /// Another address for the brokers than the broker's own, a wrong one for example.
+    /// An address instead of the broker's own, a wrong one for example.
     #[must_use]
     pub fn bootstrap(mut self, servers: &str) -> Self {
         self.bootstrap = Some(servers.into());
@@ -161,7 +161,7 @@ impl Service {
                 Some(volume) => volume,
                 None => Volume::create("data").await?,
             };
-            // The query only reads there.
+            // The query service only reads there.
             let access =
                 if kind == Kind::Query { AccessMode::ReadOnly } else { AccessMode::ReadWrite };
             request = request
@@ -236,7 +236,7 @@ impl Service {
         self.kind
     }
 
-    /// Where this service, and no other, can be made to stand still.
+    /// The points at which this service, and no other, can be made to stand still.
     pub fn failpoints(&self) -> &Failpoints {
         &self.failpoints
     }
@@ -281,7 +281,7 @@ impl Service {
             stream.write_all(
                 format!("{head}Host: headwater\r\nConnection: close\r\n\r\n").as_bytes(),
             )?;
-            // It may have answered and closed already: what it said is what counts.
+            // The server may have answered and closed already; the answer counts.
             let _ = stream.write_all(&body);
             let mut answer = Vec::new();
             let read = stream.read_to_end(&mut answer);
@@ -294,12 +294,12 @@ impl Service {
         .await
     }
 
-    /// SIGKILL: nothing is flushed, nobody is told.
+    /// Sends SIGKILL: nothing is flushed, no client is told.
     pub async fn kill(&self) -> Result<()> {
         self.container.kill().await
     }
 
-    /// Any signal, by its name: `SIGSTOP`, `SIGCONT`, `SIGTERM`.
+    /// Sends a signal by its name: `SIGSTOP`, `SIGCONT`, `SIGTERM`.
     pub async fn signal(&self, signal: &str) -> Result<()> {
         self.container.signal(signal).await
     }
@@ -313,7 +313,7 @@ impl Service {
         self.container.thaw().await
     }
 
-    /// SIGTERM, and SIGKILL after the deadline; the exit code, which is 137 after SIGKILL.
+    /// Sends SIGTERM, and SIGKILL after the deadline. Returns the exit code, 137 after SIGKILL.
     pub async fn stop(&self, deadline: Duration) -> Result<i64> {
         self.container.stop(deadline).await
     }
@@ -335,7 +335,7 @@ impl Service {
         self.container.exit_code().await
     }
 
-    /// Waits until it has ended by itself; the exit code.
+    /// Waits until it has ended by itself, and returns the exit code.
     pub async fn ended(&self) -> Result<i64> {
         tokio::time::timeout(PATIENCE, self.container.ended())
             .await
@@ -350,13 +350,13 @@ impl Service {
         super::docker(&["cp", &from, to]).await.map(drop)
     }
 
-    /// Runs a command in its container, with its environment; what it writes to stdout.
+    /// Runs a command in its container, with its environment, and returns its stdout.
     pub async fn exec(&self, command: &[&str]) -> Result<String> {
         let command = command.iter().map(|&word| word.to_owned()).collect();
         self.container.exec(command, &[]).await
     }
 
-    /// All that it said, over all its runs.
+    /// Its log, over all its runs.
     pub async fn log(&self) -> Result<String> {
         self.container.log().await
     }
