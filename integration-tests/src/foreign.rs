@@ -91,7 +91,6 @@ pub type Counted = BTreeMap<String, (i64, i64)>;
 /// The tool ends after some time without a record, on a slow machine before its first record. So it
 /// runs again, with more time, until it has printed as many lines as librdkafka reads records.
 pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<String>> {
-    let there = topics::read(broker, topic).await?.len();
     let deadline = Instant::now() + PATIENCE;
     let mut wait = Duration::from_secs(4);
     loop {
@@ -101,6 +100,8 @@ pub async fn console(broker: &Broker, topic: &str, options: &str) -> Result<Vec<
             wait.as_millis()
         );
         let lines: Vec<_> = broker.shell(&script).await?.lines().map(str::to_owned).collect();
+        // Compaction may have removed some meanwhile.
+        let there = topics::count(broker, topic).await?;
         if lines.len() >= there {
             return Ok(lines);
         }

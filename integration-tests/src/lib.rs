@@ -36,7 +36,7 @@
 //! | a process that stands still at a named point | [`failpoints`] |
 //! | waiting | [`patience`] |
 //! | flights on their way through ingest, and what was said of each | [`feed`] |
-//! | the flights, and the rows that views of them must have, computed without Headwater | [`flights`] |
+//! | the flights, and the rows that views of them must have, by plain loops | [`flights`] |
 //! | answers of the query service as plain values, and the laws that they must keep | [`views`] |
 //! | replays from their start to their end | [`replays`] |
 //! | the demonstration's story, every number checked | [`story`] |

@@ -20,7 +20,7 @@ use rdkafka::{
     ClientConfig, Message as _, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, RDKafkaErrorCode},
-    message::Headers as _,
+    message::{BorrowedMessage, Headers as _},
 };
 
 use crate::{
@@ -41,10 +41,50 @@ pub struct Record {
 /// The committed records of a topic, partition by partition, each in order.
 pub async fn read(broker: &Broker, topic: &str) -> Result<Vec<Record>> {
     let (bootstrap, topic) = (broker.bootstrap_host(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_now(&bootstrap, &topic)).await?
+    let mut records = tokio::task::spawn_blocking(move || -> Result<_> {
+        let mut records = Vec::new();
+        each(&bootstrap, &topic, |message| {
+            records.push(record(message)?);
+            Ok(())
+        })?;
+        Ok(records)
+    })
+    .await??;
+    records.sort_by_key(|record| (record.partition, record.offset));
+    Ok(records)
 }
 
-fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
+/// The number of committed records of a topic, whatever they hold.
+pub async fn count(broker: &Broker, topic: &str) -> Result<usize> {
+    let (bootstrap, topic) = (broker.bootstrap_host(), topic.to_owned());
+    let count = move || {
+        let mut count = 0;
+        each(&bootstrap, &topic, |_| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
+    };
+    tokio::task::spawn_blocking(count).await?
+}
+
+fn record(message: &BorrowedMessage<'_>) -> Result<Record> {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    Ok(Record {
+        partition: u32::try_from(message.partition())?,
+        offset: u64::try_from(message.offset())?,
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers: headers.map(|it| (it.key.to_owned(), it.value.map(<[u8]>::to_vec))).collect(),
+    })
+}
+
+/// Hands each committed record of a topic to `take`, up to the ends that the topic has now.
+fn each(
+    bootstrap: &str,
+    topic: &str,
+    mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+) -> Result<()> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", "looking-on")
@@ -54,8 +94,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
         .set("fetch.wait.max.ms", "10")
         .set("reconnect.backoff.max.ms", "200")
         .create()?;
-    let wait = PATIENCE;
-    let metadata = consumer.fetch_metadata(Some(topic), wait)?;
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions = metadata.topics().first().context("no topic")?.partitions().len();
     ensure!(partitions > 0, "there is no topic {topic}");
     let mut all = TopicPartitionList::new();
@@ -63,28 +102,18 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
     let mut left = BTreeMap::new();
     for partition in 0..i32::try_from(partitions)? {
         all.add_partition_offset(topic, partition, rdkafka::Offset::Beginning)?;
-        left.insert(partition, consumer.fetch_watermarks(topic, partition, wait)?.1);
+        left.insert(partition, consumer.fetch_watermarks(topic, partition, PATIENCE)?.1);
     }
     consumer.assign(&all)?;
-    let mut records = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while !left.is_empty() {
         ensure!(Instant::now() < deadline, "the end of {topic} does not come");
         match consumer.poll(Duration::from_secs(1)) {
             Some(Ok(message)) => {
-                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-                let headers =
-                    headers.map(|it| (it.key.to_owned(), it.value.map(<[u8]>::to_vec))).collect();
                 if left.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
                     left.remove(&message.partition());
                 }
-                records.push(Record {
-                    partition: u32::try_from(message.partition())?,
-                    offset: u64::try_from(message.offset())?,
-                    key: message.key().map(<[u8]>::to_vec),
-                    value: message.payload().map(<[u8]>::to_vec),
-                    headers,
-                });
+                take(&message)?;
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(left.remove(&partition)),
             // The client reconnects by itself.
@@ -95,8 +124,7 @@ fn read_now(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
             Some(Err(error)) => return Err(error.into()),
         }
     }
-    records.sort_by_key(|record| (record.partition, record.offset));
-    Ok(records)
+    Ok(())
 }
 
 /// A replay as the topics have it, which is where the next coordinator begins.
