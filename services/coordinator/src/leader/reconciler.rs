@@ -225,7 +225,8 @@ impl<'a> Reconciler<'a> {
                 continue;
             }
             fresh = false;
-            if matches!(event, Event::Swapped(_)) && failpoint::stands("coordinator.swap", || true) {
+            if matches!(event, Event::Swapped(_)) && failpoint::stands("coordinator.swap", || true)
+            {
                 return Ok(());
             }
             if !self.append(event).await? {

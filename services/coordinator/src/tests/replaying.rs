@@ -291,7 +291,7 @@ async fn a_promote_by_hand_is_held_before_commit_and_swaps_when_it_is_resumed() 
     assert_eq!(held.reason, "looks right");
     let again = cluster.promote("spend", false).await.unwrap();
     assert_eq!(again.held_before(), HoldBefore::Commit, "it is asked for once");
-    assert_eq!(cluster.coordinator.office.state().views()["spend"].epoch.0, 1);
+    assert_eq!(cluster.coordinator.context.state().views()["spend"].epoch.0, 1);
 
     let resumed = cluster.resume("spend", "go").await.unwrap();
     assert_eq!((resumed.phase(), resumed.reason.as_str()), (Phase::Commit, "looks right"));
@@ -312,7 +312,7 @@ async fn a_held_replay_can_be_aborted_and_what_is_not_held_says_so() {
         assert_eq!(aborted.held_before(), HoldBefore::Unspecified);
         let over = cluster.resume("spend", "after the end").await.unwrap_err();
         assert!(over.message().contains("it is over (phase ABORTED)"), "{}", over.message());
-        assert_eq!(cluster.coordinator.office.state().views()["spend"].epoch.0, 1);
+        assert_eq!(cluster.coordinator.context.state().views()["spend"].epoch.0, 1);
     }
     let mut cluster = replaying().await;
     let never = cluster.resume("spend", "never held").await.unwrap_err();

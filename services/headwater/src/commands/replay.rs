@@ -3,7 +3,8 @@ mod render;
 use std::time::Duration;
 
 use headwater_proto::control::v1::{
-    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay, ResumeRequest, StartRequest, UndoRequest, Verdict,
+    AbortRequest, GetReplayRequest, ListReplaysRequest, Phase, PlanRequest, PromoteRequest, Replay,
+    ResumeRequest, StartRequest, UndoRequest, Verdict,
 };
 
 use super::plan::{plan_json, print_plan};

@@ -289,7 +289,7 @@ impl ShardThread {
         };
         let owes_checkpoint = || match self.duty(control) {
             ShardDuty::Run { checkpoints, .. } => {
-                let taken = task.checkpoints();
+                let taken = task.visible_checkpoints();
                 let is_there = |id: &str| taken.iter().any(|it| it.replay_id == id);
                 checkpoints.iter().any(|duty| !is_there(duty.id.as_str()))
             }
