@@ -39,10 +39,10 @@
 //! of the former owner's last status.
 //!
 //! An operator may have a replay held before ALIGN, DIFF or COMMIT (`ReplayOptions.hold_before`).
-//! When the next step would be that phase, `ReplayHeld` is written instead. The replay stands there,
-//! with everything that it has, until `ReplayResumed` or its end. Before COMMIT that also holds for a
-//! promote that a person asked for: it is written as `ReplayHeld`, and the swap is requested together
-//! with `ReplayResumed`.
+//! When the next step would be that phase, `ReplayHeld` is written instead. The replay stands
+//! there, with everything that it has, until `ReplayResumed` or its end. Before COMMIT that also
+//! holds for a promote that a person asked for: it is written as `ReplayHeld`, and the swap is
+//! requested together with `ReplayResumed`.
 //!
 //! # Laws
 //!
