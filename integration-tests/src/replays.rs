@@ -50,19 +50,17 @@ async fn poll(
     wanted: impl Fn(&Replay) -> bool,
     passes: impl Fn(&Status) -> bool,
 ) -> Result<Replay> {
-    let state = eventually(&format!("replay {replay} comes to what is waited for"), async || {
-        match get(platform, replay).await {
-            Err(status) if !passes(&status) => Err(status.into()),
-            state => {
-                let ended =
-                    |state: &Replay| matches!(state.phase(), Phase::Failed | Phase::Aborted);
-                if let Ok(state) = &state
-                    && !wanted(state)
-                {
-                    ensure!(!ended(state), "replay {replay} ended: {}", state.reason);
-                }
-                Ok(found(state, |state| state.as_ref().is_ok_and(&wanted)))
+    let what = format!("replay {replay} comes to what is waited for");
+    let state = eventually(&what, async || match get(platform, replay).await {
+        Err(status) if !passes(&status) => Err(status.into()),
+        state => {
+            let ended = |state: &Replay| matches!(state.phase(), Phase::Failed | Phase::Aborted);
+            if let Ok(state) = &state
+                && !wanted(state)
+            {
+                ensure!(!ended(state), "replay {replay} ended: {}", state.reason);
             }
+            Ok(found(state, |state| state.as_ref().is_ok_and(&wanted)))
         }
     });
     Ok(state.await??)

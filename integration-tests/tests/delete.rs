@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 use headwater_integration_tests::{
     dev::{self, Dev},
+    patience::PATIENCE,
     platform::Platform as _,
     replays,
     views::{self, after},
@@ -87,7 +88,7 @@ async fn letters(dev: &Dev) -> Result<usize> {
 
 fn metrics(dev: &Dev) -> Result<String> {
     let mut stream = TcpStream::connect(dev.http_address())?;
-    stream.set_read_timeout(Some(dev::PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: headwater\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -99,7 +100,7 @@ fn metrics(dev: &Dev) -> Result<String> {
 async fn until_deleted(dev: &Dev, generation: &str) -> Result<()> {
     let id: GenerationId = generation.parse()?;
     let directory = layout::state_dir(dev.data(), id);
-    let deadline = Instant::now() + dev::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let metrics = metrics(dev)?;
         if !directory.exists() && !metrics.contains(generation) {
@@ -128,7 +129,7 @@ async fn a_view_and_its_stream_are_deleted_through_a_kill_and_created_again() ->
     refused(&cli(&dev, &["delete", "view", "nothing"])?, 2, "there is no view nothing")?;
     ensure!(cli(&dev, &["replay", "abort", &replay])?.status.success());
 
-    let request = WatchRequest { view: "spend".into(), initial: true };
+    let request = WatchRequest { view: "spend".into(), initial: true, ..WatchRequest::default() };
     let mut watch = dev.query().watch(request).await?.into_inner();
     ensure!(watch.message().await?.is_some());
     let dry = cli(&dev, &["delete", "view", "spend", "--dry-run", "-o", "json"])?;

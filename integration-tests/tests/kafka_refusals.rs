@@ -44,16 +44,15 @@ async fn a_service_waits_for_its_brokers_and_says_so_once() -> Result<()> {
             |log: &str| log.lines().filter(|line| line.contains("cannot be reached")).count();
         for service in &services {
             let kind = service.kind();
-            let said =
-                eventually(&format!("{kind:?} says that its brokers are away"), async || {
-                    let said = (service.get("/healthz").await, service.get("/readyz").await);
-                    let log = service.log().await?;
-                    ensure!(service.exit_code().await?.is_none(), "{kind:?} ended:\n{log}");
-                    Ok(found((said, log), |((alive, ready), log)| {
-                        matches!((alive, ready), (Ok((200, _)), Ok((503, _))))
-                            && complaints(log) > 0
-                    }))
-                });
+            let what = format!("{kind:?} says that its brokers are away");
+            let said = eventually(&what, async || {
+                let said = (service.get("/healthz").await, service.get("/readyz").await);
+                let log = service.log().await?;
+                ensure!(service.exit_code().await?.is_none(), "{kind:?} ended:\n{log}");
+                Ok(found((said, log), |((alive, ready), log)| {
+                    matches!((alive, ready), (Ok((200, _)), Ok((503, _)))) && complaints(log) > 0
+                }))
+            });
             let (_, log) = said.await?;
             ensure!(log.contains(&address), "{kind:?} does not name {address}:\n{log}");
         }

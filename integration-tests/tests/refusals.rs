@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use headwater_integration_tests::{
     dev::{self, Dev},
     patience::{Found, eventually},

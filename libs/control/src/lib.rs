@@ -81,8 +81,8 @@ pub use fold::FoldError;
 pub use ids::{CheckpointId, ReplayId, SwapId};
 pub use progress::replay_status;
 pub use state::{
-    CheckpointAt, CheckpointDuty, ControlState, Deleted, Effect, GenerationEntry, Hold, OutputWindow,
-    PendingSwap, ReplayEntry, Role, ShardDuty, StreamEntry, ViewEntry, is_open,
+    CheckpointAt, CheckpointDuty, ControlState, Deleted, Effect, GenerationEntry, Hold,
+    OutputWindow, PendingSwap, ReplayEntry, Role, ShardDuty, StreamEntry, ViewEntry, is_open,
 };
 
 /// The topic of control records: one partition, kept for ever.

@@ -85,11 +85,6 @@ pub trait Log: Send + Sync + 'static {
     /// How the topic was created; `None` if it was not.
     fn topic(&self, topic: &Name) -> Answer<Option<TopicSpec>>;
 
-    /// Whether a question to it may take a network's time.
-    fn is_remote(&self) -> bool {
-        false
-    }
-
     /// Where the partition starts and ends now.
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends>;
 

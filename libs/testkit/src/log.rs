@@ -20,7 +20,6 @@ use tokio::sync::{oneshot, watch};
 /// A [`MemoryLog`] with faults. Every field may be changed while it is used.
 pub struct FaultyLog {
     memory: MemoryLog,
-    remote: bool,
     /// Whether every question, read and append fails as unavailable.
     pub away: Arc<AtomicBool>,
     /// How long a question takes.
@@ -47,20 +46,10 @@ pub struct FaultyLog {
 }
 
 impl FaultyLog {
-    /// Without faults, and local.
+    /// Without faults.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::with(false))
-    }
-
-    /// Without faults, and asked from threads that may block.
-    pub fn remote() -> Arc<Self> {
-        Arc::new(Self::with(true))
-    }
-
-    fn with(remote: bool) -> Self {
-        Self {
+        Arc::new(Self {
             memory: MemoryLog::new(),
-            remote,
             away: Arc::default(),
             delay: Mutex::default(),
             failing: Mutex::default(),
@@ -73,7 +62,7 @@ impl FaultyLog {
             spared: Mutex::default(),
             appends: AtomicUsize::new(0),
             questions: AtomicUsize::new(0),
-        }
+        })
     }
 
     /// The log without its faults.
@@ -160,10 +149,6 @@ impl Log for FaultyLog {
             let spec = asked.await?;
             Ok(spec.map(|spec| TopicSpec { partitions: spec.partitions + added, ..spec }))
         })
-    }
-
-    fn is_remote(&self) -> bool {
-        self.remote
     }
 
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends> {

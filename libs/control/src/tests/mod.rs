@@ -12,9 +12,8 @@ use headwater_proto::{
     control::v1::{
         AlignRequested, ControlRecord, DiffRecorded, DiffReport, FenceNamed, Generation,
         GenerationRetired, HoldBefore, ReplayEnded, ReplayHeld, ReplayOptions, ReplayResumed,
-        ReplayStarted, StreamDeclared, StreamDeleted, SwapCancelled, SwapRequested, Swapped, Verdict,
-        ViewCreated, ViewDeleted,
-        control_record::Event,
+        ReplayStarted, StreamDeclared, StreamDeleted, SwapCancelled, SwapRequested, Swapped,
+        Verdict, ViewCreated, ViewDeleted, control_record::Event,
     },
 };
 use headwater_types::{GenerationId, Name, Offset, PartitionId};

@@ -93,7 +93,7 @@ async fn an_impossible_record_stops_the_process_with_a_reason() {
 
 #[tokio::test]
 async fn a_remote_log_that_is_away_is_followed_once_it_is_there() {
-    let log = headwater_testkit::FaultyLog::remote();
+    let log = headwater_testkit::FaultyLog::new();
     log.away.store(true, std::sync::atomic::Ordering::SeqCst);
     let node = Node::new(log.clone(), "unused", "test");
     let view = ControlView::start(&node);
@@ -116,7 +116,7 @@ async fn a_remote_log_that_is_away_is_followed_once_it_is_there() {
 
 #[tokio::test]
 async fn following_a_log_that_is_away_ends_when_the_process_does() {
-    let log = headwater_testkit::FaultyLog::remote();
+    let log = headwater_testkit::FaultyLog::new();
     log.away.store(true, std::sync::atomic::Ordering::SeqCst);
     let node = Node::new(log, "unused", "test");
     let _view = ControlView::start(&node);

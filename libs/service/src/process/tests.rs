@@ -192,7 +192,7 @@ fn topic(name: &str) -> Name {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_is_alive_while_the_log_is_away_and_ready_when_it_is_there() {
-    let log = FaultyLog::remote();
+    let log = FaultyLog::new();
     log.away.store(true, SeqCst);
     let process = Process::begin(log, Config::default(), SOON).await;
     process.until("/readyz", 503, "log: connecting to 127.0.0.1:9092").await;
@@ -231,7 +231,7 @@ async fn a_process_is_alive_while_the_log_is_away_and_ready_when_it_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_never_reached_the_log_ends_at_once_when_told_to() {
-    let log = FaultyLog::remote();
+    let log = FaultyLog::new();
     log.away.store(true, SeqCst);
     let process = Process::begin(log, Config::default(), Duration::from_secs(10)).await;
     process.until("/readyz", 503, "log: connecting").await;
@@ -247,7 +247,7 @@ async fn a_process_that_never_reached_the_log_ends_at_once_when_told_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_fails_for_a_while_is_tried_again_from_nothing() {
     let config = Config { flaky: 2, ..Config::default() };
-    let process = Process::begin(FaultyLog::remote(), config.clone(), SOON).await;
+    let process = Process::begin(FaultyLog::new(), config.clone(), SOON).await;
     process.until("/readyz", 503, "connecting").await;
     process.tell(Ok(()));
 
@@ -263,7 +263,7 @@ async fn a_start_that_fails_for_a_while_is_tried_again_from_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_of_ours_with_wrong_settings_ends_the_process_with_what_is_wrong() {
-    let log = FaultyLog::remote();
+    let log = FaultyLog::new();
     headwater_log::block_on(
         log.memory().create_topic(&topic(CONTROL_TOPIC), TopicSpec::compact(3)),
     )
@@ -282,7 +282,7 @@ async fn a_topic_of_ours_with_wrong_settings_ends_the_process_with_what_is_wrong
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_fenced_ends_the_process_with_1_and_says_why() {
     let config = Config { fenced: true, ..Config::default() };
-    let process = Process::begin(FaultyLog::remote(), config, SOON).await;
+    let process = Process::begin(FaultyLog::new(), config, SOON).await;
     process.until("/readyz", 503, "").await;
     process.tell(Ok(()));
 
@@ -298,7 +298,7 @@ async fn a_service_that_is_fenced_ends_the_process_with_1_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_passes_is_a_failure_that_names_what_still_ran() {
     let config = Config { deaf: true, ..Config::default() };
-    let process = Process::begin(FaultyLog::remote(), config, Duration::from_secs(1)).await;
+    let process = Process::begin(FaultyLog::new(), config, Duration::from_secs(1)).await;
     process.until("/readyz", 503, "").await;
     process.tell(Ok(()));
     process.until("/readyz", 200, "ready").await;

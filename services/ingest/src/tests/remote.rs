@@ -18,7 +18,7 @@ use super::{dead_letters, fixture::*};
 use crate::Config;
 
 async fn remote() -> Fixture {
-    Fixture::on(FaultyLog::remote(), Config::default()).await
+    Fixture::on(FaultyLog::new(), Config::default()).await
 }
 
 /// More questions than ingest asks since then, however many requests it gets: a problem is kept for
@@ -163,7 +163,7 @@ async fn a_topic_that_others_made_is_used_if_it_has_the_declared_partitions() {
 #[tokio::test]
 async fn partitions_that_are_added_to_a_topic_get_no_event_and_end_the_appends() {
     let config = Config { topic_interval: Duration::from_millis(100), ..Config::default() };
-    let fixture = Fixture::on(FaultyLog::remote(), config).await;
+    let fixture = Fixture::on(FaultyLog::new(), config).await;
     let users = || (0..40).map(event).collect();
     assert_eq!(fixture.append(users()).await.accepted, 40);
     dead_letters::put_two(&fixture).await;

@@ -107,7 +107,7 @@ async fn a_watch_ends_when_its_view_is_deleted() {
     let mut fixture = Fixture::start_with(config).await;
     let generation = fixture.create(PER_REGION).await;
     fixture.process(generation);
-    let request = WatchRequest { view: "per_region".into(), initial: false };
+    let request = WatchRequest { view: "per_region".into(), ..WatchRequest::default() };
     let mut watch = fixture.api.watch(Request::new(request)).await.unwrap().into_inner();
     watch.next().await.unwrap().unwrap();
 
