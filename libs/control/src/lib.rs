@@ -53,7 +53,8 @@
 //! 3. Every marker carries the id of its attempt. A shard is ready when it reports so under that
 //!    id, never because it runs or because time has passed.
 //! 4. State is deleted only by a separate record, after the record that made it superfluous. That
-//!    holds for a deleted view too: `ViewDeleted` ends its generations, and each is retired by itself.
+//!    holds for a deleted view too: `ViewDeleted` ends its generations, and each is retired by
+//!    itself.
 //! 5. An id is never used again. Deleted views leave their generations and replays in the state, so
 //!    that a view which is created again under the same name goes on counting.
 //!

@@ -69,8 +69,8 @@ pub struct ViewEntry {
     /// The number of replays of this view so far. Those of deleted views of the same name count: a
     /// replay's id is never used again.
     pub replays: u32,
-    /// The ordinal of its first generation. Generations of this name with a smaller one belong to a view
-    /// that was deleted.
+    /// The ordinal of its first generation. Generations of this name with a smaller one belong to a
+    /// view that was deleted.
     pub first_ordinal: u64,
 }
 
@@ -95,8 +95,8 @@ pub enum Role {
     Replaying,
     /// The generation was replaced and keeps consuming, so that an undo can restore it.
     Retained,
-    /// The generation's replay was aborted or failed, or its view was deleted. No processor runs it,
-    /// and its state may be deleted soon.
+    /// The generation's replay was aborted or failed, or its view was deleted. No processor runs
+    /// it, and its state may be deleted soon.
     Ended,
     /// The generation's state is deleted.
     Retired,
@@ -337,8 +337,9 @@ impl ControlState {
         ReplayId::of(view, self.views.get(view).map_or(0, |view| view.replays) + 1)
     }
 
-    /// The ordinal of the next generation (`GenerationInputs::ordinal`). Generations of deleted views
-    /// count: a view that is created again with the same definition gets another generation id.
+    /// The ordinal of the next generation (`GenerationInputs::ordinal`). Generations of deleted
+    /// views count: a view that is created again with the same definition gets another generation
+    /// id.
     pub fn next_ordinal(&self) -> u64 {
         self.generations.len() as u64
     }
@@ -362,15 +363,15 @@ impl ControlState {
         })
     }
 
-    /// The view that a generation builds; `None` if that view was deleted, whether or not another one has
-    /// its name now.
+    /// The view that a generation builds; `None` if that view was deleted, whether or not another
+    /// one has its name now.
     pub fn view_of(&self, generation: GenerationId) -> Option<&ViewEntry> {
         let entry = self.generations.get(&generation)?;
         self.views.get(&entry.view).filter(|view| view.first_ordinal <= entry.ordinal)
     }
 
-    /// How the view that a generation built was deleted; `None` if it exists, or if another view has
-    /// its name.
+    /// How the view that a generation built was deleted; `None` if it exists, or if another view
+    /// has its name.
     pub fn deletion_of(&self, generation: GenerationId) -> Option<&Deleted> {
         self.deleted_views.get(&self.generations.get(&generation)?.view)
     }

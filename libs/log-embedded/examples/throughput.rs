@@ -4,8 +4,8 @@
 //! cargo run -p headwater-log-embedded --example throughput [DIRECTORY]
 //! ```
 //!
-//! Appenders write batches of 1,000 events of 158 bytes, each waiting for its acknowledgement, that is
-//! for an fsync. Then everything is read back record by record.
+//! Appenders write batches of 1,000 events of 158 bytes, each waiting for its acknowledgement, that
+//! is for an fsync. Then everything is read back record by record.
 
 use std::{
     path::PathBuf,
@@ -47,8 +47,8 @@ fn main() {
     }
 }
 
-/// The time for which this thread has had a processor, where Linux says so: on a busy machine it says
-/// more than the clock.
+/// The time for which this thread has had a processor, where Linux says so: on a busy machine it
+/// says more than the clock.
 fn cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(text.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))

@@ -19,8 +19,8 @@ impl Topic {
         partition: PartitionId,
     ) -> Result<DBRawIterator<'a>, Error> {
         let mut options = ReadOptions::default();
-        // A batch has a checksum of its own, which whoever walks it verifies, and says which offsets it
-        // has, which is compared with its key.
+        // A batch has a checksum of its own. Walking it verifies the checksum and says which
+        // offsets it has, which is compared with its key.
         options.set_verify_checksums(false);
         options.set_iterate_lower_bound(BatchKey::lower(partition.0, Offset::ZERO));
         options

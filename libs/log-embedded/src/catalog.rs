@@ -1,4 +1,4 @@
-//! Which topics there are and who claims to write.
+//! The catalog: topics, and the claims of writers.
 
 use headwater_log::WriterId;
 use headwater_types::{Epoch, Name};

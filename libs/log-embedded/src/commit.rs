@@ -77,7 +77,7 @@ fn commit(shared: &Shared, group: Vec<Pending>) {
             partition.grow(end, bytes);
         }
     }
-    // Who has waited for the disk is not kept waiting for housekeeping.
+    // An append that has waited for the disk does not wait for housekeeping too.
     let mut superseding = Vec::new();
     for Staying { topic, key, batch, done } in staying {
         answer(done, Ok(Appended::consecutive(key.base, batch.records())));
@@ -92,7 +92,7 @@ fn commit(shared: &Shared, group: Vec<Pending>) {
     }
 }
 
-/// Whoever gave up waiting for the answer does not get it.
+/// A future that was dropped does not get its answer.
 fn answer(done: oneshot::Sender<Result<Appended, Error>>, answer: Result<Appended, Error>) {
     let _ = done.send(answer);
 }

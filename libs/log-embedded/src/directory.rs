@@ -1,4 +1,4 @@
-//! The data directory: who holds it, and in which format it is.
+//! The data directory: the process that holds it, and its format.
 //!
 //! ```text
 //! DIR/LOCK      locked while a process has the log open; holds that process's number
@@ -77,7 +77,7 @@ fn lock(path: &Path, failed: impl Fn(io::Error) -> Error) -> Result<File, Error>
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // Whoever holds it may be about to write its number.
+            // The process that holds the lock may be about to write its number.
             let _ = lock.read_to_string(&mut holder);
             let holder = match holder.trim() {
                 "" => "another process".to_owned(),

@@ -9,9 +9,9 @@
 //! | `w` writer id | epoch of its newest claim, u64 |
 //!
 //! Every topic has a column family `topic-ID` with one key per batch: partition u32, base offset
-//! u64, number of offsets u32, bytes of the partition before this batch u64. Its value is the batch as
-//! it was appended. The latter half of the key is an index: ends, gaps and sizes are found without
-//! reading a batch. All numbers are big-endian.
+//! u64, number of offsets u32, bytes of the partition before this batch u64. Its value is the batch
+//! as it was appended. The latter half of the key is an index: ends, gaps and sizes are found
+//! without reading a batch. All numbers are big-endian.
 
 use headwater_log::{Cleanup, TopicSpec};
 use headwater_types::{Epoch, Name, Offset};

@@ -1,20 +1,21 @@
 //! The log in one process, on RocksDB: for `headwater dev`, the examples and most tests.
 //!
-//! One key holds one batch as it was appended (the format is described in `keys.rs`). A single thread
-//! commits: it takes all appends that wait, writes them with one `WriteBatch` and one fsync, and only
-//! then acknowledges them. So a thousand writers share the price of one fsync, an acknowledged record
-//! survives a power cut, and everything that has to be in order passes through one place.
+//! One key holds one batch as it was appended (the format is described in `keys.rs`). A single
+//! thread commits: it takes all appends that wait, writes them with one `WriteBatch` and one fsync,
+//! and only then acknowledges them. So a thousand writers share the price of one fsync, an
+//! acknowledged record survives a power cut, and everything that has to be in order passes through
+//! one place.
 //!
 //! ```text
-//! append -> queue (bounded in bytes) -> commit thread -> WriteBatch + fsync -> ends, readers, answers
+//! append -> queue (bounded in bytes) -> commit thread -> WriteBatch + fsync -> ends, readers
 //! ```
 //!
 //! # When a write fails
 //!
-//! A full disk is [`headwater_log::Error::Full`] to everybody in the group, none of whose batches count
-//! as written. Nothing is added behind a write that failed: the database is opened anew first, as soon
-//! as there is room, and stays readable until then. As with every log, an append that was *not*
-//! acknowledged may still turn out to have been stored.
+//! A full disk is [`headwater_log::Error::Full`] for every append of the group: none of its batches
+//! counts as written. Nothing is added behind a write that failed: the database is opened anew
+//! first, as soon as there is room, and stays readable until then. As with every log, an append
+//! that was *not* acknowledged may still turn out to have been stored.
 //!
 //! # Elsewhere
 //!
@@ -90,8 +91,8 @@ impl Default for Options {
     }
 }
 
-/// A durable [`Log`] in a directory. When it is dropped, what was appended is committed, and readers
-/// and writers that are left get errors.
+/// A durable [`Log`] in a directory. When it is dropped, what was appended is committed, and
+/// readers and writers that are left get errors.
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     committing: Option<JoinHandle<()>>,
@@ -101,7 +102,7 @@ pub(crate) struct Shared {
     options: Options,
     store: Store,
     topics: RwLock<HashMap<Name, Arc<Topic>>>,
-    /// Held by whoever writes anything. Locked before `topics` and the database.
+    /// Held during every write. Locked before `topics` and the database.
     claims: Mutex<HashMap<WriterId, Epoch>>,
     next_topic: AtomicU32,
     queue: Queue,
@@ -115,8 +116,8 @@ pub(crate) fn closed() -> LogError {
 impl EmbeddedLog {
     /// Opens the log in `directory`, which is created if need be.
     ///
-    /// [`Error::InUse`] while another process has it open, [`Error::NewerFormat`] if it was written by a
-    /// version that knows more.
+    /// [`Error::InUse`] while another process has it open, [`Error::NewerFormat`] if it was written
+    /// by a version that knows more.
     pub fn open(directory: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let (store, catalog) = Store::open(Directory::claim(directory)?, options.clone())?;
         let next_topic = catalog.topics.iter().map(|topic| topic.id.saturating_add(1)).max();
@@ -242,7 +243,8 @@ impl Log for EmbeddedLog {
             }
             // A number is not used again: a topic that could not be created may turn out to exist.
             let id = shared.next_topic.fetch_add(1, Ordering::Relaxed);
-            // Batches first: a topic without a place for them would be damage, the reverse is litter.
+            // Batches first: a topic without a place for them would be damage, the reverse is
+            // litter.
             drop(shared.writable()?);
             shared.store.create_family(id)?;
             shared.write_catalog(&*shared.writable()?, |batch| {
@@ -335,8 +337,8 @@ impl Log for EmbeddedLog {
                 partition.compaction.lock().forget_before(kept);
             }
             drop((batches, writing));
-            // The keys are few and the batches are in files of their own, so this is quick; it lets go of
-            // the files in which nothing is left.
+            // The keys are few and the batches are in files of their own, so this is quick; it lets
+            // go of the files in which nothing is left.
             db.compact_range_cf(family, Some(from), Some(to));
             Ok(())
         })

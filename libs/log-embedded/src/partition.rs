@@ -99,7 +99,7 @@ impl Partition {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// Makes records before `end` readable and wakes who waits for them.
+    /// Makes records before `end` readable and wakes the readers that wait for them.
     pub(crate) fn grow(&self, end: Offset, bytes: u64) {
         self.bytes.store(bytes, Ordering::Release);
         self.end.store(end.0, Ordering::Release);
@@ -111,7 +111,7 @@ impl Partition {
     }
 
     pub(crate) fn wake(&self) {
-        // Taken once, so that nobody is between looking at the end and going to sleep.
+        // Taken once, so that no reader is between its look at the end and its sleep.
         drop(self.gate.lock());
         self.grown.notify_all();
     }

@@ -30,8 +30,8 @@ pub(crate) struct Claim {
     pub(crate) epoch: Epoch,
 }
 
-/// First in, first out. What exceeds the bound waits in line outside, in the hands of its caller: it
-/// comes in when the committing thread makes room, and goes when its caller gives up.
+/// First in, first out. What exceeds the bound waits in line outside, in the hands of its caller:
+/// it comes in when the committing thread makes room, and goes when its caller gives up.
 pub(crate) struct Queue {
     limit: usize,
     state: Mutex<State>,
@@ -72,8 +72,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Everything inside, in order, and lets in who waits. Sleeps while there is nothing; `None` when
-    /// the queue is closed and empty.
+    /// Takes all waiting appends, in order, which makes room for others. Sleeps while there is
+    /// nothing; `None` when the queue is closed and empty.
     pub(crate) fn take(&self) -> Option<Vec<Pending>> {
         let mut state = self.state.lock();
         while state.inside.is_empty() {
@@ -97,7 +97,7 @@ impl Queue {
         Some(taken)
     }
 
-    /// Lets nobody in any more. What has lined up is still taken.
+    /// Refuses further appends. Those that wait already are still taken.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
         self.filled.notify_all();

@@ -32,7 +32,7 @@ impl Reader for EmbeddedReader {
                 self.position = chunk.end();
                 return Ok(Some(chunk));
             }
-            // Whatever was there was trimmed meanwhile, or compacted because of something later.
+            // The records were trimmed meanwhile, or compacted because of a later one.
             if partition.ends() == ends {
                 let detail = format!("nothing is stored between here and the end at {}", ends.end);
                 return Err(self.topic.corrupt(self.partition, self.position, detail));

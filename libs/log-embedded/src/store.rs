@@ -40,7 +40,7 @@ pub(crate) struct Store {
 /// How long a failed attempt to open the database anew answers for the next ones.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// A failed write, for everybody who has waited for it.
+/// A failed write, shared by all appends of its group.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     full: bool,
@@ -129,8 +129,8 @@ impl Store {
             .map_err(|_| LogError::Unavailable("it is closed".into()))
     }
 
-    /// Makes sure that something can be written: opens the database again if a write has failed, and
-    /// learns anew where the topics end, which may be later than anybody was told.
+    /// Makes sure that something can be written: opens the database again if a write has failed,
+    /// and learns anew where the topics end, which may be later than anybody was told.
     pub(crate) fn ready(
         &self,
         topics: impl FnOnce() -> Vec<Arc<Topic>>,
@@ -297,7 +297,8 @@ impl Store {
         Ok(self.remove(db, topic, id, &removable)?)
     }
 
-    /// Removes the batches at these offsets. A crash may bring them back until they are removed anew.
+    /// Removes the batches at these offsets. A crash may bring them back until they are removed
+    /// anew.
     pub(crate) fn remove(
         &self,
         db: &DB,

@@ -84,8 +84,8 @@ fn the_embedded_log_keeps_every_law() {
     conformance::all(&Embedded(TempDir::new().unwrap(), Options::default()));
 }
 
-/// Small buffers bring the paths that otherwise only large data takes: flushed files, blob files, and a
-/// queue that is full most of the time.
+/// Small buffers bring the paths that otherwise only large data takes: flushed files, blob files,
+/// and a queue that is full most of the time.
 #[test]
 fn the_embedded_log_keeps_every_law_with_little_memory() {
     let options = Options {

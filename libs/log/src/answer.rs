@@ -11,8 +11,8 @@ use futures::future::BoxFuture;
 
 use crate::Error;
 
-/// What a log answers to a question. It borrows nothing and needs no particular runtime: a task awaits
-/// it, a thread that may block passes it to [`block_on`].
+/// What a log answers to a question. It borrows nothing and needs no particular runtime: a task
+/// awaits it, a thread that may block passes it to [`block_on`].
 pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;
 
 /// The answer of a log that knows it at once.

@@ -10,8 +10,9 @@
 //! 23 last offset delta      i32      61 records
 //! ```
 //!
-//! All big-endian; the lengths, deltas and counts inside a record are zigzag varints. The base offset
-//! lies before what the checksum covers, so that the log assigns it without touching the rest.
+//! All big-endian; the lengths, deltas and counts inside a record are zigzag varints. The base
+//! offset lies before what the checksum covers, so that the log assigns it without touching the
+//! rest.
 
 mod builder;
 mod header;
@@ -40,8 +41,8 @@ pub struct EncodedBatch {
 }
 
 impl EncodedBatch {
-    /// Takes bytes that somebody else built. They must be exactly one batch that a producer may send:
-    /// intact, not compressed, with consecutive offsets.
+    /// Takes bytes that another program built. They must be exactly one batch that a producer may
+    /// send: intact, not compressed, with consecutive offsets.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Error> {
         let header = BatchHeader::read(&bytes)?;
         let corrupt = |flaw: &'static str| Flaw::from(flaw).at(None, header.base_offset);
@@ -120,8 +121,8 @@ impl Chunk {
         self
     }
 
-    /// Says that the checksums need not be looked at: they were, or there are none, because the batches were
-    /// built in the memory of this process.
+    /// Says that the checksums need not be looked at: they were, or there are none, because the
+    /// batches were built in the memory of this process.
     #[must_use]
     pub fn verified(mut self) -> Self {
         self.verified = true;
@@ -137,8 +138,9 @@ impl Chunk {
         self.end
     }
 
-    /// The records from `from` on, in place. Every batch that it enters has its checksum verified, unless the
-    /// chunk is [`Chunk::verified`]; batches that end before `from` are passed over unchecked. After an error it ends.
+    /// The records from `from` on, in place. Every batch that it enters has its checksum verified,
+    /// unless the chunk is [`Chunk::verified`]; batches that end before `from` are passed over
+    /// unchecked. After an error it ends.
     pub fn records(&self, from: Offset) -> Records<'_> {
         Records::new(&self.bytes, self.source.as_ref(), from, self.verified)
     }

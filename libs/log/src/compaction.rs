@@ -6,8 +6,8 @@ use headwater_types::Offset;
 
 use crate::{Error, Records};
 
-/// For every key the batch with its latest record, and for every batch the number of keys that it is
-/// the latest for. A batch that is the latest for none can be removed.
+/// For every key the batch with its latest record, and for every batch the number of keys that it
+/// is the latest for. A batch that is the latest for none can be removed.
 ///
 /// Whole batches go, so a superseded record stays as long as a neighbour in its batch is current.
 #[derive(Debug, Default)]
@@ -17,8 +17,8 @@ pub struct Compaction {
 }
 
 impl Compaction {
-    /// Learns the batch at `base`; batches come in offset order. Returns the bases of the batches that
-    /// have become removable.
+    /// Learns the batch at `base`; batches come in offset order. Returns the bases of the batches
+    /// that have become removable.
     pub fn learn(&mut self, base: Offset, records: Records<'_>) -> Result<Vec<Offset>, Error> {
         let mut removable = Vec::new();
         for record in records {

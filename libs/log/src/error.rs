@@ -7,7 +7,7 @@ use crate::{GroupId, TopicSpec, WriterId};
 /// Why the log refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody claimed the writer after us. Nothing of the refused batch was stored.
+    /// Another process has claimed the writer since. Nothing of the refused batch was stored.
     #[error("writer {writer} is fenced: its claim {ours} was superseded")]
     Fenced { writer: WriterId, ours: Epoch },
 

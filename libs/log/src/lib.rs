@@ -11,17 +11,17 @@
 //! ```
 //!
 //! Records travel as *batches*: one contiguous buffer in the layout of Kafka's record batch v2,
-//! built by [`BatchBuilder`], stored as it is, handed out as a [`Chunk`] of whole batches and walked
-//! in place by [`Records`]. Nothing is allocated per record.
+//! built by [`BatchBuilder`], stored as it is, handed out as a [`Chunk`] of whole batches and
+//! walked in place by [`Records`]. Nothing is allocated per record.
 //!
 //! # Laws
 //!
 //! An implementation is correct when it passes [`conformance`]. In words:
 //!
 //! 1. *Durable*: an acknowledged record survives a crash, and so do topics, trims and claims.
-//! 2. *Ordered*: a batch gets rising offsets, consecutive ones if nobody else appends meanwhile; appends are
-//!    stored in the order in which they were called, and a partition is read in offset order without
-//!    skipping a record. Some offsets may hold no record.
+//! 2. *Ordered*: a batch gets rising offsets, consecutive ones if no other client appends
+//!    meanwhile; appends are stored in the order in which they were called, and a partition is read
+//!    in offset order without skipping a record. Some offsets may hold no record.
 //! 3. *Repeatable*: two reads of one readable range return the same records. Replay rests on it.
 //! 4. *Readable*: what was acknowledged can be read at once, and nothing at or beyond `end` can.
 //! 5. *Apart*: partitions and topics do not see each other's records.
@@ -30,15 +30,15 @@
 //!    error.
 //! 8. *Trimmed*: what was trimmed is refused with the new start, and what follows is untouched.
 //! 9. *Fenced*: after a claim of a writer no older claim stores anything, also after a restart.
-//! 10. *Compacted*: a topic that compacts keeps at least the latest record of each key, at its offset
-//!     and in order. What is gone leaves a gap in the offsets.
-//! 11. *Said*: an unknown topic or partition, another specification, a batch or a record that is too large is
-//!     an error that names it, and nothing of it is stored.
+//! 10. *Compacted*: a topic that compacts keeps at least the latest record of each key, at its
+//!     offset and in order. What is gone leaves a gap in the offsets.
+//! 11. *Said*: an unknown topic or partition, another specification, a batch or a record that is
+//!     too large is an error that names it, and nothing of it is stored.
 //!
 //! # Elsewhere
 //!
-//! What a payload means is `headwater-proto`'s and `headwater-engine`'s business. The durable log in one
-//! process is `headwater-log-embedded`; Kafka is known to `headwater-log-kafka` only.
+//! What a payload means is `headwater-proto`'s and `headwater-engine`'s business. The durable log
+//! in one process is `headwater-log-embedded`; Kafka is known to `headwater-log-kafka` only.
 
 mod answer;
 mod appended;
@@ -72,10 +72,10 @@ pub const DEFAULT_MAX_BATCH_BYTES: usize = 16 << 20;
 
 /// Topics of partitions of records.
 ///
-/// Questions and orders are futures, since the log may be on another machine: a call waits for nothing
-/// that a network does, so any thread may make it. A log in this process may do the work within the
-/// call. A future that is dropped may or may not have had its effect. Only [`Reader`] is synchronous: it
-/// hands out what has arrived, on a thread that has nothing else to do.
+/// Questions and orders are futures, since the log may be on another machine: a call waits for
+/// nothing that a network does, so any thread may make it. A log in this process may do the work
+/// within the call. A future that is dropped may or may not have had its effect. Only [`Reader`] is
+/// synchronous: it hands out what has arrived, on a thread that has nothing else to do.
 pub trait Log: Send + Sync + 'static {
     /// Creates the topic unless it exists with the same specification.
     ///
@@ -88,17 +88,17 @@ pub trait Log: Send + Sync + 'static {
     /// Where the partition starts and ends now.
     fn ends(&self, topic: &Name, partition: PartitionId) -> Answer<Ends>;
 
-    /// How large a record of this topic may be, as far as the log knows now without asking anybody; `None` if
-    /// only the batch has a limit.
+    /// How large a record of this topic may be, as far as the log knows now without asking anybody;
+    /// `None` if only the batch has a limit.
     fn record_limit(&self, _topic: &Name) -> Option<RecordLimit> {
         None
     }
 
     /// Stores the batch; the future resolves to the offsets of its records once they are durable.
     ///
-    /// The order of calls is the order of records, whenever the futures are polled. When the log has more
-    /// to write than it may hold, the future waits for room. A batch with a record over the limit is
-    /// refused as a whole.
+    /// The order of calls is the order of records, whenever the futures are polled. When the log
+    /// has more to write than it may hold, the future waits for room. A batch with a record over
+    /// the limit is refused as a whole.
     fn append(&self, topic: &Name, partition: PartitionId, batch: EncodedBatch)
     -> Answer<Appended>;
 
@@ -106,14 +106,15 @@ pub trait Log: Send + Sync + 'static {
     fn reader(&self, topic: &Name, partition: PartitionId, from: Offset)
     -> Answer<Box<dyn Reader>>;
 
-    /// Claims the writer with the next epoch: once this resolves, every older claim is fenced for ever.
+    /// Claims the writer with the next epoch: once this resolves, every older claim is fenced for
+    /// ever.
     fn writer(&self, id: &WriterId) -> Answer<Arc<dyn FencedWriter>>;
 
     /// Removes the records before `before`, which may be the end. Durable when it resolves.
     fn trim(&self, topic: &Name, partition: PartitionId, before: Offset) -> Answer<()>;
 
-    /// The bytes stored from `from` to before `to`, to the nearest batch or so. What lies outside the
-    /// partition counts as nothing.
+    /// The bytes stored from `from` to before `to`, to the nearest batch or so. What lies outside
+    /// the partition counts as nothing.
     fn size(&self, topic: &Name, partition: PartitionId, from: Offset, to: Offset) -> Answer<u64>;
 }
 
@@ -125,12 +126,12 @@ pub trait Reader: Send {
     /// The next whole batches, about `max_bytes` of them and at least one, and moves behind them.
     ///
     /// At the end it blocks for up to `wait`; `None` says that there is still nothing to read. The
-    /// position may have moved nevertheless, over offsets that hold no record. The first batch may begin
-    /// before the position: see [`Chunk::records`].
+    /// position may have moved nevertheless, over offsets that hold no record. The first batch may
+    /// begin before the position: see [`Chunk::records`].
     fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<Option<Chunk>, Error>;
 }
 
-/// A claim to be the only writer of something, until somebody else claims it.
+/// A claim to be the only writer of something, until a newer claim.
 pub trait FencedWriter: Send + Sync {
     fn epoch(&self) -> Epoch;
 
@@ -187,11 +188,11 @@ impl fmt::Display for TopicSpec {
 pub enum Cleanup {
     /// They stay.
     Keep,
-    /// They go by a rule that the topic's owner made, such as their age. Headwater never asks for it; topics
-    /// that others created may have it.
+    /// They go by a rule that the topic's owner made, such as their age. Headwater never asks for
+    /// it; topics that others created may have it.
     Expire,
-    /// A record goes once a later one has its key. Every record must have a key; one without a value
-    /// says that the key is gone, and stays.
+    /// A record goes once a later one has its key. Every record must have a key; one without a
+    /// value says that the key is gone, and stays.
     Compact,
 }
 

@@ -1,5 +1,7 @@
-//! Who works on which partitions: membership is apart from reading, because another log shares its
-//! partitions out in another way, and because reading is where the time goes.
+//! Membership: which partitions this process works on.
+//!
+//! It is apart from reading. Another log shares its partitions out in another way, and reading is
+//! where the time goes.
 
 use std::{fmt, sync::Arc};
 
@@ -19,8 +21,8 @@ impl fmt::Display for GroupId {
 
 /// Shares partitions out among the members of a group: each partition has one owner at a time.
 pub trait Membership: Send + Sync + 'static {
-    /// Joins the group. Partitions come and go through `assignee`, until the member is dropped: that
-    /// leaves the group, after what it owned was revoked.
+    /// Joins the group. Partitions come and go through `assignee`, until the member is dropped:
+    /// that leaves the group, after what it owned was revoked.
     ///
     /// Returns at once; a log that is away is tried again for as long as the member lives.
     fn join(
@@ -40,29 +42,30 @@ pub trait Membership: Send + Sync + 'static {
     fn delete(&self, group: &GroupId) -> Answer<()>;
 }
 
-/// Is told what a member owns. It is called from one thread, one call at a time; while a call lasts, the
-/// group waits.
+/// Is told what a member owns. It is called from one thread, one call at a time; while a call
+/// lasts, the group waits.
 pub trait Assignee: Send + Sync + 'static {
     /// These are ours from now on, beside those that were.
     fn assigned(&self, partitions: &[PartitionId]);
 
-    /// These shall be somebody else's. They are handed over when this returns: from then on nothing may be
-    /// written for them.
+    /// These partitions go to another member. They are handed over when this call returns: nothing
+    /// may be written for them from then on.
     fn revoked(&self, partitions: &[PartitionId]);
 
-    /// These are somebody else's already, for the group had not heard of us for too long: nothing may be
-    /// written for them any more, and there is nothing to hand over.
+    /// Another member owns these partitions already: the group had not heard of this one for too
+    /// long. Nothing may be written for them any more, and there is nothing to hand over.
     fn lost(&self, partitions: &[PartitionId]);
 }
 
 /// A member of a group. Dropping it leaves the group.
 pub trait Member: Send + Sync {
-    /// Says how far we are, for those who look at the group from outside. The latest call counts; it is sent
-    /// in the background, and what cannot be sent is dropped: the state's own position is what counts.
+    /// Shows the positions to tools that look at the group. The latest call counts. Positions are
+    /// sent in the background and dropped if they cannot be sent: the shard's own position is what
+    /// counts.
     fn commit(&self, positions: &[(PartitionId, Offset)]);
 
-    /// Asks the log whether this process is still a member: a process that was stopped for a while may not
-    /// know. The answer takes up to a few seconds.
+    /// Asks the log whether this process is still a member: a process that was stopped for a while
+    /// may not know. The answer takes up to a few seconds.
     ///
     /// [`Error::NotMember`] if it is not.
     fn confirm(&self) -> Answer<()>;

@@ -1,6 +1,7 @@
 //! The conformance suite notices a log that breaks a law.
 //!
-//! Every fault here breaks one law of an otherwise sound log, and the law of that name must fail on it.
+//! Every fault here breaks one law of an otherwise sound log, and the law of that name must fail on
+//! it.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a fault changes one thing and leaves the rest")]
 

@@ -1,12 +1,13 @@
 //! Names of the record headers that Headwater writes.
 //!
 //! Records of a dead-letter topic keep key, value and timestamp of the record that could not be
-//! processed; these headers say where it lay and why it was put aside. Every value is UTF-8 text, numbers
-//! in decimal digits.
+//! processed; these headers say where it lay and why it was put aside. Every value is UTF-8 text,
+//! numbers in decimal digits.
 
 /// The generation that put the record aside, or published it.
 pub const GENERATION: &str = "headwater.generation";
-/// The shard's input partition. With [`GENERATION`] and [`SEQUENCE`] it tells a repeat from a new record.
+/// The shard's input partition. With [`GENERATION`] and [`SEQUENCE`] it tells a repeat from a new
+/// record.
 pub const PARTITION: &str = "headwater.partition";
 /// Counts what a shard has published: a position and an index in it, as `position.index`.
 pub const SEQUENCE: &str = "headwater.sequence";
@@ -23,9 +24,9 @@ pub const STAGE: &str = "headwater.stage";
 /// Why, for a person, naming the field.
 pub const REASON: &str = "headwater.reason";
 
-/// Kafka Connect's names for the same facts, so that tools which read the dead letters of connectors
-/// read Headwater's too. Headwater does not read them. Connect's `exception.stacktrace` has no meaning
-/// here: it would depend on the program and not on the record.
+/// Kafka Connect's names for the same facts, so that tools which read the dead letters of
+/// connectors read Headwater's too. Headwater does not read them. Connect's `exception.stacktrace`
+/// has no meaning here: it would depend on the program and not on the record.
 pub mod connect {
     /// As [`super::TOPIC`].
     pub const TOPIC: &str = "__connect.errors.topic";

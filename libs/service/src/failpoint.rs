@@ -23,10 +23,10 @@
 //! | `coordinator.swap` | the coordinator before it writes the record that is the swap |
 //! | `ingest.append` | a request whose events are accepted and not yet given to the log |
 //!
-//! The crate `fail` does not fit. Its points are configured inside the process, by a variable at the
-//! start or by calls of the same process: a test outside a container could neither see that a point
-//! is reached nor release it. Its points block their thread, too, while a shard here goes on to
-//! report and to keep its lease.
+//! The crate `fail` does not fit. Its points are configured inside the process, by a variable at
+//! the start or by calls of the same process: a test outside a container could neither see that a
+//! point is reached nor release it. Its points block their thread, too, while a shard here goes on
+//! to report and to keep its lease.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Following the control plane: the control and status topics, folded in the background.
 //!
-//! Every service keeps one [`ControlView`] and acts on its snapshots. A snapshot is immutable and cheap to
-//! get. A caller that must see everything decided before a moment asks [`ControlView::wait_current`].
+//! Every service keeps one [`ControlView`] and acts on its snapshots. A snapshot is immutable and
+//! cheap to get. A caller that must see everything decided before a moment asks
+//! [`ControlView::wait_current`].
 
 use std::{
     sync::Arc,
@@ -33,7 +34,7 @@ pub enum Error {
         #[source]
         source: headwater_log::Error,
     },
-    /// Somebody else made a topic of ours, and it would not keep what is written there.
+    /// A topic of Headwater exists with other settings: it would not keep what is written there.
     #[error(
         "topic {topic} is one of Headwater's own and exists with {existing}, but it needs {requested}: {}",
         own_topic_remedy(existing, requested)
@@ -122,11 +123,11 @@ pub struct ControlView {
 }
 
 impl ControlView {
-    /// Follows the two topics of the control plane on two threads until shutdown, and creates them first
-    /// if need be. It returns at once, wherever the log is.
+    /// Follows the two topics of the control plane on two threads until shutdown, and creates them
+    /// first if need be. It returns at once, wherever the log is.
     ///
-    /// A record that cannot be folded stops the process: all it would go on to do would rest on a wrong
-    /// state.
+    /// A record that cannot be folded stops the process: all it would go on to do would rest on a
+    /// wrong state.
     pub fn start(node: &Node) -> Self {
         let Node { log, tasks, health, .. } = node;
         let (state_sender, state) = watch::channel(Arc::new(ControlState::default()));
@@ -193,7 +194,8 @@ impl ControlView {
         Ok(self.current())
     }
 
-    /// Waits until everything that the status topic has before `end` is on the board, and returns it.
+    /// Waits until everything that the status topic has before `end` is on the board, and returns
+    /// it.
     pub async fn wait_board(&self, end: Offset) -> Result<Arc<StatusBoard>, Error> {
         self.boarded.clone().wait_for(|boarded| *boarded >= end).await.map_err(|_| Error::Ended)?;
         Ok(self.board())
@@ -214,8 +216,8 @@ impl ControlView {
         Ok(ends.map_err(failed)?.end)
     }
 
-    /// Waits until the control state or the board is another than when this clone last waited. Once the
-    /// process is ending it waits for ever: wait for shutdown beside it.
+    /// Waits until the control state or the board is another than when this clone last waited. Once
+    /// the process is ending it waits for ever: wait for shutdown beside it.
     pub async fn changed(&mut self) {
         let changed = tokio::select! {
             changed = self.state.changed() => changed,
@@ -249,8 +251,8 @@ struct Source {
 }
 
 impl Source {
-    /// Hands out a topic's records from its start until shutdown. A log that is away is tried again until
-    /// it is back; the outage is reported once.
+    /// Hands out a topic's records from its start until shutdown. A log that is away is tried again
+    /// until it is back; the outage is reported once.
     fn follow(
         &self,
         topic: &'static str,
@@ -291,7 +293,8 @@ impl Source {
                     outage.over();
                 }
                 Ok(None) => {
-                    // Some offsets hold no record; a caller that waits for the end waits for them too.
+                    // Some offsets hold no record; a caller that waits for the end waits for them
+                    // too.
                     let behind = reader.as_ref().map_or(position, |reader| reader.position());
                     if behind > position {
                         position = behind;

@@ -1,4 +1,5 @@
-//! Definitions: `CREATE STREAM`, `CREATE MATERIALIZED VIEW` and `DROP`, parsed, checked and planned.
+//! Definitions: `CREATE STREAM`, `CREATE MATERIALIZED VIEW` and `DROP`, parsed, checked and
+//! planned.
 //!
 //! ```text
 //! text --parse--> StreamDefinition, ViewDefinition --plan_view--> ViewPlan (headwater-engine)

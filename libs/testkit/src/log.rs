@@ -28,16 +28,17 @@ pub struct FaultyLog {
     pub failing: Mutex<Vec<PartitionId>>,
     /// Appends to these are stored and then said to be uncertain.
     pub uncertain: Mutex<Vec<PartitionId>>,
-    /// Whether every record is said to lie an offset further from the one before it than it does, as if
-    /// somebody else wrote between them.
+    /// Whether acknowledged offsets have gaps of one, as if another client wrote between the
+    /// records.
     pub apart: AtomicBool,
-    /// So many partitions more than there are, as if somebody had added them to all topics that are not spared.
+    /// Partitions that seem to have been added to every topic that is not spared.
     pub added: AtomicU32,
     /// How large it says that a record may be.
     pub record_limit: Mutex<Option<RecordLimit>>,
-    /// So many reads find nothing although there is something, as if it were still on its way.
+    /// The number of reads that find nothing although there are records, as if those were on their
+    /// way.
     pub late_reads: Arc<AtomicUsize>,
-    /// So many appends to topics that are not spared are answered; the others wait.
+    /// The number of appends to topics that are not spared which are answered; later ones wait.
     pub let_through: watch::Sender<usize>,
     /// Topics to which appends always succeed at once, unless the log is away.
     pub spared: Mutex<BTreeSet<String>>,

@@ -1,5 +1,5 @@
-//! Shared by the tests: a stream, a view, a log that can be made to fail, and groups whose rebalances
-//! a test makes.
+//! Shared by the tests: a stream, a view, a log that can be made to fail, and groups whose
+//! rebalances a test makes.
 
 mod board;
 mod connection;

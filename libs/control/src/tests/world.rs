@@ -298,7 +298,8 @@ impl World {
         }
     }
 
-    /// Deletes the view where the coordinator's API allows it, and creates it again if it is deleted.
+    /// Deletes the view where the coordinator's API allows it, and creates it again if it is
+    /// deleted.
     fn delete_or_create(&mut self) {
         match self.truth.views().get(&view()) {
             None => {

@@ -1,4 +1,4 @@
-//! Whatever is done to it in whatever order, the embedded log holds what a log in memory holds.
+//! After any operations in any order the embedded log holds what a log in memory holds.
 
 use headwater_log::MemoryLog;
 use proptest::{collection::vec, prelude::*, sample::Index};

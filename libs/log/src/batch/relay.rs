@@ -6,12 +6,13 @@ use super::{
     varint,
 };
 
-/// Builds stored batches out of records that come one by one with the offsets they have in their log,
-/// which may leave gaps: for a log whose client library takes its batches apart.
+/// Builds stored batches out of records that come one by one with the offsets they have in their
+/// log, which may leave gaps: for a log whose client library takes its batches apart.
 ///
-/// One buffer holds one batch. Nothing is allocated per record, and only keys and values are copied: what
-/// lies between them is written in place. The batches have no checksum: a chunk of
-/// them is [`Chunk::verified`](crate::Chunk::verified), for they never leave the memory of this process.
+/// One buffer holds one batch. Nothing is allocated per record, and only keys and values are
+/// copied: what lies between them is written in place. The batches have no checksum: a chunk of
+/// them is [`Chunk::verified`](crate::Chunk::verified), for they never leave the memory of this
+/// process.
 #[derive(Debug, Default)]
 pub struct RelayBuilder {
     /// The batch, and room for more of it that was filled with zeros once.
@@ -25,14 +26,15 @@ pub struct RelayBuilder {
 }
 
 impl RelayBuilder {
-    /// Whether a record at this offset can still be added: offsets rise, and lie less than 2³¹ apart.
+    /// Whether a record at this offset can still be added: offsets rise, and lie less than 2³¹
+    /// apart.
     #[inline]
     pub fn takes(&self, offset: Offset) -> bool {
         self.records == 0 || (offset.0 > self.last && offset.0 - self.base < 1 << 31)
     }
 
-    /// Begins the next batch in this buffer, which [`Relayed::into_buffer`] gave back. What is in it is thrown
-    /// away; a batch that was begun keeps its own.
+    /// Begins the next batch in this buffer, which [`Relayed::into_buffer`] gave back. What is in
+    /// it is thrown away; a batch that was begun keeps its own.
     pub fn reuse(&mut self, mut buffer: Vec<u8>) {
         if self.records == 0 {
             // Nothing to do for one that was used before.

@@ -167,7 +167,8 @@ fn a_log_may_replace_the_timestamps_by_its_own() {
 #[test]
 fn gaps_in_the_offsets_stay() {
     let mut bytes = encode(&[(0, None, None, vec![]), (0, None, None, vec![])]).into_bytes();
-    // The last offset delta, then the second record's own: as if the records between were compacted.
+    // The last offset delta, then the second record's own: as if the records between were
+    // compacted.
     bytes[26] = 9;
     let second = bytes.len() - 7;
     assert_eq!(bytes[second + 3], 2);

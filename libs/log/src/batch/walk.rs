@@ -234,8 +234,8 @@ fn check_headers(mut bytes: &[u8], count: i64) -> Result<(), Flaw> {
     if left == 0 && bytes.is_empty() { Ok(()) } else { Err(BAD_HEADERS.into()) }
 }
 
-/// Stands for the name of a header that is not UTF-8: Kafka checks no names, and Headwater looks for its own
-/// only.
+/// Stands for the name of a header that is not UTF-8: Kafka checks no names, and Headwater looks
+/// for its own only.
 const ILLEGIBLE: &str = "\u{fffd}";
 
 fn take_header<'a>(bytes: &mut &'a [u8]) -> Result<(&'a str, Option<&'a [u8]>), Flaw> {

@@ -238,7 +238,8 @@ pub(crate) async fn events(
     options: &ReplayOptions,
 ) -> Result<Vec<Event>, Status> {
     let changes = check(context, state, definitions).await?;
-    // Views go before the streams that they read, and both before streams that may take their topics.
+    // Views go before the streams that they read, and both before streams that may take their
+    // topics.
     let deleted = |change: &&PlannedChange| change.kind == ChangeKind::Deleted;
     let (views, streams): (Vec<_>, Vec<_>) = changes
         .iter()

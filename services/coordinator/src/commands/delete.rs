@@ -1,7 +1,8 @@
 //! Deleting a stream or a view: `Delete`, and the DROP statements of `Apply`.
 //!
-//! A deletion is one control record. It is refused while something depends on the object. The processors
-//! delete the state of a view afterwards, when each of its generations is retired; topics are left alone.
+//! A deletion is one control record. It is refused while something depends on the object. The
+//! processors delete the state of a view afterwards, when each of its generations is retired;
+//! topics are left alone.
 
 use std::collections::HashSet;
 
@@ -32,8 +33,8 @@ impl From<Obstacle> for Status {
     }
 }
 
-/// `Deleted` if the object would be deleted, `Unchanged` if it is not there and need not be. The same
-/// request deletes what is in `beside`.
+/// `Deleted` if the object would be deleted, `Unchanged` if it is not there and need not be. The
+/// same request deletes what is in `beside`.
 pub(crate) fn check(
     state: &ControlState,
     object: &CatalogObject,

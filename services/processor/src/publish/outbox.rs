@@ -281,8 +281,8 @@ impl Publisher {
             + NAMES_AND_NUMBERS
     }
 
-    /// Adds a dead letter. Its headers follow from the record and the definition alone. Connect's are
-    /// left out of a record that would be over the topic's limit with them.
+    /// Adds a dead letter. Its headers follow from the record and the definition alone. Connect's
+    /// are left out of a record that would be over the topic's limit with them.
     fn push(
         &self,
         batch: &mut BatchBuilder,

@@ -1,8 +1,8 @@
 //! Requests about a view that is deleted meanwhile.
 //!
 //! A processor deletes the shards of a deleted view as soon as it has read the control records that
-//! allow it. This instance may not have read them yet, so it reads the control topic to its end before
-//! it tells the error of a shard.
+//! allow it. This instance may not have read them yet, so it reads the control topic to its end
+//! before it tells the error of a shard.
 
 use std::time::Duration;
 
