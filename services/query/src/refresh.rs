@@ -35,3 +35,31 @@ impl SharedRefresh {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Duration};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_that_wait_together_share_one_refresh_and_a_later_one_runs_its_own() {
+        let (shared, runs, since) = (SharedRefresh::default(), Cell::new(0), Instant::now());
+        let refresh = async |outcome: Result<(), ()>| {
+            runs.set(runs.get() + 1);
+            tokio::task::yield_now().await;
+            outcome
+        };
+
+        assert_eq!(shared.since(since, refresh(Err(()))).await, Err(()));
+        let together = (0..5).map(|_| shared.since(since, refresh(Ok(()))));
+        assert!(futures::future::join_all(together).await.iter().all(Result::is_ok));
+        assert_eq!(runs.get(), 2, "the one that failed, and one for all five");
+
+        assert_eq!(shared.since(since, refresh(Ok(()))).await, Ok(()));
+        assert_eq!(runs.get(), 2, "what is fresh enough is not looked at again");
+        let later = Instant::now() + Duration::from_secs(1);
+        assert_eq!(shared.since(later, refresh(Ok(()))).await, Ok(()));
+        assert_eq!(runs.get(), 3);
+    }
+}
