@@ -43,7 +43,6 @@ use crate::{
 /// Has one record per claim. Only the offsets count; the records show which process claimed when.
 pub(crate) const CLAIMS_TOPIC: &str = "headwater.claims";
 pub(crate) const CLAIMS_SPEC: TopicSpec = TopicSpec::keep(1);
-const ONLY: PartitionId = PartitionId(0);
 /// The broker aborts a transaction that is not ended in this time. Until then readers of its
 /// partitions wait.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -120,7 +119,7 @@ impl KafkaWriter {
         let mut batch = BatchBuilder::new();
         batch.push(0, Some(id.0.as_bytes()), Some(client.as_bytes()), &[]);
         if let Some(batch) = batch.build() {
-            claim.epoch = Epoch(claim.append(&topic, ONLY, &batch)?.first().0 + 1);
+            claim.epoch = Epoch(claim.append(&topic, PartitionId::ONLY, &batch)?.first().0 + 1);
         }
         let epoch = claim.epoch;
         let (requests, inbox) = mpsc::channel();

@@ -18,8 +18,6 @@ use tokio::sync::watch;
 
 use crate::{Health, Node, OnFailure, Shutdown, outage::Outage};
 
-/// Both topics have one partition.
-const ONLY: PartitionId = PartitionId(0);
 /// What one read hands out at most, roughly.
 const READ_BYTES: usize = 1 << 20;
 /// How long a read waits at the end, and so how late a follower sees that it shall stop.
@@ -205,11 +203,11 @@ impl ControlView {
     async fn end(&self, topic: &'static str) -> Result<Offset, Error> {
         let name = topic_name(topic)?;
         let failed = |source| Error::Log { topic, source };
-        let ends = match self.log.ends(&name, ONLY).await {
+        let ends = match self.log.ends(&name, PartitionId::ONLY).await {
             // The followers have not created it yet.
             Err(headwater_log::Error::UnknownTopic { .. }) => {
                 create_topics(&*self.log).await?;
-                self.log.ends(&name, ONLY).await
+                self.log.ends(&name, PartitionId::ONLY).await
             }
             ends => ends,
         };
@@ -276,7 +274,7 @@ impl Source {
         while !shutdown.is_cancelled() {
             let read = match reader.take() {
                 Some(reader) => Ok(reader),
-                None => block_on(self.log.reader(&name, ONLY, position)),
+                None => block_on(self.log.reader(&name, PartitionId::ONLY, position)),
             }
             .and_then(|mut open| {
                 let chunk = open.read(READ_BYTES, WAIT)?;
@@ -312,7 +310,7 @@ impl Source {
     fn start(&self, topic: &'static str, name: &Name) -> Result<Offset, Error> {
         block_on(async {
             create_topics(&*self.log).await?;
-            let ends = self.log.ends(name, ONLY).await;
+            let ends = self.log.ends(name, PartitionId::ONLY).await;
             Ok(ends.map_err(|source| Error::Log { topic, source })?.start)
         })
     }

@@ -10,7 +10,9 @@ use super::*;
 async fn append(log: &Arc<dyn Log>, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>) {
     let mut batch = BatchBuilder::new();
     batch.push(0, key, value, &[]);
-    log.append(&Name::new(topic).unwrap(), ONLY, batch.build().unwrap()).await.unwrap();
+    log.append(&Name::new(topic).unwrap(), PartitionId::ONLY, batch.build().unwrap())
+        .await
+        .unwrap();
 }
 
 fn declared(name: &str) -> Vec<u8> {

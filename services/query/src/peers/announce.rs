@@ -14,8 +14,6 @@ use crate::peers::{
     shard_locator::ShardLocator,
 };
 
-/// The status topic has one partition.
-const ONLY: PartitionId = PartitionId(0);
 /// How often the announcer looks whether anything has changed.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -146,6 +144,6 @@ impl Announcer {
         batch.push(self.clock.now_millis(), Some(self.key.as_bytes()), value.as_deref(), &[]);
         let topic = Name::new(STATUS_TOPIC)?;
         let Some(batch) = batch.build() else { anyhow::bail!("a status without a record") };
-        Ok(self.log.append(&topic, ONLY, batch).await?.end())
+        Ok(self.log.append(&topic, PartitionId::ONLY, batch).await?.end())
     }
 }

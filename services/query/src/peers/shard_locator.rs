@@ -21,9 +21,6 @@ use parking_lot::RwLock;
 
 use crate::{error::Error, refresh::SharedRefresh};
 
-/// The status topic has one partition.
-const ONLY: PartitionId = PartitionId(0);
-
 /// Where a shard is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ShardLocation {
@@ -124,7 +121,7 @@ impl ShardLocator {
     async fn status_end(&self) -> Result<Offset, Error> {
         let failed = |reason: String| Error::Control(reason);
         let topic = Name::new(STATUS_TOPIC).map_err(|error| failed(error.to_string()))?;
-        match self.log.ends(&topic, ONLY).await {
+        match self.log.ends(&topic, PartitionId::ONLY).await {
             Ok(ends) => Ok(ends.end),
             // Without the topic no status has been written.
             Err(headwater_log::Error::UnknownTopic { .. }) => Ok(Offset::ZERO),
