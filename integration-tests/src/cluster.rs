@@ -1,8 +1,6 @@
 //! The four services in containers, on a real broker, as `docker-compose.yml` runs them. A test
 //! chooses the number of processors, and how many of them have a query service.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use headwater_proto::{control::v1::GetCatalogRequest, status::v1::ShardStatus};
 use headwater_types::Token;
@@ -10,7 +8,7 @@ use tonic::transport::Channel;
 
 use crate::{
     docker::{Broker, Kind, Options, Service, Volume},
-    patience::{eventually, found},
+    patience::{PATIENCE, eventually, found},
     platform::Platform,
 };
 
@@ -157,7 +155,7 @@ impl Cluster {
     /// Stops every service in good order, and sees to it that each ends well.
     pub async fn terminate(self) -> Result<()> {
         for service in self.services() {
-            let code = service.stop(Duration::from_secs(30)).await?;
+            let code = service.stop(PATIENCE).await?;
             ensure!(code == 0, "{:?} ended with {code}:\n{}", service.kind(), service.log().await?);
         }
         Ok(())

@@ -9,7 +9,7 @@ use headwater_integration_tests::{
     cluster::Cluster,
     docker::{self, Broker, KEY_ID, Kind, Network, ObjectStore, Options, SECRET, Service},
     flights::{self, Flight, punctuality},
-    patience::{Found, eventually, found},
+    patience::{Found, PATIENCE, eventually, found},
     platform::Platform,
     replays,
     views::{self, after},
@@ -328,7 +328,7 @@ async fn a_store_that_is_missing_away_hung_or_closed_is_named_once_and_nothing_i
         store.freeze().await?;
         append(&cluster, quarters[3], &mut token).await?;
         expect_rows(&cluster, upto(4), 1, &token).await?;
-        let code = processor.stop(Duration::from_secs(30)).await?;
+        let code = processor.stop(PATIENCE).await?;
         ensure!(code == 0, "it ended with {code}:\n{}", processor.log().await?);
         store.thaw().await?;
         processor.start_again().await?;

@@ -5,7 +5,7 @@
 //! in the topics that it stands there, and only then kills the process or the broker. No pace and
 //! no quota decides what is interrupted. A client sends events exactly when the test allows it to.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use headwater_integration_tests::{
@@ -14,7 +14,7 @@ use headwater_integration_tests::{
     failpoints::point,
     feed::{Feeder, Told, check_told, dump},
     flights::{self, Flight, punctuality},
-    patience::{Found, eventually, found},
+    patience::{Found, PATIENCE, eventually, found},
     platform::Platform,
     replays, topics,
     views::{self, after},
@@ -173,7 +173,7 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
         for pair in &cluster.pairs {
             if pair.processor.exit_code().await?.is_none() {
                 ensure!(
-                    pair.processor.stop(Duration::from_secs(30)).await? == 0,
+                    pair.processor.stop(PATIENCE).await? == 0,
                     "{}",
                     pair.processor.log().await?
                 );
@@ -200,10 +200,7 @@ async fn processors_are_killed_and_added_and_every_shard_ends_as_if_nothing_had_
                 })
             })
             .await?;
-        ensure!(
-            alone[0].processor.stop(Duration::from_secs(30)).await? == 0,
-            "it did not end well"
-        );
+        ensure!(alone[0].processor.stop(PATIENCE).await? == 0, "it did not end well");
         let undisturbed = digests(&alone, &shards).await?;
         assert_eq!(disturbed, undisturbed, "law 2 across processes");
         Ok(())

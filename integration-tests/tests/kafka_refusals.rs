@@ -68,7 +68,7 @@ async fn a_service_waits_for_its_brokers_and_says_so_once() -> Result<()> {
             service.wait_ready().await?;
         }
         for service in &services {
-            let code = service.stop(Duration::from_secs(30)).await?;
+            let code = service.stop(PATIENCE).await?;
             ensure!(code == 0, "{:?} ended with {code}:\n{}", service.kind(), service.log().await?);
         }
         Ok(())

@@ -161,7 +161,7 @@ async fn who_is_refused_says_it_once_and_serves_once_it_is_put_right_at_the_brok
         for (service, user) in services {
             service.wait_ready().await.with_context(|| user.to_owned())?;
             keeps_its_secrets(service).await?;
-            assert_eq!(service.stop(Duration::from_secs(30)).await?, 0, "{}", service.log().await?);
+            assert_eq!(service.stop(PATIENCE).await?, 0, "{}", service.log().await?);
         }
         Ok(())
     })
@@ -189,7 +189,7 @@ async fn a_broker_without_a_certificate_that_is_trusted_is_told_nothing() -> Res
         }
         for (service, _) in &services {
             keeps_its_secrets(service).await?;
-            assert_eq!(service.stop(Duration::from_secs(30)).await?, 0, "{}", service.log().await?);
+            assert_eq!(service.stop(PATIENCE).await?, 0, "{}", service.log().await?);
         }
         Ok(())
     })

@@ -197,7 +197,7 @@ impl Broker {
 
     /// Ends it in good order: partitions are closed, clients are told.
     pub async fn stop(&self) -> Result<()> {
-        self.container.stop(Duration::from_secs(30)).await.map(drop)
+        self.container.stop(PATIENCE).await.map(drop)
     }
 
     /// Sends SIGKILL.
