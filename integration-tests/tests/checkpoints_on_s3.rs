@@ -216,12 +216,12 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         append(&cluster, third, &mut token).await?;
         let mut victim = 0;
         let mut lost: Vec<&ShardStatus> = Vec::new();
-        for index in 0..2 {
+        for (index, processor) in PROCESSORS.into_iter().enumerate() {
             let other = cluster.pairs[1 - index].processor.log().await?;
             let gave_up = lines(&other, "shard handed over");
             let fresh = shards.iter().filter(|shard| {
                 let name = name_of(shard);
-                shard.processor == PROCESSORS[index]
+                shard.processor == processor
                     && shard.position > 0
                     && !gave_up
                         .iter()

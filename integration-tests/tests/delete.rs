@@ -119,7 +119,7 @@ async fn a_view_and_its_stream_are_deleted_through_a_kill_and_created_again() ->
     let created = dev.apply("create", &[STREAM, VIEW]).await?;
     let first = created.changes[1].generation.clone();
     let token = append(&dev, 0..500).await?.token;
-    assert_eq!(views::count(&dev, COUNT, after(&[token.clone()])).await?, 500);
+    assert_eq!(views::count(&dev, COUNT, after(std::slice::from_ref(&token))).await?, 500);
 
     // Something depends on each.
     let stream = cli(&dev, &["delete", "stream", "orders"])?;
@@ -167,7 +167,7 @@ async fn a_view_and_its_stream_are_deleted_through_a_kill_and_created_again() ->
     let again = dev.apply("again", &[STREAM, OTHER]).await?;
     let kinds: Vec<_> = again.changes.iter().map(|change| change.kind()).collect();
     assert_eq!(kinds, [ChangeKind::Unchanged, ChangeKind::Created]);
-    assert_eq!(views::count(&dev, COUNT, after(&[token.clone()])).await?, 450);
+    assert_eq!(views::count(&dev, COUNT, after(std::slice::from_ref(&token))).await?, 450);
     dev.apply("drop", &["DROP VIEW spend; DROP VIEW IF EXISTS nothing;"]).await?;
     until_deleted(&dev, &again.changes[1].generation).await?;
     assert_eq!(letters(&dev).await?, 50, "what it had read is accounted for");
@@ -176,7 +176,7 @@ async fn a_view_and_its_stream_are_deleted_through_a_kill_and_created_again() ->
     let third = third.changes[0].generation.clone();
     assert_ne!(first, third, "the same text over the same records");
     let more = append(&dev, 500..600).await?.token;
-    assert_eq!(views::count(&dev, COUNT, after(&[more.clone()])).await?, 600);
+    assert_eq!(views::count(&dev, COUNT, after(std::slice::from_ref(&more))).await?, 600);
     let replay = replays::start(&dev, "next", &[OTHER]).await?;
     assert_eq!(replay, "spend-2", "the id of a replay is never used again");
     ensure!(cli(&dev, &["replay", "abort", "spend"])?.status.success());

@@ -213,17 +213,16 @@ impl Error {
         }
     }
 
-    /// Whether it is an error of a shard that somebody may have deleted.
-    #[allow(clippy::wildcard_enum_match_arm, reason = "all others say no")]
+    /// Whether the deletion of the view may be the cause of this error of a shard.
     pub(crate) fn may_follow_from_deletion(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::NotReached { .. }
-            | Self::NoState { .. }
-            | Self::ShardUnreachable { .. }
-            | Self::Peer { .. }
-            | Self::State { .. } => true,
-            _ => false,
-        }
+                | Self::NoState { .. }
+                | Self::ShardUnreachable { .. }
+                | Self::Peer { .. }
+                | Self::State { .. }
+        )
     }
 
     pub(crate) fn code(&self) -> Code {

@@ -66,10 +66,8 @@ fn sections<C: Default + Serialize + JsonSchema>() -> String {
         let mut properties: Vec<_> = definition["properties"].as_object().unwrap().iter().collect();
         properties.sort_by_key(|(key, _)| key.as_str());
         for (key, property) in properties {
-            let default = match &settings[key] {
-                Json::Null => "none".to_owned(),
-                default => default.to_string(),
-            };
+            let default = &settings[key];
+            let default = if default.is_null() { "none".into() } else { default.to_string() };
             let meaning = meaning(&schema, property);
             writeln!(page, "| `{key}` | `{default}` | {meaning} |").unwrap();
         }
