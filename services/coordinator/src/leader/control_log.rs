@@ -25,7 +25,7 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why a record was not written, or the topic was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("another coordinator took over: this one stops; run one coordinator only")]
+    #[error("another coordinator took the lead; this one writes nothing more")]
     Fenced(#[source] headwater_log::Error),
     #[error("the control topic is not available")]
     Log(#[source] headwater_log::Error),
