@@ -10,46 +10,50 @@
 //!                                            +--> decide --> append, or compare two checkpoints
 //! headwater.status ---fold--> StatusBoard  --+
 //!                                  ^
-//!          ControlState::shard_duty +-- processor: run, hold, checkpoint, mute, delete
+//!          ControlState::shard_duty +-- processor: run (hold, checkpoint, mute), stop, delete
 //! ```
 //!
 //! # The protocol of a replay
 //!
 //! ```text
-//! REPLAY --AlignRequested--> ALIGN --FenceNamed--> ALIGN, DIFF --DiffRecorded--> HOLD
-//!   HOLD --SwapRequested--> COMMIT --Swapped--> RETAIN --GenerationRetired--> RETIRED
-//!                                                 ^  |
-//!                       Swapped <- SwapRequested  |  |  SwapRequested{undo} -> Swapped
-//!                                                 |  v
-//!                                                UNDONE --GenerationRetired--> RETIRED
+//! REPLAY --AlignRequested--> ALIGN --FenceNamed--> ALIGN --DiffRecorded--> HOLD
+//!                                  (shown as DIFF while it compares)
+//!
+//! HOLD    --SwapRequested--------> COMMIT --Swapped--> RETAIN --GenerationRetired--> RETIRED
+//! RETAIN  --SwapRequested{undo}--> COMMIT --Swapped--> UNDONE --GenerationRetired--> RETIRED
+//! UNDONE  --SwapRequested--------> COMMIT --Swapped--> RETAIN
+//!
+//! COMMIT                      --SwapCancelled--> the phase in which the swap was requested
+//! REPLAY, ALIGN, HOLD, UNDONE --ReplayEnded----> ABORTED, or FAILED
 //! ```
 //!
 //! In ALIGN the new shards hold at their positions. Each live shard takes a checkpoint at its
 //! committed position and so names the fence. The two sides read the control topic at their own
 //! pace: if a live shard took its checkpoint before the new one held, and the new one is already
-//! further, the fence would lie in the new one's past. Then `AlignRequested` is written again. Each
-//! is an *attempt* with a checkpoint id of its own ([`CheckpointId`]), so that an answer to an
-//! earlier attempt is never taken for an answer to this one. The next attempt is requested only
-//! when every live shard has reached its new shard, which holds, so that it succeeds.
+//! further, the fence would lie before the new shard's position. Then `AlignRequested` is written
+//! again. Each is an *attempt* with a checkpoint id of its own ([`CheckpointId`]), so that an
+//! answer to an earlier attempt is never taken for an answer to this one. The next attempt is
+//! requested only when every live shard has reached its new shard, which holds, so that it
+//! succeeds.
 //!
 //! A live shard that has stopped with an error names no fence and cannot report that it is muted.
-//! This must not block the generation that would cure it. So the diff then records that nothing was
-//! compared, a person decides, and a stopped shard counts as muted from its position on. A
+//! This must not block the generation that is to replace it. So the diff then records that nothing
+//! was compared, a person decides, and a stopped shard counts as muted from its position on. A
 //! processor that takes such a shard over must respect this: it stays muted from the [`muted_at`]
 //! of the former owner's last status.
 //!
 //! An operator may have a replay held before ALIGN, DIFF or COMMIT (`ReplayOptions.hold_before`).
-//! When the next step would be that phase, `ReplayHeld` is written instead. The replay stands
-//! there, with everything that it has, until `ReplayResumed` or its end. Before COMMIT that also
-//! holds for a promote that a person asked for: it is written as `ReplayHeld`, and the swap is
-//! requested together with `ReplayResumed`.
+//! When the next step would be that phase, `ReplayHeld` is written instead. The replay stays in its
+//! phase and keeps its state until `ReplayResumed` or its end. Before COMMIT that also holds for a
+//! promote that a person asked for: it is written as `ReplayHeld`, and the swap is requested
+//! together with `ReplayResumed`.
 //!
 //! # Laws
 //!
 //! 1. The fold is total and deterministic. It refuses a record that cannot follow from the records
 //!    before it, and a refused record leaves the state unchanged.
-//! 2. A view has exactly one serving generation, and the output windows of all its generations tile
-//!    every partition: no gap, no overlap.
+//! 2. A view has exactly one serving generation. From where the first generation begins, the output
+//!    windows of all generations cover every offset of a partition exactly once.
 //! 3. Every marker carries the id of its attempt. A shard is ready when it reports so under that
 //!    id, never because it runs or because time has passed.
 //! 4. State is deleted only by a separate record, after the record that made it superfluous. That
@@ -63,7 +67,8 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `state.rs` | [`ControlState`] and what it holds; a shard's duty ([`ShardDuty`]) |
-//! | `fold.rs`, `fold/` | one record after another: `catalog`, `replay`, `swap`, `delete` |
+//! | `fold.rs` | one record after another |
+//! | `fold/{catalog,replay,hold,swap,delete}.rs` | the records of each kind |
 //! | `decide.rs` | the coordinator's next [`Action`]s |
 //! | `board.rs` | [`StatusBoard`], the fold of the status topic |
 //! | `progress.rs` | the status of a replay for people |

@@ -5,11 +5,14 @@
 //! into the rows of the view.
 //!
 //! ```text
-//!  chunk ─► decode ─► event time ─► WHERE ─► expressions ─► late? ─► group ─► aggregates
-//!             │           │           │           │           │                    │
-//!             └───────────┴─ dead letters ────────┴───────────┘        commit: rows, progress,
-//!                                                                      tallies, dead letters
+//!  chunk ─► decode ─► event time, late? ─► WHERE ─► expressions ─► group ─► aggregates
+//!             │           │                  │           │           │          │
+//!             └───────────┴─── dead letters ─┴───────────┴─── late ──┘    commit: rows, progress,
+//!                                                                         tallies, dead letters
 //! ```
+//!
+//! Lateness is decided at the event time, but counted only after the expressions: a late record
+//! that WHERE leaves out counts as filtered, and one whose expression fails as dead-lettered.
 //!
 //! # Laws
 //!
@@ -18,7 +21,7 @@
 //!    change a stored byte. So every decision is made record by record ([`Shard::apply`] gives the
 //!    order), every stored form is canonical, and sums of doubles are exact until they are read.
 //! 2. *Every record counts once*: as applied, filtered, late or dead-lettered, in the same commit
-//!    as the position after it.
+//!    as the position after it. Nothing finds duplicates yet, so their tally is always 0.
 //! 3. *Partial rows merge*: the rows that several shards have under one key have one merged result,
 //!    in any order.
 //!

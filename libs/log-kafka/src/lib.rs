@@ -1,4 +1,4 @@
-//! The log on Kafka. No other crate knows rdkafka.
+//! The log on Kafka. No other crate but the integration tests uses rdkafka.
 //!
 //! ```text
 //! Log::append ───> Appender ─────> thread ─────────────> producer per size of batches ══╗
@@ -11,26 +11,27 @@
 //!
 //! [`KafkaLog`] owns all of it. A double line is a client of librdkafka. A client is polled by the
 //! one thread beside it, and shares its callbacks and what it learns of the brokers with the others
-//! (`client`). Consumers are started when readers need them, producers at the first append.
+//! (`client.rs`). Consumers are started when readers need them, producers at the first append.
 //!
 //! | to change | open |
 //! | --- | --- |
-//! | how a partition is read ahead, or how its records become batches | `read` |
-//! | how appends are ordered, limited and answered | `produce` |
-//! | how a writer is claimed and fenced | `writer` |
-//! | how partitions are shared among processes, and positions committed | `membership` |
-//! | how topics and groups are created, described and deleted | `admin` |
-//! | what is cached of topics, and for how long | `topic_metadata` |
-//! | when the brokers count as reached | `health` |
-//! | what a person reads when they are not | `client/connection_info`, `client/error` |
-//! | which settings each client gets, and which are refused | `config` |
-//! | how blocking calls leave the caller's thread | `client/off_thread` |
+//! | how a partition is read ahead | `read.rs`, `read/consumer_thread.rs` |
+//! | how its records become batches | `read/partition_buffer.rs` |
+//! | how appends are ordered, limited and answered | `produce.rs` |
+//! | how a writer is claimed and fenced | `writer.rs` |
+//! | how partitions are shared among processes, and positions committed | `membership.rs` |
+//! | how topics and groups are created, described and deleted | `admin.rs` |
+//! | what is cached of topics, and for how long | `topic_metadata.rs` |
+//! | when the brokers count as reached | `health.rs` |
+//! | what a person reads when they are not | `client/connection_info.rs`, `client/error.rs` |
+//! | which settings each client gets, and which are refused | `config.rs` |
+//! | how blocking calls leave the caller's thread | `client/off_thread.rs` |
 //!
 //! # Laws
 //!
-//! - Whatever the brokers do, only [`Reader::read`](headwater_log::Reader::read), and dropping a
-//!   member, which leaves its group, block the caller's thread.
-//! - A client that has lost its brokers gets them again (`client/rebootstrap`).
+//! - Whatever the brokers do, only [`Reader::read`](headwater_log::Reader::read), dropping a
+//!   member, which leaves its group, and [`KafkaLog::close`] block the caller's thread.
+//! - A client that has lost its brokers gets them again (`client/rebootstrap.rs`).
 //! - What is read ahead, in flight and kept in buffers is bounded in bytes.
 //!
 //! # How Kafka differs from other logs

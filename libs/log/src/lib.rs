@@ -1,7 +1,7 @@
-//! The log: Headwater's one source of truth.
+//! The log. All other state is derived from the log.
 //!
-//! Every event enters through [`Log::append`]; everything else the platform knows is derived by
-//! reading it back. When a view and the log disagree, the view is wrong and is rebuilt.
+//! Every event enters through [`Log::append`]. When a view and the log disagree, the view is wrong
+//! and is rebuilt.
 //!
 //! ```text
 //! offset   0   1   2   3   4   5
@@ -10,9 +10,9 @@
 //!                start        end: the next offset to be written
 //! ```
 //!
-//! Records travel as *batches*: one contiguous buffer in the layout of Kafka's record batch v2,
-//! built by [`BatchBuilder`], stored as it is, handed out as a [`Chunk`] of whole batches and
-//! walked in place by [`Records`]. Nothing is allocated per record.
+//! Records are stored and read as *batches*: one contiguous buffer in the layout of Kafka's record
+//! batch v2, built by [`BatchBuilder`], stored as it is, handed out as a [`Chunk`] of whole batches
+//! and walked in place by [`Records`]. Nothing is allocated per record.
 //!
 //! # Laws
 //!
@@ -24,7 +24,7 @@
 //!    in offset order without skipping a record. Some offsets may hold no record.
 //! 3. *Repeatable*: two reads of one readable range return the same records. Replay rests on it.
 //! 4. *Readable*: what was acknowledged can be read at once, and nothing at or beyond `end` can.
-//! 5. *Apart*: partitions and topics do not see each other's records.
+//! 5. *Isolated*: partitions and topics do not see each other's records.
 //! 6. *Faithful*: key, value, headers and timestamp come back as they went in; absent is not empty.
 //! 7. *Waiting*: a reader at the end waits and is woken by the next append; beyond the end is an
 //!    error.
@@ -32,8 +32,24 @@
 //! 9. *Fenced*: after a claim of a writer no older claim stores anything, also after a restart.
 //! 10. *Compacted*: a topic that compacts keeps at least the latest record of each key, at its
 //!     offset and in order. What is gone leaves a gap in the offsets.
-//! 11. *Said*: an unknown topic or partition, another specification, a batch or a record that is
-//!     too large is an error that names it, and nothing of it is stored.
+//! 11. *Reported*: an unknown topic or partition, another specification, a batch or a record that
+//!     is too large is an error that names it, and nothing of it is stored.
+//!
+//! # Which file to open
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `lib.rs` | the traits [`Log`], [`Reader`] and [`FencedWriter`]; [`TopicSpec`] |
+//! | `answer.rs` | [`Answer`]: futures that need no runtime |
+//! | `batch.rs`, `batch/` | record batches: building, checking, walking |
+//! | `appended.rs` | [`Appended`]: the offsets that a batch got |
+//! | `partitioner.rs` | the partition of a key |
+//! | `limit.rs` | [`RecordLimit`]: how large a record may be |
+//! | `compaction.rs` | which batches of a compacted partition must stay |
+//! | `membership.rs` | [`Membership`]: which partitions this process works on |
+//! | `error.rs` | [`Error`] |
+//! | `memory.rs` | the log in memory |
+//! | `conformance.rs`, `conformance/` | the laws as tests for any implementation |
 //!
 //! # Elsewhere
 //!

@@ -8,6 +8,7 @@
 //! | be run by a process | [`Service`] |
 //! | serve gRPC and HTTP, and end in time | [`Servers`]; `deferred_routes.rs` while it starts |
 //! | run something as long as the process lives | [`Tasks`]: named, supervised, awaited |
+//! | see what a signal does | `tasks.rs` (`stop_on_signals`), `process.rs`, `serve.rs` (`drain`) |
 //! | tell whether the process can serve | [`Health`]: conditions behind gRPC health and `/readyz` |
 //! | count and measure | [`Metrics`]: one registry, every name begins with `headwater_` |
 //! | read settings | [`config`]: defaults, then a file, then the environment, then flags |
@@ -18,7 +19,7 @@
 //! | follow the control plane | [`follow`] |
 //! | let a test stop a process at a named point | [`failpoint`], in debug builds only |
 //!
-//! [`Node`] bundles what every service needs to start. It is handed down, never looked up.
+//! [`Node`] bundles what every service needs to start. Each service gets it as an argument.
 
 pub mod admin;
 pub mod config;

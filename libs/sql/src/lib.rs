@@ -52,10 +52,12 @@
 //! | --- | --- |
 //! | `statement.rs` | splits a definition file into statements and parses each |
 //! | `stream.rs` | `CREATE STREAM` |
-//! | `view.rs`, `view/query.rs` | `CREATE MATERIALIZED VIEW` and its `SELECT` |
+//! | `view.rs`, `view/select.rs` | `CREATE MATERIALIZED VIEW`; parsing its `SELECT` |
+//! | `view/query.rs` | the parsed `SELECT`, and how it is printed |
+//! | `drop.rs` | `DROP STREAM` and `DROP VIEW` |
 //! | `scalar.rs` | the list of scalar SQL that is allowed |
 //! | `compile.rs`, `planner.rs` | from definitions to a plan |
-//! | `scope.rs`, `expression.rs` | the border to DataFusion: names, and executable expressions |
+//! | `scope.rs`, `expression.rs` | the calls into DataFusion: names, and executable expressions |
 //! | `differences.rs` | what changed between two versions of a view |
 //! | `diagnostic.rs`, `suggest.rs` | refusals: line, column, reason, remedy |
 //!

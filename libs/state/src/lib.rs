@@ -1,8 +1,8 @@
 //! The state of a shard: one RocksDB database, its writer, its readers and its checkpoints.
 //!
-//! A shard's database holds everything that the shard knows, and one [`ShardDb::commit`] writes all
-//! of it at once: rows, position, watermark, tallies and outbox. So no row ever counts an event
-//! that the position has not passed.
+//! A shard's database holds everything that the shard knows. One [`ShardDb::commit`] writes rows,
+//! progress (position, watermark, tallies, horizon) and new outbox entries at once. So no row ever
+//! counts an event that the position has not passed.
 //!
 //! ```text
 //! rows     0x00 'f'        format            outbox   position, index -> record to be published
@@ -21,8 +21,8 @@
 //! 1. *Atomic*: a crash at any moment leaves the database at some commit.
 //! 2. *Rebuildable*: a commit is not fsynced. A power cut may leave the database at an older
 //!    commit; the processor then reads the log again from there. Therefore compaction must not act
-//!    on a commit that a power cut could still take back (see [`ShardDb::sync`]).
-//! 3. *Time is the shard's*: rows expire by the horizon in a commit, never by a clock. Readers hide
+//!    on a commit that a power cut could still undo (see [`ShardDb::sync`]).
+//! 3. *Rows expire by event time*: by the horizon in a commit, never by a clock. Readers hide
 //!    expired rows whether or not compaction has removed them.
 //! 4. *Readable for ever*: every stored form that was ever released can be read.
 //!
@@ -32,7 +32,7 @@
 //! | --- | --- |
 //! | `shard.rs` | [`ShardDb`]: open, load, commit, outbox, checkpoint, sync, compact |
 //! | `reader.rs` | [`ShardReader`] of a live shard or a checkpoint; [`ReadView`] of a commit |
-//! | `store.rs` | [`Store`]: checkpoints on their way to another machine |
+//! | `store.rs`, `store/` | [`Store`]: upload, fetch and prune checkpoints |
 //! | `key.rs`, `row.rs`, `meta.rs` | the bytes of keys, rows and progress |
 //! | `expiry.rs` | the compaction filter that removes expired rows |
 //! | `options.rs`, `layout.rs` | RocksDB options, and directories under the data directory |

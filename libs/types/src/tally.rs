@@ -11,9 +11,10 @@ pub struct Tallies {
     pub applied: u64,
     /// The view's WHERE left the record out.
     pub filtered: u64,
-    /// The record was behind the watermark by more than the allowed lateness.
+    /// The watermark had passed the end of the record's window by the allowed lateness or more; in
+    /// a view without windows, its event time by more than that. Or the row would have expired.
     pub late: u64,
-    /// The record repeats an event that was already counted.
+    /// The record repeats an event that was already counted. Always 0 until there is deduplication.
     pub duplicate: u64,
     /// The record could not be processed and went to the dead letters.
     pub dead_lettered: u64,
