@@ -29,7 +29,8 @@
 //! | what definitions may hold and how they may change | `definitions.rs` |
 //! | what a replay reads and needs | `replay_plan.rs` |
 //! | the states of the leadership | `leadership.rs` |
-//! | what stops two coordinators | `leader/election.rs`, `leader/control_log.rs` |
+//! | what fences a former leader | `leader/control_log.rs` |
+//! | who leads | `leader/election.rs` |
 //! | how a coordinator comes to lead and steps down | `leader.rs`, `leader/candidate.rs` |
 //! | when records are written; an append of unknown outcome | `leader/reconciler.rs` |
 //! | when generations are compared, and how | `leader/comparisons.rs`, `diff.rs` |
@@ -42,10 +43,12 @@
 //! 2. A record that could not be folded is never written.
 //! 3. A command is carried out once, however often it is sent with the same id. It is carried out
 //!    as a whole or not at all: its records are one batch.
-//! 4. Live shards are never stopped, and a swap is one record.
+//! 4. Live shards are never stopped, and a swap is one record: `Case::swap` in `decide.rs` of
+//!    `headwater-control` builds it.
 //! 5. The outcome of an append is known before anything else is decided: if the log does not tell
 //!    it, the leader claims the topic anew and reads it.
-//! 6. A log or a store that is away ends nothing: it is reported once, and tried again.
+//! 6. If the log or the store cannot be reached, the process logs it once and the coordinator tries
+//!    again.
 //!
 //! # Elsewhere
 //!

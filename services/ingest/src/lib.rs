@@ -5,6 +5,9 @@
 //! gRPC Append, AppendStream ─┐                           ┌─ partition 0: a batch ─┐
 //!                            ├─► check, partition by key ┤                        ├► log ─► answer
 //! HTTP POST …/events ────────┘                           └─ partition n: a batch ─┘
+//!
+//! gRPC DeadLetterService ─┬─ list ───► log: the dead-letter topic
+//!                         └─ replay ─► the same, then check and append as above
 //! ```
 //!
 //! A request is handled by the task of its connection from beginning to end; nothing is queued
@@ -17,7 +20,8 @@
 //!
 //! 1. An event that is answered as accepted is durable, at the partition and offset that the answer
 //!    names.
-//! 2. Every event has one result, in request order. One bad event costs no other.
+//! 2. Every event has one result, in request order. A bad event does not cause another event to be
+//!    rejected.
 //! 3. The log stores the event's own bytes, unchanged, under the bytes of its key.
 //! 4. Events of one request, and of the requests of one `AppendStream`, keep their order within a
 //!    key.

@@ -1,7 +1,7 @@
 //! The processor: runs the shards of every generation, live or replaying, on one code path.
 //!
 //! ```text
-//!  control topic ──► the duty of each shard: run, hold, checkpoint, mute, delete
+//!  control topic ──► the duty of each shard: run (hold, checkpoint, mute), stop, delete
 //!                         │
 //!  log ──► read ──► apply ──► commit ──► publish the outbox ──► dead-letter topic
 //!                               │
@@ -12,7 +12,7 @@
 //!
 //! ```text
 //!  Processor::start
-//!   └─ "processor"                  ShardSupervisor        joins groups, starts shard threads
+//!   └─ "processor"                  ShardSupervisor        starts a thread per group and per shard
 //!       ├─ "group-<generation>"     ConsumerGroup          one per generation: joins, leaves
 //!       │    └─ Lease               one per assigned shard; the group ends it, the shard asks it
 //!       └─ "shard-<generation>-<n>" ShardThread            one per lease
@@ -32,9 +32,9 @@
 //!
 //! Processors share the shards of every generation through its group: a shard has one owner at a
 //! time. A new owner takes the copy of the shard's state that is furthest along, on its disk or in
-//! the store of checkpoints, claims the shard, and finds out what the former owner said last. An
-//! owner that gives a shard up commits, leaves a checkpoint in the store and says nothing more. A
-//! process that stood still while its shards were given away writes nothing when it goes on: the
+//! the store of checkpoints, claims the shard, and reads the former owner's last status. An owner
+//! that gives a shard up commits, leaves a checkpoint in the store and reports no status any more.
+//! A process that stood still while its shards were given away writes nothing when it goes on: the
 //! group refuses it, its writer is fenced, and the epoch of its statuses is outdated.
 //!
 //! # Laws
@@ -42,28 +42,29 @@
 //! 1. *One code path*: a live shard and a replaying one differ in their orders only.
 //! 2. *Exactly once*: a record of the outbox is published once, by the generation that owns its
 //!    offset.
-//! 3. *Converging*: after a crash at any moment the shard's database, its checkpoints and the
-//!    control topic say together what is left to be done.
+//! 3. *Converging*: a crash at any moment leaves the shard's database, its checkpoints and the
+//!    control topic. From these three the processor can tell what is still to do.
 //! 4. *Muted once*: the position from which on a shard publishes nothing during a swap is decided
-//!    once, also across restarts and owners: it may be the fence already.
+//!    once, also across restarts and owners, because that position may already be the fence.
 //! 5. *One owner*: what others see of a shard comes from its owner alone.
 //!
 //! # Which file to open
 //!
 //! | for | open |
 //! | --- | --- |
-//! | which shards run here, and what happens at the end | `supervisor` |
-//! | a shard's life: its states and their transitions | `shard` (the page), `shard/thread` |
-//! | one round: read, apply, commit | `shard/task` |
-//! | opening, claiming, reporting, closing a shard | `shard/{open,claim,status,close}` |
-//! | joining a group, assigned, revoked and lost partitions | `assignment/group` |
-//! | the right to write for a shard | `assignment/lease` |
-//! | a topic whose partitions changed | `assignment/partition_check` |
-//! | dead letters exactly once | `publish/outbox` |
-//! | how statuses reach their topic | `publish/status_reporter` |
-//! | checkpoints for replays | `shard/task/checkpoints` |
-//! | restoring a shard, uploading a checkpoint | `checkpoint/{restore,upload}` |
-//! | what lies where on this disk | `checkpoint/local` |
+//! | which shards run here, and what happens at shutdown | `supervisor.rs` |
+//! | a shard's life: its states and their transitions | `shard.rs` (the page), `shard/thread.rs` |
+//! | one round: read, apply, commit | `shard/task.rs` |
+//! | opening, claiming, reporting, closing a shard | `shard/{open,claim,status,close}.rs` |
+//! | joining a group, assigned, revoked and lost partitions | `assignment/group.rs` |
+//! | the right to write for a shard | `assignment/lease.rs` |
+//! | a topic whose partitions changed | `assignment/partition_check.rs` |
+//! | dead letters exactly once | `publish/outbox.rs` |
+//! | how statuses reach their topic | `publish/status_reporter.rs` |
+//! | taking, uploading and removing checkpoints of replays | `shard/task/checkpoints.rs` |
+//! | restoring a shard | `checkpoint/restore.rs` |
+//! | uploading a checkpoint, and then pruning older ones | `checkpoint/upload.rs` |
+//! | what lies where on this disk | `checkpoint/local.rs` |
 //!
 //! # Elsewhere
 //!

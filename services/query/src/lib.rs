@@ -3,7 +3,7 @@
 //! It opens the shard databases as RocksDB secondaries, so a heavy query cannot stall processing,
 //! and an answer does not need the processor to be running. It has the data directory of one
 //! processor on its disk. For the shards of other processors it asks a query instance that shares
-//! their directory: one hop, never two.
+//! their directory. That instance never asks a third one.
 //!
 //! ```text
 //! one tokio runtime                                        threads
@@ -18,8 +18,8 @@
 //!                           │ on this disk       │ elsewhere
 //!                           ▼                    ▼
 //!                        LocalReader ──────┐  Forwarder ─► PeerPool ─ gRPC ─► peer
-//!                           │              │               catching up: one blocking call at a
-//!                           ▼              ▼               time per shard
+//! catching up: one blocking │              │
+//! call at a time per shard  ▼              ▼
 //!                      RocksDB secondary  ShardSnapshot
 //!
 //! peer ─── gRPC ─► ShardApi ─► LocalReader                 ShardReading: one per scanning request
@@ -29,10 +29,10 @@
 //! threads  control-follower, status-follower (of `headwater-service`): fold the control plane
 //! ```
 //!
-//! `Query` owns the two gRPC services. Both own the `RequestContext`, which owns the `ViewCatalog`;
-//! that owns the `GenerationCache`, the `GenerationCache` owns each `Generation`, and a
-//! `Generation` owns its `ShardSource`s. A `ShardSnapshot` keeps a shard at one commit for as long
-//! as it lives.
+//! `Query` owns the two gRPC services. Both and the `SqlEngine` share one `RequestContext`, which
+//! owns the `ViewCatalog`; that owns the `GenerationCache`, the `GenerationCache` owns each
+//! `Generation`, and a `Generation` owns its `ShardSource`s. A `ShardSnapshot` keeps a shard at one
+//! commit for as long as it lives.
 //!
 //! # Laws
 //!
@@ -44,8 +44,8 @@
 //!    Without a token it contains what was committed [`Config::max_staleness`] before it arrived,
 //!    by whichever processor owned the shard then. It never reads a copy that a former owner left
 //!    behind.
-//! 4. *Time never runs backwards*: the offset of a partition in the answers about a view never
-//!    falls, across swaps and undos too, for as long as this instance runs. After a restart, tokens
+//! 4. *Positions never fall*: the offset of a partition in the answers about a view never falls,
+//!    across swaps and undos too, for as long as this instance runs. After a restart, tokens
 //!    do the same. Answers for which a generation was named do not count and are not bound.
 //!
 //! # What is cached, and for how long
@@ -62,11 +62,12 @@
 //!
 //! # Which file to open
 //!
-//! | room | for |
+//! | directory or file | for |
 //! | --- | --- |
 //! | `api/` | a verb of the gRPC surface |
 //! | `sql/` | ad-hoc SQL |
-//! | `snapshot/` | which generation is read, how fresh, and how rows are read and merged |
+//! | `snapshot/catalog.rs` | which generation answers |
+//! | `snapshot/` | how fresh an answer is, and how rows are read and merged |
 //! | `peers/` | where shards are, and reading them at other instances |
 //! | `error.rs` | what a client is told, and with which code |
 //! | `row_values.rs`, `key_shape.rs` | rows and keys as messages carry them |
