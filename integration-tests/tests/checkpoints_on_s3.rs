@@ -210,8 +210,8 @@ async fn a_shard_whose_processor_is_killed_goes_on_from_its_checkpoint_in_s3() -
         assert_eq!(trimmed.values().sum::<u64>(), first.len() as u64);
         trim(&broker, &trimmed).await?;
 
-        // While the rest comes, a processor dies that has shards with state which the other one never
-        // had. The processor that joins a group first may own all its shards for a moment.
+        // While the rest comes, a processor dies that has shards with state which the other one
+        // never had. The processor that joins a group first may own all its shards for a moment.
         let (third, last) = second.split_at(second.len() / 2);
         append(&cluster, third, &mut token).await?;
         let mut victim = 0;

@@ -86,7 +86,7 @@ impl Leader {
                     break StepDown::Fenced(error);
                 }
                 StepDown::Fenced(_) => {
-                    tracing::warn!("another coordinator took over: standing by");
+                    tracing::warn!("another coordinator took the lead: standing by");
                     if let Err(end) = self.candidate.wait_for_agreement().await {
                         break end;
                     }
