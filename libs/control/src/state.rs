@@ -198,9 +198,17 @@ impl ReplayEntry {
         self.options.hold_before() != phase || self.hold == Hold::Resumed
     }
 
-    /// The phase before which it stands now.
+    /// The phase before which it stands now. A replay that left that place in another way, such as
+    /// to HOLD without a comparison, is not held any more.
     pub fn held_before(&self) -> Option<HoldBefore> {
-        (self.hold == Hold::Held && is_open(self.phase)).then(|| self.options.hold_before())
+        let before = self.options.hold_before();
+        let stands = match before {
+            HoldBefore::Unspecified => false,
+            HoldBefore::Align => self.phase == Phase::Replay,
+            HoldBefore::Diff => self.phase == Phase::Align && self.fence.is_some(),
+            HoldBefore::Commit => self.phase == Phase::Hold,
+        };
+        (stands && self.hold == Hold::Held).then_some(before)
     }
 }
 

@@ -1,13 +1,18 @@
 //! [`KafkaLog`]: owns all parts of the log, and hands each call to the part that answers it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use headwater_log::{
     Answer, Appended, Assignee, EncodedBatch, Ends, Error, FencedWriter, GroupId, Log, Member,
     Membership, Reader, RecordLimit, TopicSpec, WriterId,
 };
 use headwater_types::{Name, Offset, PartitionId};
-use parking_lot::Mutex;
 use rdkafka::error::KafkaError;
 
 use crate::{
@@ -40,8 +45,7 @@ struct Parts {
     appender: Appender,
     read: Arc<ReadContext>,
     health: Arc<Health>,
-    /// Whether the topic of claims is known to exist.
-    claims: Mutex<bool>,
+    claims_topic_exists: AtomicBool,
 }
 
 impl KafkaLog {
@@ -77,7 +81,7 @@ impl KafkaLog {
             appender,
             read,
             health,
-            claims: Mutex::new(false),
+            claims_topic_exists: AtomicBool::new(false),
         };
         Ok(Arc::new(Self { parts: Arc::new(parts) }))
     }
@@ -115,14 +119,13 @@ impl Parts {
     /// Creates the topic of claims before the first claim of the process.
     fn claim(&self, id: &WriterId) -> Result<KafkaWriter, Error> {
         let Self { config, client, context, topics, admin, .. } = self;
-        let mut created = self.claims.lock();
-        if !*created {
+        // Several claims may create it at a time: none waits for another one's broker.
+        if !self.claims_topic_exists.load(Ordering::Relaxed) {
             let topic =
                 Name::new(CLAIMS_TOPIC).map_err(|error| unavailable(error, &context.status))?;
             admin.create(&topic, CLAIMS_SPEC).map_err(explain_claims_topic)?;
-            *created = true;
+            self.claims_topic_exists.store(true, Ordering::Relaxed);
         }
-        drop(created);
         KafkaWriter::claim(config, client, context, topics, id)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
@@ -24,19 +27,27 @@ pub fn answered<T: Send + 'static>(answer: impl FnOnce() -> Result<T, Error>) ->
 ///
 /// It is for threads of their own: a task of a runtime awaits the future instead.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
+    /// Remembers that it was woken: a call inside this one may use up the thread's token.
+    struct Unpark {
+        thread: Thread,
+        woken: AtomicBool,
+    }
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
-            self.0.unpark();
+            self.woken.store(true, Ordering::Release);
+            self.thread.unpark();
         }
     }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let unpark = Arc::new(Unpark { thread: thread::current(), woken: AtomicBool::new(false) });
+    let waker = Waker::from(unpark.clone());
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        while !unpark.woken.swap(false, Ordering::Acquire) {
+            thread::park();
         }
     }
 }
@@ -58,5 +69,28 @@ mod tests {
         });
         assert_eq!(block_on(async { block_on(receiver) }), Ok(7), "also from within another call");
         assert_eq!(other.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_wake_that_comes_during_a_call_inside_is_not_lost() {
+        let (first, mut waits) = oneshot::channel();
+        let (second, inside) = oneshot::channel();
+        let mut inside = Some(inside);
+        let other = thread::spawn(move || {
+            // The outer future is woken while the thread sleeps for the inner one.
+            thread::sleep(Duration::from_millis(20));
+            first.send(1).unwrap();
+            thread::sleep(Duration::from_millis(20));
+            second.send(2).unwrap();
+        });
+        let both = std::future::poll_fn(|context| {
+            let outer = std::pin::Pin::new(&mut waits).poll(context);
+            if let Some(inside) = inside.take() {
+                assert_eq!(block_on(inside), Ok(2));
+            }
+            outer
+        });
+        assert_eq!(block_on(both), Ok(1));
+        other.join().unwrap();
     }
 }

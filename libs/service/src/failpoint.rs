@@ -82,7 +82,10 @@ mod points {
         // last one for this one.
         if fs::read(&reached).ok().as_ref() != Some(&set) {
             tracing::info!(point, "standing still at a failpoint");
-            if let Err(error) = fs::write(&reached, &set) {
+            // The file appears with its content: a test never reads it empty.
+            let written = directory.join(format!("{point}.writing"));
+            let done = fs::write(&written, &set).and_then(|()| fs::rename(&written, &reached));
+            if let Err(error) = done {
                 tracing::error!(point, %error, "cannot say that a failpoint is reached");
             }
         }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use headwater_control::{ControlState, LogEnds, Reach, ReplayEntry, ReplayId, is_open};
 use headwater_log::Log;
 use tokio::time::Instant;
@@ -27,8 +28,13 @@ impl LogReach {
     ) -> Result<(), Status> {
         let Some(generation) = state.generations().get(&replay.new) else { return Ok(()) };
         let stream = streams.parse(&generation.stream_sql)?;
-        for partition in generation.partitions() {
-            match log.ends(&stream.topic, partition).await {
+        // All at once: brokers that are away cost one time-out, however many partitions there are.
+        let asked = generation.partitions().map(|partition| {
+            let ends = log.ends(&stream.topic, partition);
+            async move { (partition, ends.await) }
+        });
+        for (partition, ends) in join_all(asked).await {
+            match ends {
                 Ok(found) => {
                     let reach = Reach { start: found.start, end: found.end };
                     self.known.set(&generation.stream, partition, reach);

@@ -90,6 +90,16 @@ async fn a_replay_is_promoted_and_undone_through_restarts_and_every_dead_letter_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_views_shards_publish_what_they_have_committed_and_are_deleted() {
+    delete_view(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_owner_of_a_deleted_views_shard_publishes_what_the_former_one_had_committed() {
+    delete_view(true).await;
+}
+
+/// `lost`: the owner that deletes the shard has nothing of its state.
+async fn delete_view(lost: bool) {
     let mut world = World::new();
     world.declare();
     world.create(1);
@@ -105,9 +115,12 @@ async fn a_deleted_views_shards_publish_what_they_have_committed_and_are_deleted
     process.stop().await;
     world.log.refused.store(0, Ordering::Relaxed);
     let state = layout::state_dir(world.dir.path(), generation(1));
+    assert!(state.exists());
+    if lost {
+        std::fs::remove_dir_all(&state).unwrap();
+    }
     process = world.start().await;
     world.log.orders(100..120);
-    assert!(state.exists());
     // The coordinator retires it by a record of its own.
     world.until("deletion", |world| !state.exists() && world.status(1).is_none()).await;
     let mut letters: Vec<_> = world.letters().into_iter().map(|letter| letter.1).collect();

@@ -183,6 +183,18 @@ fn a_replay_that_is_held_before_diff_keeps_to_a_fence_that_both_sides_can_reach(
 }
 
 #[test]
+fn a_replay_that_passes_the_place_of_its_hold_without_a_comparison_is_not_held_any_more() {
+    let (mut state, _) = held(HoldBefore::Diff, true);
+    let held = |state: &ControlState| state.find_replay("v-1").unwrap().held_before();
+    assert_eq!(held(&state), Some(HoldBefore::Diff));
+    // Its checkpoints are lost, and then the serving shard stops: nothing can be compared.
+    state.fold(state.position(), &record(align("v-1"))).unwrap();
+    assert_eq!(held(&state), None, "there is no fence to compare at");
+    state.fold(state.position(), &record(diff("v-1", Verdict::Inconclusive))).unwrap();
+    assert_eq!(held(&state), None, "a person decides in HOLD");
+}
+
+#[test]
 fn a_record_that_passes_by_a_hold_is_refused() {
     let start = |hold| {
         folded([stream_declared(), view_created(0), replay_started_held("v-1", 1, 0, true, hold)])

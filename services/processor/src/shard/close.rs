@@ -5,7 +5,7 @@ use std::time::Instant;
 use headwater_control::ControlState;
 use headwater_proto::status::v1::ShardStatus;
 use headwater_service::Shutdown;
-use headwater_types::Remedy;
+use headwater_types::{Offset, Remedy};
 
 use crate::{
     assignment::lease::ClosedShard,
@@ -93,7 +93,7 @@ impl ShardThread {
 
     /// Publishes what this generation owns and has not published: no other generation ever will. A
     /// generation that served until its view was deleted owns what it has committed, and reads
-    /// nothing more.
+    /// nothing more. A new owner reads again what a former owner had committed beyond its copy.
     fn drain(&mut self, control: &ControlState, shutdown: &Shutdown) -> Result<(), ShardError> {
         let (generation, partition) = (self.identity.generation, self.identity.partition);
         let windows = control.output_windows(generation, partition);
@@ -106,8 +106,9 @@ impl ShardThread {
         {
             return Ok(());
         }
+        let reported = last.map_or(Offset::ZERO, |last| Offset(last.position));
         let mut task = self.open(control, shutdown)?;
-        let until = window.until.unwrap_or(task.progress().position);
+        let until = window.until.unwrap_or(task.progress().position.max(reported));
         let permit = Permit { windows, muted_at: None };
         let orders = Orders { hold_at: Some(until), checkpoints: Vec::new(), permit };
         while !self.is_released(shutdown) && task.published()? < until {
@@ -137,7 +138,11 @@ impl ShardThread {
         self.set_state(ShardState::Deleting);
         let shard = self.identity;
         match self.drain(control, shutdown) {
-            Err(error) if matches!(error.remedy, Remedy::Retry | Remedy::StandDown) => {
+            // A store that refuses access may hold the only copy: a person can mend that.
+            Err(error)
+                if error.from_store
+                    || matches!(error.remedy, Remedy::Retry | Remedy::StandDown) =>
+            {
                 return Err(error);
             }
             // Trying again would not help, and the shard has to go.
