@@ -251,7 +251,8 @@ impl Error {
             | Self::Moved { .. }
             | Self::Control(_)
             | Self::ShuttingDown => Code::Unavailable,
-            Self::OtherDirectory { .. } => Code::NotFound,
+            // A code of its own: the peer is at work, and not the instance that was asked for.
+            Self::OtherDirectory { .. } => Code::Aborted,
             Self::State { source, .. } => remedy_code(source.remedy()),
             Self::Engine { source, .. } => remedy_code(source.remedy()),
             Self::Carried { code, .. } | Self::Peer { code, .. } => *code,

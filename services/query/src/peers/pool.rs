@@ -224,7 +224,7 @@ impl PeerRefusal {
         // A status that the peer sent has no source; an error of the connection has one.
         let unreached = std::error::Error::source(&status).is_some();
         // The address belongs to another instance now, or to one of an older version.
-        let other = matches!(status.code(), tonic::Code::NotFound | tonic::Code::Unimplemented);
+        let other = matches!(status.code(), tonic::Code::Aborted | tonic::Code::Unimplemented);
         Self { status, down: unreached || other }
     }
 }

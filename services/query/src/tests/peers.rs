@@ -78,7 +78,7 @@ async fn an_instance_at_a_stale_address_refuses_and_the_next_one_is_asked() {
         assert!(answer.row.is_some());
         assert_eq!(answer.provenance.unwrap().partitions[0].served_by, "query-1");
     }
-    let refused = "headwater_query_requests_total{method=\"read_shard\",code=\"not_found\"}";
+    let refused = "headwater_query_requests_total{method=\"read_shard\",code=\"aborted\"}";
     assert!(fixture.instances[2].metric(refused) + fixture.instances[0].metric(refused) >= 1);
 }
 
@@ -93,7 +93,7 @@ async fn no_read_is_forwarded_twice_whatever_the_instances_believe() {
     }
     fixture.all_announced(4).await;
     let forwarded = |fixture: &Fixture, instance: usize| -> u64 {
-        ["ok", "not_found", "unavailable"]
+        ["ok", "aborted", "not_found", "unavailable"]
             .iter()
             .map(|code| {
                 let name = format!("headwater_query_forwarded_reads_total{{code=\"{code}\"}}");
