@@ -1,4 +1,4 @@
-//! What clients of all kinds have in common: their callbacks, their errors, what they know of the
+//! Parts that clients of all kinds share: their callbacks, their errors, what they know of the
 //! brokers together, and what keeps them alive.
 
 pub(crate) mod cluster_status;

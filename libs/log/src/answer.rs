@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 
 use crate::Error;
 
-/// What a log answers to a question. It borrows nothing and needs no particular runtime: a task
+/// The answer of a log to a question. It borrows nothing and needs no particular runtime: a task
 /// awaits it, a thread that may block passes it to [`block_on`].
 pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;
 

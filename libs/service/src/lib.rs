@@ -1,4 +1,4 @@
-//! What all of Headwater's binaries need besides their duty: settings, tasks, health, servers,
+//! Parts that all of Headwater's binaries share: settings, tasks, health, servers,
 //! shutdown.
 //!
 //! | to | use |

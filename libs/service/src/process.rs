@@ -81,7 +81,7 @@ impl RemoteLog {
     }
 }
 
-/// What the process has of its machine before it connects to anything.
+/// The resources of its machine that a process holds before it connects to anything.
 pub(crate) struct LocalResources {
     pub(crate) data: PathBuf,
     /// See [`Node::directory`].

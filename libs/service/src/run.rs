@@ -59,7 +59,7 @@ pub fn service_main<S: Service>() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// What the command line asks the binary to do.
+/// The action that the command line asks of the binary.
 enum Invocation<C> {
     /// Prints this text, and ends with this code.
     Print(u8, String),

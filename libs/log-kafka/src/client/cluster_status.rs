@@ -1,4 +1,4 @@
-//! What the clients of one log know of the brokers together.
+//! The state of the brokers, as all clients of one log see it together.
 
 use std::{
     sync::Arc,
