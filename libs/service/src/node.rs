@@ -5,7 +5,8 @@ use headwater_types::{Clock, SystemClock};
 
 use crate::{Health, Metrics, Tasks};
 
-/// The surroundings that every service is started with. In `headwater dev` all four services share one node.
+/// The surroundings that every service is started with. In `headwater dev` all four services share
+/// one node.
 #[derive(Clone)]
 pub struct Node {
     pub log: Arc<dyn Log>,
